@@ -1,0 +1,217 @@
+//! `[train]` and `[cluster]`: how long, how large, how fast, and how workers talk.
+
+use serde::{Deserialize, Serialize};
+
+use super::{ConfigError, invalid};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    pub epochs: u32,
+    /// Ends the run after this many steps even if `epochs` would go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Samples in one step, over all workers. A multiple of `shards`.
+    pub global_batch: u32,
+    /// V: the parts the data is cut into, and the most workers the run can have.
+    pub shards: u32,
+    pub optimizer: OptimizerKind,
+    pub lr: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    pub weight_decay: f64,
+    /// Adam's decay rates and its epsilon.
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    pub schedule: ScheduleKind,
+    /// The learning rate rises linearly over this many epochs first.
+    pub warmup_epochs: f64,
+    /// `step`: epochs after which the learning rate is multiplied by `decay`.
+    pub decay_epochs: Vec<f64>,
+    pub decay: f64,
+    /// `cosine`: where the learning rate ends, as a share of `lr`.
+    pub final_lr: f64,
+    /// Scales the gradient down to this norm where it is longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    pub label_smoothing: f64,
+    pub precision: Precision,
+    /// Compute threads per worker; by default all cores, shared between the
+    /// workers of `coordinator local`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<u32>,
+    /// Evaluates after every so many epochs, and always at the end.
+    pub eval_epochs: u32,
+    /// Checkpoints after every so many steps; by default at the end of every epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_steps: Option<u64>,
+    /// How many checkpoints to keep; older ones are removed.
+    pub keep_checkpoints: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// SGD with momentum; weight decay joins the gradient.
+    Sgd,
+    /// Kingma and Ba 2014; weight decay joins the gradient.
+    Adam,
+    /// Loshchilov and Hutter 2017; weight decay acts on the weights.
+    Adamw,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    Constant,
+    Step,
+    Cosine,
+}
+
+/// The number format of forward and backward. Weights, optimizer state and the
+/// sums over samples stay f32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 10,
+            max_steps: None,
+            global_batch: 128,
+            shards: 8,
+            optimizer: OptimizerKind::Sgd,
+            lr: 0.01,
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            schedule: ScheduleKind::Cosine,
+            warmup_epochs: 0.0,
+            decay_epochs: Vec::new(),
+            decay: 0.1,
+            final_lr: 0.0,
+            clip_norm: None,
+            label_smoothing: 0.0,
+            precision: Precision::F32,
+            threads: None,
+            eval_epochs: 1,
+            checkpoint_steps: None,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl TrainConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        if self.epochs == 0 || self.max_steps == Some(0) {
+            return Err(invalid("train.epochs", "and train.max_steps must be at least 1"));
+        }
+        if self.shards == 0 || self.shards > 65_536 {
+            return Err(invalid("train.shards", format!("is {}: it must be between 1 and 65536", self.shards)));
+        }
+        if self.global_batch == 0 || !self.global_batch.is_multiple_of(self.shards) {
+            let above = self.global_batch.max(1).next_multiple_of(self.shards);
+            return Err(invalid(
+                "train.global_batch",
+                format!(
+                    "is {}: every shard gives the same number of samples to a step, so it must be a multiple of train.shards = {}; the next one is {above}",
+                    self.global_batch, self.shards
+                ),
+            ));
+        }
+        let positive = [("train.lr", self.lr), ("train.epsilon", self.epsilon), ("train.decay", self.decay)];
+        if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
+            return Err(invalid(key, format!("is {value}: it must be above 0")));
+        }
+        let shares = [
+            ("train.momentum", self.momentum),
+            ("train.beta1", self.beta1),
+            ("train.beta2", self.beta2),
+            ("train.label_smoothing", self.label_smoothing),
+        ];
+        if let Some((key, value)) = shares.into_iter().find(|(_, v)| !(0.0..1.0).contains(v)) {
+            return Err(invalid(key, format!("is {value}: it must be at least 0 and below 1")));
+        }
+        let not_negative =
+            [("train.weight_decay", self.weight_decay), ("train.warmup_epochs", self.warmup_epochs), ("train.final_lr", self.final_lr)];
+        if let Some((key, value)) = not_negative.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
+            return Err(invalid(key, format!("is {value}: it must not be negative")));
+        }
+        if let Some(norm) = self.clip_norm
+            && !(norm.is_finite() && norm > 0.0)
+        {
+            return Err(invalid("train.clip_norm", format!("is {norm}: it must be above 0; leave it out to not clip")));
+        }
+        if self.threads == Some(0) || self.checkpoint_steps == Some(0) || self.eval_epochs == 0 || self.keep_checkpoints == 0 {
+            return Err(invalid(
+                "train.threads",
+                "train.checkpoint_steps, train.eval_epochs and train.keep_checkpoints must be at least 1",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// The run starts when this many workers have joined.
+    pub min_workers: u32,
+    /// A worker says it is alive this often.
+    pub heartbeat_ms: u64,
+    /// A worker that has not been heard for this long is taken for dead.
+    pub timeout_ms: u64,
+    /// The number format of gradients between workers.
+    pub wire: WireEncoding,
+    /// Bytes of f32 gradient that are reduced as one.
+    pub bucket_bytes: usize,
+    /// QUIC connections side by side to the next worker of the ring.
+    pub connections: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireEncoding {
+    F32,
+    Bf16,
+}
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self { min_workers: 1, heartbeat_ms: 250, timeout_ms: 1000, wire: WireEncoding::F32, bucket_bytes: 8 << 20, connections: 1 }
+    }
+}
+
+impl ClusterConfig {
+    pub(super) fn validate(&self, shards: u32) -> Result<(), ConfigError> {
+        if self.min_workers == 0 || self.min_workers > shards {
+            return Err(invalid(
+                "cluster.min_workers",
+                format!(
+                    "is {}: every worker owns at least one shard, so it must be between 1 and train.shards = {shards}",
+                    self.min_workers
+                ),
+            ));
+        }
+        if self.heartbeat_ms == 0 || self.timeout_ms < 2 * self.heartbeat_ms {
+            return Err(invalid(
+                "cluster.timeout_ms",
+                format!("is {}: it must be at least twice cluster.heartbeat_ms = {}", self.timeout_ms, self.heartbeat_ms),
+            ));
+        }
+        if !(4096..=1 << 30).contains(&self.bucket_bytes) {
+            return Err(invalid("cluster.bucket_bytes", format!("is {}: it must be between 4096 and {}", self.bucket_bytes, 1 << 30)));
+        }
+        if !(1..=16).contains(&self.connections) {
+            return Err(invalid("cluster.connections", format!("is {}: it must be between 1 and 16", self.connections)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,11 @@
+//! What coordinator and workers share: vocabulary, configuration, the sample
+//! plan, datasets, the ring, the wire and the run directory.
+//!
+//! This crate knows no tensor library: it neither names burn nor libtorch, so
+//! that it builds in seconds and that every decision in it can be tested
+//! without a model.
+
+pub mod config;
+pub mod dataset;
+pub mod plan;
+pub mod seed;
