@@ -8,4 +8,8 @@
 pub mod config;
 pub mod dataset;
 pub mod plan;
+pub mod recorder;
+pub mod run_dir;
 pub mod seed;
+pub mod ui;
+pub mod wire;

@@ -1,1 +1,11 @@
-fn main() {}
+//! The `coordinator` binary: parses arguments, sets up logging, calls the library.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = coordinator::cli::Cli::parse();
+    common::ui::init(cli.log.options());
+    common::ui::exit_code(coordinator::commands::run(cli))
+}

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use data::{Augment, CorruptPolicy, DataConfig, DataSource, Pixels};
-pub use model::{AlexnetConfig, AlexnetPreset, ModelConfig};
+pub use model::{AlexnetConfig, AlexnetPreset, AlexnetWidths, ModelConfig};
 pub use train::{ClusterConfig, OptimizerKind, Precision, ScheduleKind, TrainConfig, WireEncoding};
 
 /// Everything that defines a run. Serialising it gives the resolved config.

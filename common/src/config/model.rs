@@ -68,3 +68,51 @@ impl ModelConfig {
         }
     }
 }
+
+/// The channels of AlexNet's five convolutions and the size of its two hidden
+/// dense layers, after `width`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AlexnetWidths {
+    pub convolutions: [u32; 5],
+    pub dense: u32,
+    /// Side of the picture that enters the first dense layer.
+    pub side: u32,
+}
+
+impl AlexnetConfig {
+    /// The layer sizes for a square input of `image_size` pixels.
+    pub fn widths(&self, image_size: u32) -> AlexnetWidths {
+        let published = match self.preset {
+            AlexnetPreset::Notes => [96, 256, 384, 384, 384],
+            AlexnetPreset::Original => [96, 256, 384, 384, 256],
+            AlexnetPreset::Torchvision => [64, 192, 384, 256, 256],
+        };
+        let scale = |n: u32| ((f64::from(n) * self.width).round() as u32).max(1);
+        let pool = |side: u32| (side - 3) / 2 + 1;
+        let side = match self.preset {
+            // Its adaptive pool makes any input 6x6.
+            AlexnetPreset::Torchvision => 6,
+            AlexnetPreset::Notes | AlexnetPreset::Original => pool(pool(pool((image_size + 4 - 11) / 4 + 1))),
+        };
+        AlexnetWidths { convolutions: published.map(scale), dense: scale(4096), side }
+    }
+}
+
+impl ModelConfig {
+    /// How many parameters the model has.
+    pub fn parameters(&self, image_size: u32, channels: u32, classes: u32) -> u64 {
+        let Self::Alexnet(m) = self;
+        let w = m.widths(image_size);
+        let [c1, c2, c3, c4, c5] = w.convolutions.map(u64::from);
+        let (dense, flat) = (u64::from(w.dense), c5 * u64::from(w.side) * u64::from(w.side));
+        let layer = |inputs: u64, outputs: u64| inputs * outputs + outputs;
+        layer(u64::from(channels) * 121, c1)
+            + layer(c1 * 25, c2)
+            + layer(c2 * 9, c3)
+            + layer(c3 * 9, c4)
+            + layer(c4 * 9, c5)
+            + layer(flat, dense)
+            + layer(dense, dense)
+            + layer(dense, u64::from(classes))
+    }
+}

@@ -79,3 +79,11 @@ fn identity_ignores_place_and_length_but_not_what_decides_the_weights() {
         assert_ne!(base, with(&[change]).expect("valid").identity(), "{change}");
     }
 }
+
+#[test]
+fn the_published_models_have_their_published_sizes() {
+    let parameters =
+        |preset: AlexnetPreset| ModelConfig::Alexnet(AlexnetConfig { preset, ..AlexnetConfig::default() }).parameters(224, 3, 1000);
+    assert_eq!(parameters(AlexnetPreset::Torchvision), 61_100_840);
+    assert_eq!(parameters(AlexnetPreset::Original), 62_378_344);
+}

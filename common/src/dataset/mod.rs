@@ -89,3 +89,10 @@ pub enum DatasetError {
     #[error("could not get samples from the coordinator: {0}")]
     Remote(String),
 }
+
+/// How far the indexing of a dataset is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Files seen so far.
+    pub files: u64,
+}

@@ -1,0 +1,87 @@
+//! Files of JSON lines that survive being cut anywhere.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::RunDirError;
+
+/// A file to which lines are appended.
+#[derive(Debug)]
+pub(super) struct Lines {
+    path: PathBuf,
+    file: File,
+    waiting: Vec<u8>,
+}
+
+impl Lines {
+    /// Opens or creates. A last line without an end, which a crash left behind,
+    /// is removed.
+    pub(super) fn open(path: &Path) -> Result<Self, RunDirError> {
+        let text = read(path)?;
+        let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        let file = File::options().create(true).append(true).open(path).map_err(RunDirError::io("open", path))?;
+        if whole < text.len() {
+            tracing::warn!("`{}` ends in the middle of a line, which is removed", path.display());
+            file.set_len(whole as u64).map_err(RunDirError::io("shorten", path))?;
+        }
+        Ok(Self { path: path.to_owned(), file, waiting: Vec::new() })
+    }
+
+    /// Adds a line, in memory until [`Lines::flush`].
+    pub(super) fn push(&mut self, line: &impl Serialize) {
+        if serde_json::to_writer(&mut self.waiting, line).is_ok() {
+            self.waiting.push(b'\n');
+        }
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), RunDirError> {
+        if !self.waiting.is_empty() {
+            self.file.write_all(&self.waiting).map_err(RunDirError::io("write to", &self.path))?;
+            self.waiting.clear();
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync(&mut self) -> Result<(), RunDirError> {
+        self.flush()?;
+        self.file.sync_data().map_err(RunDirError::io("sync", &self.path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if let Err(e) = self.flush() {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+/// The bytes of a file, none if it does not exist.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, RunDirError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(RunDirError::io("read", path)(e)),
+    }
+}
+
+/// All lines that parse; others are passed over and named.
+pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
+    let bytes = read(path)?;
+    let mut values = Vec::new();
+    for (n, line) in bytes.split(|&b| b == b'\n').enumerate().filter(|(_, l)| !l.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(value) => values.push(value),
+            Err(e) => tracing::warn!("line {} of `{}` is passed over: {e}", n + 1, path.display()),
+        }
+    }
+    Ok(values)
+}

@@ -1,0 +1,106 @@
+//! metrics.jsonl: one line a step, one line an evaluation.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::RunDirError;
+use super::lines::{self, Lines};
+
+/// How long a line may wait in memory.
+const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// One committed step. Times are those of rank 0, sums those of all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct StepMetrics {
+    pub step: u64,
+    pub epoch: u64,
+    /// Mean loss of the step's samples.
+    pub loss: f64,
+    /// Share of the step's samples that were classified right.
+    pub top1: f64,
+    pub lr: f64,
+    /// L2 norm of the gradient before clipping.
+    pub grad_norm: f64,
+    pub samples: u64,
+    pub step_ms: f64,
+    /// Waiting for the batch, forward and backward, waiting for the ring after
+    /// that, applying the update: together `step_ms`.
+    pub data_wait_ms: f64,
+    pub compute_ms: f64,
+    pub all_reduce_exposed_ms: f64,
+    pub update_ms: f64,
+    pub images_per_second: f64,
+}
+
+/// One evaluation of the whole validation set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Evaluation {
+    /// Steps and whole epochs committed before it.
+    pub step: u64,
+    pub epoch: u64,
+    pub loss: f64,
+    pub top1: f64,
+    pub top5: f64,
+    pub samples: u64,
+}
+
+#[derive(Serialize)]
+struct EvaluationLine<'a> {
+    eval: &'a Evaluation,
+}
+
+/// Either kind of line, as far as the order of steps needs it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Place {
+    Step { step: u64 },
+    Evaluation { eval: At },
+}
+
+#[derive(Deserialize)]
+struct At {
+    step: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Metrics {
+    lines: Lines,
+    flushed: Instant,
+}
+
+impl Metrics {
+    pub(super) fn open(path: &Path, first_step: u64) -> Result<Self, RunDirError> {
+        let bytes = lines::read(path)?;
+        // An evaluation at step s follows the commit of step s-1.
+        let kept: Vec<&[u8]> = bytes
+            .split_inclusive(|&b| b == b'\n')
+            .filter(|line| match serde_json::from_slice(line) {
+                Ok(Place::Step { step }) => step < first_step,
+                Ok(Place::Evaluation { eval }) => eval.step <= first_step,
+                Err(_) => false,
+            })
+            .collect();
+        let kept = kept.concat();
+        if kept.len() < bytes.len() {
+            super::write_atomically(path, &kept)?;
+        }
+        Ok(Self { lines: Lines::open(path)?, flushed: Instant::now() })
+    }
+
+    pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
+        self.lines.push(metrics);
+        if self.flushed.elapsed() >= FLUSH_EVERY { self.flush() } else { Ok(()) }
+    }
+
+    pub(super) fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunDirError> {
+        self.lines.push(&EvaluationLine { eval: evaluation });
+        self.flush()
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), RunDirError> {
+        self.flushed = Instant::now();
+        self.lines.flush()
+    }
+}

@@ -1,0 +1,153 @@
+//! summary.json: what a finished run amounts to.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Evaluation, StepMetrics};
+
+/// Steps that are left out of the medians: caches fill and threads start in them.
+const WARM_UP: usize = 5;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    pub name: String,
+    pub model: String,
+    /// Workers in the last generation.
+    pub world: u32,
+    pub generations: u64,
+    /// Steps, epochs and samples of the whole run, resumed parts included.
+    pub steps: u64,
+    pub epochs: u64,
+    /// Samples trained on since this process started.
+    pub samples: u64,
+    /// Median over the steps after the first five.
+    pub images_per_second: f64,
+    pub step_ms: StepTimes,
+    /// Medians of the parts of a step, in milliseconds.
+    pub parts: Parts,
+    /// Mean training loss of the last step.
+    pub loss: f64,
+    /// Of the last evaluation, as shares.
+    pub top1: Option<f64>,
+    pub top5: Option<f64>,
+    /// Gradient bytes that all workers together sent.
+    pub bytes_sent: u64,
+    pub recoveries: Vec<Recovery>,
+    /// The largest of all workers.
+    pub peak_rss_bytes: u64,
+    pub wall_seconds: f64,
+    pub weights_blake3: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepTimes {
+    pub p50: f64,
+    pub p95: f64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Parts {
+    pub data_wait: f64,
+    pub compute: f64,
+    pub all_reduce_exposed: f64,
+    pub update: f64,
+}
+
+/// One change of membership that a run survived.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    pub detect_ms: f64,
+    pub resume_ms: f64,
+}
+
+/// Collects what the summary needs while a run goes on.
+#[derive(Debug)]
+pub struct SummaryBuilder {
+    name: String,
+    model: String,
+    world: u32,
+    generations: u64,
+    started: Instant,
+    steps: Vec<StepMetrics>,
+    last_evaluation: Option<Evaluation>,
+}
+
+impl SummaryBuilder {
+    pub fn new(name: &str, model: &str, world: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            model: model.to_owned(),
+            world,
+            generations: 0,
+            started: Instant::now(),
+            steps: Vec::new(),
+            last_evaluation: None,
+        }
+    }
+
+    /// A generation of `world` workers starts.
+    pub fn generation(&mut self, world: u32) {
+        self.generations += 1;
+        self.world = world;
+    }
+
+    pub fn step(&mut self, metrics: &StepMetrics) {
+        self.steps.push(metrics.clone());
+    }
+
+    pub fn evaluation(&mut self, evaluation: &Evaluation) {
+        self.last_evaluation = Some(evaluation.clone());
+    }
+
+    /// The summary of a run that has committed `steps` steps.
+    pub fn finish(&self, steps: u64, weights_blake3: String, bytes_sent: u64, peak_rss_bytes: u64) -> Summary {
+        let warm = if self.steps.len() > WARM_UP { &self.steps[WARM_UP..] } else { &self.steps[..] };
+        let column = |f: fn(&StepMetrics) -> f64| {
+            let mut values: Vec<f64> = warm.iter().map(f).collect();
+            values.sort_by(f64::total_cmp);
+            values
+        };
+        let step_ms = column(|m| m.step_ms);
+        let last = self.steps.last();
+        let eval = self.last_evaluation.as_ref();
+        Summary {
+            name: self.name.clone(),
+            model: self.model.clone(),
+            world: self.world,
+            generations: self.generations,
+            steps,
+            epochs: last.map_or(0, |m| m.epoch + 1),
+            samples: self.steps.iter().map(|m| m.samples).sum(),
+            images_per_second: quantile(&column(|m| m.images_per_second), 0.5),
+            step_ms: StepTimes { p50: quantile(&step_ms, 0.5), p95: quantile(&step_ms, 0.95) },
+            parts: Parts {
+                data_wait: quantile(&column(|m| m.data_wait_ms), 0.5),
+                compute: quantile(&column(|m| m.compute_ms), 0.5),
+                all_reduce_exposed: quantile(&column(|m| m.all_reduce_exposed_ms), 0.5),
+                update: quantile(&column(|m| m.update_ms), 0.5),
+            },
+            loss: last.map_or(0.0, |m| m.loss),
+            top1: eval.map(|e| e.top1),
+            top5: eval.map(|e| e.top5),
+            bytes_sent,
+            recoveries: Vec::new(),
+            peak_rss_bytes,
+            wall_seconds: self.started.elapsed().as_secs_f64(),
+            weights_blake3,
+        }
+    }
+}
+
+/// The value at `share` of sorted values; 0 of none.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let at = (share * (sorted.len().max(1) - 1) as f64).round() as usize;
+    sorted.get(at).copied().unwrap_or_default()
+}
+
+/// The most memory this process has held, from /proc; 0 where there is none.
+pub fn peak_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}

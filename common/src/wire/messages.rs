@@ -1,0 +1,181 @@
+//! What coordinator and workers say to each other. Plain data, validated by
+//! bytecheck before use; every count and length in a message is checked again
+//! where it is used.
+//!
+//! Control: one bidirectional stream on its own connection, opened by the
+//! worker. Bulk: one bidirectional stream per request, also opened by the
+//! worker; a message first, raw bytes after it.
+
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::dataset::{DatasetInfo, SampleFormat, Split};
+use crate::run_dir::{Evaluation, StepMetrics};
+
+/// The largest control message. A config and the names of some thousand
+/// classes fit many times over.
+pub const MAX_CONTROL: usize = 4 << 20;
+
+/// The largest bulk request: some thousand sample ids.
+pub const MAX_REQUEST: usize = 1 << 20;
+
+/// The most samples that one request may ask for.
+pub const MAX_SAMPLES: usize = 4096;
+
+/// The largest undecoded sample, and the largest checkpoint file.
+pub const MAX_SAMPLE_BYTES: u64 = 1 << 30;
+pub const MAX_CHECKPOINT_BYTES: u64 = 1 << 40;
+
+/// From a worker to the coordinator.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub enum ToCoordinator {
+    /// The first message. The coordinator answers `Welcome` or `Refused`.
+    Hello {
+        protocol: u32,
+        /// Where this worker listens for its predecessor in the ring: a port at
+        /// the address that it connects from, or a whole address if it was told
+        /// to advertise one.
+        ring_port: u16,
+        advertise: Option<String>,
+        /// Workers are ranked by this first, then by when they joined.
+        preferred_rank: Option<u32>,
+    },
+    /// Config understood, data open, model built: can be part of a generation.
+    Ready { device: String },
+    /// Sent every `cluster.heartbeat_ms`.
+    Heartbeat { step: u64 },
+    /// A committed step, from rank 0.
+    Step(StepMetrics),
+    /// A finished evaluation, from rank 0.
+    Evaluation(Evaluation),
+    /// A sample that was left out because it does not decode.
+    Skipped { name: String, problem: String },
+    /// Training is over: all steps are committed, or everybody agreed to stop.
+    Finished(Finished),
+    /// This worker cannot go on.
+    Failed { reason: String },
+}
+
+/// What each worker reports at the end.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Finished {
+    /// Steps committed over the whole run.
+    pub step: u64,
+    pub weights_blake3: String,
+    /// Bytes of gradients that this worker sent.
+    pub bytes_sent: u64,
+    pub peak_rss_bytes: u64,
+}
+
+/// From the coordinator to a worker.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub enum ToWorker {
+    Welcome {
+        config_toml: String,
+        dataset: Dataset,
+    },
+    Refused {
+        reason: String,
+    },
+    /// Form this ring and train.
+    Generation(Generation),
+    /// End after the step in flight, together with all others.
+    Stop,
+    /// The run is over for this reason; nothing more is expected.
+    Abort {
+        reason: String,
+    },
+    /// Everything is stored: the worker may exit.
+    Goodbye,
+}
+
+/// One ring of workers: who is in it, in which order, and from where it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Generation {
+    pub number: u64,
+    /// The receiver's place in `members`.
+    pub rank: u32,
+    pub members: Vec<Member>,
+    /// The step to execute first. Above 0, its state is the checkpoint of that
+    /// step, to be had from the coordinator.
+    pub first_step: u64,
+}
+
+/// A worker as its neighbours need to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Member {
+    /// The name in its certificate.
+    pub name: String,
+    /// Where it listens for its predecessor, as `ip:port`.
+    pub addr: String,
+}
+
+/// [`DatasetInfo`] on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Dataset {
+    /// Height, width, channels of raw samples; `None` for encoded pictures.
+    pub raw: Option<(u32, u32, u32)>,
+    pub classes: Vec<String>,
+    pub train: u32,
+    pub val: u32,
+    pub fingerprint: String,
+}
+
+/// From a worker on a stream of its bulk connection.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum BulkRequest {
+    /// Answered by [`BulkReply::Samples`] and the samples' bytes end to end.
+    Samples { val: bool, ids: Vec<u32> },
+    /// Followed by the files' bytes end to end; answered by [`BulkReply::Stored`].
+    PutCheckpoint { step: u64, weights_blake3: String, files: Vec<FileSize> },
+    /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
+    GetCheckpoint { step: u64 },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct FileSize {
+    pub name: String,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum BulkReply {
+    Samples { labels: Vec<u32>, lengths: Vec<u64> },
+    Stored,
+    Checkpoint { files: Vec<FileSize> },
+    Failed { reason: String },
+}
+
+impl From<&DatasetInfo> for Dataset {
+    fn from(info: &DatasetInfo) -> Self {
+        Self {
+            raw: match info.format {
+                SampleFormat::Encoded => None,
+                SampleFormat::Raw { height, width, channels } => Some((height, width, channels)),
+            },
+            classes: info.classes.clone(),
+            train: info.train,
+            val: info.val,
+            fingerprint: info.fingerprint.clone(),
+        }
+    }
+}
+
+impl From<Dataset> for DatasetInfo {
+    fn from(wire: Dataset) -> Self {
+        Self {
+            format: match wire.raw {
+                None => SampleFormat::Encoded,
+                Some((height, width, channels)) => SampleFormat::Raw { height, width, channels },
+            },
+            classes: wire.classes,
+            train: wire.train,
+            val: wire.val,
+            fingerprint: wire.fingerprint,
+        }
+    }
+}
+
+/// The split that a request means.
+pub fn split(val: bool) -> Split {
+    if val { Split::Val } else { Split::Train }
+}

@@ -1,0 +1,125 @@
+//! What each command of `coordinator` does, once its arguments are parsed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use common::config::Config;
+use common::dataset;
+use common::net::{Authority, Endpoint, Role};
+use common::recorder::describe;
+use common::run_dir::RunDir;
+use common::ui::{index_progress, screen};
+use tokio::sync::mpsc;
+
+use crate::check;
+use crate::cli::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
+use crate::local::{Launch, Workers, worker_binary};
+use crate::serve::{Outcome, Run, serve};
+
+/// How long local workers get to end by themselves.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Carries out one command.
+pub fn run(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match cli.command {
+        Command::Serve(args) => report(&runtime.block_on(serve_command(args, cli.log.quiet))?),
+        Command::Local(args) => report(&runtime.block_on(local_command(args, &cli.log))?),
+        Command::Check(args) => print!("{}", check::report(&args)?),
+    }
+    Ok(())
+}
+
+fn report(outcome: &Outcome) {
+    if outcome.stopped {
+        println!("stopped; go on with --resume --run-dir {}", outcome.run_dir.display());
+    }
+    println!("{}", describe(&outcome.summary, &outcome.run_dir));
+}
+
+async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
+    let mut config = Config::load(&args.run.config, &args.run.overrides)?;
+    if let Some(workers) = args.workers {
+        config.cluster.min_workers = workers;
+        config = Config::parse(&config.to_toml(), "--workers", &[])?;
+    }
+    let (run, authority) = prepare(config, &args.run, quiet)?;
+    let identity = authority.identity("coordinator")?;
+    let endpoint = Endpoint::bind(args.listen, &identity, Role::Coordinator(authority.clone()))
+        .with_context(|| format!("could not listen on {}: choose another --listen", args.listen))?;
+    let port = endpoint.local_addr()?.port();
+    let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
+    println!("run directory: {}", run.run_dir.path().display());
+    println!("join from other machines with:\n\n  worker join {host}:{port} --token {}\n", authority.token());
+    serve(run, endpoint, interrupts()).await
+}
+
+async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Outcome> {
+    let binary = worker_binary(args.worker_binary)?;
+    let mut config = Config::load(&args.run.config, &args.run.overrides)?;
+    config.cluster.min_workers = args.workers;
+    if config.train.threads.is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+        config.train.threads = Some((cores / args.workers.max(1)).max(1));
+    }
+    let config = Config::parse(&config.to_toml(), "--workers", &[])?;
+    let data = config.data.path().map(std::path::Path::to_owned);
+    let (run, authority) = prepare(config, &args.run, log.quiet)?;
+    let identity = authority.identity("coordinator")?;
+    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &identity, Role::Coordinator(authority.clone()))?;
+    let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
+    let path = run.run_dir.path().to_owned();
+    let mut workers = Workers::start(&launch, endpoint.local_addr()?, &authority.token()).await?;
+    let served = tokio::select! {
+        outcome = serve(run, endpoint, interrupts()) => outcome,
+        reason = workers.failed() => Err(anyhow!("{reason}; its last lines stand above; the run's files are in `{}`", path.display())),
+    };
+    workers.end(if served.is_ok() { GRACE } else { Duration::from_millis(500) }).await;
+    served
+}
+
+/// Opens data, run directory and the run's certificate authority.
+fn prepare(config: Config, args: &RunArgs, quiet: bool) -> Result<(Run, Authority)> {
+    let progress = index_progress(quiet);
+    let source = dataset::open(&config.data, config.seed, &progress)?;
+    drop(progress);
+    let run_dir = RunDir::open(args.run_dir.as_deref(), args.resume, &config)?;
+    let authority = Authority::open(&run_dir.path().join("keys"))?;
+    Ok((Run { config, source, run_dir, quiet }, authority))
+}
+
+/// One message for each Ctrl-C or SIGTERM.
+fn interrupts() -> mpsc::Receiver<()> {
+    let (send, receive) = mpsc::channel(2);
+    tokio::spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+        loop {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            if send.try_send(()).is_err() {
+                screen().suspend(|| eprintln!("stopped at once"));
+                std::process::exit(1);
+            }
+        }
+    });
+    receive
+}
+
+/// What other machines can call this one: the address that it listens on, or
+/// the one it would use to reach the outside. No packet is sent.
+fn host_part(listen: SocketAddr) -> String {
+    let outward = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect("192.0.2.1:9").ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let ip = if listen.ip().is_unspecified() { outward().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { listen.ip() };
+    match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}

@@ -1,0 +1,129 @@
+//! `coordinator local`: the worker processes of a cluster on one machine.
+//!
+//! Each worker gets its token on stdin and treats the end of that pipe as its
+//! own end, so that no worker outlives the coordinator, however that dies.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use common::net::Token;
+use common::ui::{LogOptions, screen};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+/// How to start the workers.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    pub workers: u32,
+    pub devices: Vec<String>,
+    pub binary: PathBuf,
+    /// The folder that workers read, except those that stream.
+    pub data: Option<PathBuf>,
+    pub stream_data: Vec<u32>,
+    pub log: LogOptions,
+}
+
+/// The worker binary: as told, or the one beside this executable.
+pub fn worker_binary(told: Option<PathBuf>) -> Result<PathBuf> {
+    let path = match told {
+        Some(path) => path,
+        None => std::env::current_exe().context("could not find this program's own path")?.with_file_name("worker"),
+    };
+    if !path.is_file() {
+        bail!("there is no worker binary at `{}`: build it with `make build`, or name it with --worker-binary", path.display());
+    }
+    Ok(path)
+}
+
+/// Running worker processes.
+pub struct Workers {
+    children: Vec<Child>,
+    output: JoinSet<()>,
+}
+
+impl Workers {
+    /// Starts all workers of `launch`; they join at `addr`.
+    pub async fn start(launch: &Launch, addr: SocketAddr, token: &Token) -> Result<Self> {
+        let mut workers = Self { children: Vec::new(), output: JoinSet::new() };
+        for rank in 0..launch.workers {
+            let mut child =
+                command(launch, rank, addr).spawn().with_context(|| format!("could not start `{}`", launch.binary.display()))?;
+            if let Some(stdin) = &mut child.stdin {
+                stdin.write_all(format!("{token}\n").as_bytes()).await.context("could not hand the token to a worker")?;
+            }
+            if let Some(out) = child.stdout.take() {
+                workers.output.spawn(forward(rank, out));
+            }
+            if let Some(err) = child.stderr.take() {
+                workers.output.spawn(forward(rank, err));
+            }
+            workers.children.push(child);
+        }
+        Ok(workers)
+    }
+
+    /// Resolves when some worker has exited with a failure; never if none does.
+    pub async fn failed(&mut self) -> String {
+        loop {
+            for (rank, child) in self.children.iter_mut().enumerate() {
+                if let Ok(Some(status)) = child.try_wait()
+                    && !status.success()
+                {
+                    return format!("worker {rank} ended with {status}");
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends all workers: those that have not exited by themselves within the
+    /// grace period are killed. Returns when their last lines are forwarded.
+    pub async fn end(mut self, grace: std::time::Duration) {
+        let deadline = tokio::time::Instant::now() + grace;
+        for (rank, child) in self.children.iter_mut().enumerate() {
+            match tokio::time::timeout_at(deadline, child.wait()).await {
+                Ok(_) => {}
+                Err(_) => {
+                    tracing::warn!("worker {rank} did not end by itself and is killed");
+                    if let Err(e) = child.kill().await {
+                        tracing::warn!("could not kill worker {rank}: {e}");
+                    }
+                }
+            }
+        }
+        while self.output.join_next().await.is_some() {}
+    }
+}
+
+fn command(launch: &Launch, rank: u32, addr: SocketAddr) -> Command {
+    let device = launch.devices.get(rank as usize % launch.devices.len().max(1)).map_or("auto", String::as_str);
+    let mut command = Command::new(&launch.binary);
+    command.arg("join").arg(addr.to_string()).args(["--token-file", "-", "--supervised", "--preferred-rank"]).arg(rank.to_string());
+    command.args(["--device", device]);
+    if let Some(data) = data_for(launch, rank) {
+        command.arg("--data").arg(data);
+    }
+    if launch.log.quiet {
+        command.arg("--quiet");
+    }
+    for _ in 0..launch.log.verbose {
+        command.arg("--verbose");
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+fn data_for(launch: &Launch, rank: u32) -> Option<&Path> {
+    launch.data.as_deref().filter(|_| !launch.stream_data.contains(&rank))
+}
+
+/// Prints each line of a worker's output behind its rank.
+async fn forward(rank: u32, from: impl AsyncRead + Unpin) {
+    let mut lines = BufReader::new(from).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        screen().suspend(|| eprintln!("[rank {rank}] {line}"));
+    }
+}

@@ -1,0 +1,118 @@
+//! One worker's control connection: reads what it says, writes what the main
+//! loop has for it. Nothing is decided here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::config::Config;
+use common::net::Peer;
+use common::wire::messages::{Dataset, MAX_CONTROL, ToCoordinator, ToWorker};
+use common::wire::{PROTOCOL, WireError, read_message, write_message};
+use tokio::sync::mpsc;
+
+use crate::membership::{Input, WorkerId};
+use crate::serve::{Fact, News};
+
+/// Messages to a worker that may wait to be written.
+const OUTBOX: usize = 64;
+
+/// How long a new connection may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// What every control connection needs.
+pub struct Shared {
+    pub config: Config,
+    pub dataset: Dataset,
+    pub news: mpsc::Sender<News>,
+}
+
+/// Serves one control connection until it closes.
+pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
+    let reason = match converse(&shared, &peer, worker).await {
+        Ok(()) => "closed its connection".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    tracing::debug!("worker {worker}: {reason}");
+    // The main loop may be gone already; then nobody needs to know.
+    let _ = shared.news.send(News::Membership(Input::Left { worker, reason })).await;
+}
+
+async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<(), WireError> {
+    let lost = |e: quinn::ConnectionError| WireError::Closed(e.to_string());
+    let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi())
+        .await
+        .map_err(|_| WireError::Closed("said nothing".to_owned()))?
+        .map_err(lost)?;
+    let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL))
+        .await
+        .map_err(|_| WireError::Closed("said nothing".to_owned()))??;
+    let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank }) = first else {
+        return Err(WireError::Closed("did not say hello".to_owned()));
+    };
+    let name = peer.name.clone().unwrap_or_default();
+    if protocol != PROTOCOL {
+        let reason = format!("this coordinator speaks protocol {PROTOCOL} and the worker {protocol}: use the same version on all machines");
+        write_message(&mut send, &ToWorker::Refused { reason }).await?;
+        let _ = send.finish();
+        let _ = send.stopped().await;
+        return Ok(());
+    }
+    let addr = match advertise.as_deref().map(str::parse::<SocketAddr>) {
+        None => SocketAddr::new(peer.connection.remote_address().ip().to_canonical(), ring_port),
+        Some(Ok(addr)) => addr,
+        Some(Err(_)) => return Err(WireError::Closed("advertised an address that is none".to_owned())),
+    };
+    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone() }).await?;
+
+    let (outbox, mut to_send) = mpsc::channel(OUTBOX);
+    let input = Input::Joined { worker, name, addr: addr.to_string(), preferred_rank };
+    if shared.news.send(News::Connected { worker, outbox, input }).await.is_err() {
+        return Ok(());
+    }
+    let writer = async {
+        while let Some(message) = to_send.recv().await {
+            let last = matches!(message, ToWorker::Goodbye | ToWorker::Abort { .. } | ToWorker::Refused { .. });
+            write_message(&mut send, &message).await?;
+            if last {
+                break;
+            }
+        }
+        let _ = send.finish();
+        let _ = send.stopped().await;
+        Ok(())
+    };
+    let reader = async {
+        while let Some(message) = read_message::<ToCoordinator>(&mut recv, MAX_CONTROL).await? {
+            for news in translate(worker, message)? {
+                if shared.news.send(news).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        outcome = reader => outcome,
+        outcome = writer => outcome,
+    }
+}
+
+/// A worker's message as news for the main loop. Every message shows that the
+/// worker is alive.
+fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>, WireError> {
+    let alive = News::Membership(Input::Alive { worker });
+    Ok(match message {
+        ToCoordinator::Hello { .. } => return Err(WireError::Closed("said hello twice".to_owned())),
+        ToCoordinator::Ready { device } => {
+            tracing::info!("worker {worker} is ready on {device}");
+            vec![News::Membership(Input::Ready { worker })]
+        }
+        ToCoordinator::Heartbeat { .. } => vec![alive],
+        ToCoordinator::Step(metrics) => vec![alive, News::Record(Fact::Step(metrics))],
+        ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(Fact::Evaluation(evaluation))],
+        ToCoordinator::Skipped { name, problem } => vec![alive, News::Record(Fact::Skipped { name, problem })],
+        ToCoordinator::Finished(report) => vec![News::Membership(Input::Finished { worker, report })],
+        ToCoordinator::Failed { reason } => vec![News::Membership(Input::Failed { worker, reason: format!("failed: {reason}") })],
+    })
+}

@@ -1,0 +1,70 @@
+//! Where the time of a step goes.
+
+use std::time::Instant;
+
+use common::run_dir::StepMetrics;
+
+use crate::exchange::Totals;
+
+/// Marks the phases of one step as they end. The first phase, waiting for data,
+/// begins where the step before it ended, so no stall goes uncounted.
+pub struct StepClock {
+    started: Instant,
+    last: Instant,
+    data_wait_ms: f64,
+    compute_ms: f64,
+    all_reduce_exposed_ms: f64,
+    update_ms: f64,
+}
+
+impl StepClock {
+    pub fn start() -> Self {
+        let now = Instant::now();
+        Self { started: now, last: now, data_wait_ms: 0.0, compute_ms: 0.0, all_reduce_exposed_ms: 0.0, update_ms: 0.0 }
+    }
+
+    pub fn data_arrived(&mut self) {
+        self.data_wait_ms = self.lap();
+    }
+
+    pub fn gradient_computed(&mut self) {
+        self.compute_ms = self.lap();
+    }
+
+    /// What was left to wait for after the backward pass.
+    pub fn gradient_summed(&mut self) {
+        self.all_reduce_exposed_ms = self.lap();
+    }
+
+    pub fn updated(&mut self) {
+        self.update_ms = self.lap();
+    }
+
+    fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        let elapsed = now.duration_since(self.last).as_secs_f64() * 1e3;
+        self.last = now;
+        elapsed
+    }
+
+    /// The step's line in metrics.jsonl. `all` are the sums over all ranks.
+    pub fn metrics(&self, step: u64, epoch: u64, all: Totals, lr: f64, grad_norm: f64) -> StepMetrics {
+        let step_ms = self.last.duration_since(self.started).as_secs_f64() * 1e3;
+        let samples = all.count.max(1) as f64;
+        StepMetrics {
+            step,
+            epoch,
+            loss: all.loss / samples,
+            top1: all.top1 as f64 / samples,
+            lr,
+            grad_norm,
+            samples: all.count,
+            step_ms,
+            data_wait_ms: self.data_wait_ms,
+            compute_ms: self.compute_ms,
+            all_reduce_exposed_ms: self.all_reduce_exposed_ms,
+            update_ms: self.update_ms,
+            images_per_second: all.count as f64 / step_ms.max(1e-9) * 1e3,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What one worker has to do in one generation: everything that follows from
+//! the config, the dataset and its rank. Pure.
+
+use std::ops::Range;
+
+use common::config::Config;
+use common::dataset::DatasetInfo;
+use common::plan::{Plan, evaluation_range, owned_shards};
+use common::recorder::{Length, plan};
+use common::seed;
+
+use crate::schedule::learning_rate;
+
+/// A run as seen by one rank of one generation.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub config: Config,
+    pub info: DatasetInfo,
+    pub plan: Plan,
+    pub length: Length,
+    pub rank: u32,
+    pub world: u32,
+}
+
+impl Job {
+    /// Errors when the dataset is too small for the config.
+    pub fn new(config: Config, info: DatasetInfo, rank: u32, world: u32) -> Result<Self, String> {
+        let plan = plan(&config, &info)?;
+        let length = Length::of(&config, &plan);
+        Ok(Self { config, info, plan, length, rank, world })
+    }
+
+    /// The shards this rank owns.
+    pub fn shards(&self) -> Range<u32> {
+        owned_shards(self.rank, self.world, self.plan.shards())
+    }
+
+    /// The validation samples this rank evaluates.
+    pub fn evaluation(&self) -> Range<u32> {
+        evaluation_range(self.rank, self.world, self.info.val)
+    }
+
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
+    }
+
+    /// Dropout follows the step and the first shard of the fused batch.
+    pub fn dropout_seed(&self, step: u64) -> u64 {
+        seed::derive(self.config.seed, "dropout", &[step, u64::from(self.shards().start)])
+    }
+
+    /// Whether an evaluation follows when `steps` steps are committed.
+    pub fn evaluates_after(&self, steps: u64) -> bool {
+        let every = self.length.steps_per_epoch * u64::from(self.config.train.eval_epochs);
+        steps == self.length.steps || steps.is_multiple_of(every)
+    }
+
+    /// Whether a checkpoint follows when `steps` steps are committed.
+    pub fn checkpoints_after(&self, steps: u64) -> bool {
+        let every = self.config.train.checkpoint_steps.unwrap_or(self.length.steps_per_epoch);
+        steps == self.length.steps || steps.is_multiple_of(every)
+    }
+}

@@ -1,0 +1,162 @@
+//! Samples streamed from the coordinator, for a worker without a local copy.
+//!
+//! What was fetched stays in a bounded file on disk. An epoch visits every
+//! sample of a shard once, so the cache keeps what came first: throwing out the
+//! oldest would throw out just what the next epoch needs first.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use common::dataset::{DatasetError, DatasetInfo, Sample, SampleSource, Split};
+use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, MAX_SAMPLE_BYTES, MAX_SAMPLES};
+use common::wire::{read_message, write_message};
+use quinn::Connection;
+use tokio::runtime::Handle;
+
+/// A dataset behind a bulk connection. Its methods block, so they must not be
+/// called from the runtime's own threads.
+pub struct RemoteSource {
+    info: DatasetInfo,
+    connection: Connection,
+    runtime: Handle,
+    cache: Cache,
+}
+
+impl RemoteSource {
+    /// `cache_bytes` bounds the file in `cache_folder`; it vanishes with the process.
+    pub fn new(info: DatasetInfo, connection: Connection, runtime: Handle, cache_folder: &Path, cache_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self { info, connection, runtime, cache: Cache::create(cache_folder, cache_bytes)? })
+    }
+
+    async fn fetch(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        let lost = |e: String| DatasetError::Remote(e);
+        let (mut send, mut recv) = self.connection.open_bi().await.map_err(|e| lost(e.to_string()))?;
+        let request = BulkRequest::Samples { val: split == Split::Val, ids: ids.to_vec() };
+        write_message(&mut send, &request).await.map_err(|e| lost(e.to_string()))?;
+        send.finish().map_err(|e| lost(e.to_string()))?;
+        let reply = read_message::<BulkReply>(&mut recv, MAX_CONTROL).await.map_err(|e| lost(e.to_string()))?;
+        let (labels, lengths) = match reply {
+            Some(BulkReply::Samples { labels, lengths }) if labels.len() == ids.len() && lengths.len() == ids.len() => (labels, lengths),
+            Some(BulkReply::Failed { reason }) => return Err(lost(reason)),
+            _ => return Err(lost("it answered with something else than the samples asked for".to_owned())),
+        };
+        let mut samples = Vec::with_capacity(ids.len());
+        for ((&id, label), length) in ids.iter().zip(labels).zip(lengths) {
+            if length > MAX_SAMPLE_BYTES || label as usize >= self.info.classes.len() {
+                return Err(lost(format!("sample {id} came with label {label} and {length} bytes, which cannot be")));
+            }
+            let mut bytes = vec![0; length as usize];
+            recv.read_exact(&mut bytes).await.map_err(|e| lost(e.to_string()))?;
+            samples.push(Sample { id, label, bytes: Bytes::from(bytes) });
+        }
+        Ok(samples)
+    }
+}
+
+impl SampleSource for RemoteSource {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        let mut found: Vec<Option<Sample>> = ids.iter().map(|&id| self.cache.get(split, id)).collect();
+        let missing: Vec<u32> = ids.iter().zip(&found).filter(|(_, s)| s.is_none()).map(|(&id, _)| id).collect();
+        let mut fetched = Vec::with_capacity(missing.len());
+        for some in missing.chunks(MAX_SAMPLES) {
+            fetched.extend(self.runtime.block_on(self.fetch(split, some))?);
+        }
+        let mut fetched = fetched.into_iter();
+        for slot in found.iter_mut().filter(|s| s.is_none()) {
+            *slot = fetched.next().inspect(|sample| self.cache.put(split, sample));
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    fn name(&self, split: Split, id: u32) -> String {
+        format!("sample {id} of the coordinator's {} set", if split == Split::Val { "validation" } else { "training" })
+    }
+}
+
+/// Samples in one unnamed file of bounded size.
+struct Cache {
+    file: File,
+    limit: u64,
+    state: Mutex<CacheState>,
+}
+
+#[derive(Default)]
+struct CacheState {
+    used: u64,
+    places: HashMap<(Split, u32), Place>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    length: usize,
+    label: u32,
+}
+
+impl Cache {
+    fn create(folder: &Path, limit: u64) -> std::io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        Ok(Self { file: tempfile::tempfile_in(folder)?, limit, state: Mutex::default() })
+    }
+
+    fn get(&self, split: Split, id: u32) -> Option<Sample> {
+        let place = *self.state.lock().ok()?.places.get(&(split, id))?;
+        let mut bytes = vec![0; place.length];
+        self.file.read_exact_at(&mut bytes, place.offset).ok()?;
+        Some(Sample { id, label: place.label, bytes: Bytes::from(bytes) })
+    }
+
+    /// Keeps a sample if there is room. A disk that does not take it costs
+    /// speed, not the run.
+    fn put(&self, split: Split, sample: &Sample) {
+        let length = sample.bytes.len();
+        let offset = {
+            let Ok(mut state) = self.state.lock() else { return };
+            if state.used + length as u64 > self.limit || state.places.contains_key(&(split, sample.id)) {
+                return;
+            }
+            let offset = state.used;
+            state.used += length as u64;
+            offset
+        };
+        if let Err(e) = self.file.write_all_at(&sample.bytes, offset) {
+            tracing::debug!("could not keep a sample on disk: {e}");
+        } else if let Ok(mut state) = self.state.lock() {
+            state.places.insert((split, sample.id), Place { offset, length, label: sample.label });
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sample(id: u32, length: usize) -> Sample {
+        Sample { id, label: id % 3, bytes: Bytes::from(vec![id as u8; length]) }
+    }
+
+    #[test]
+    fn the_cache_returns_what_it_was_given_and_keeps_to_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::create(folder.path(), 250).unwrap();
+        for id in 0..4 {
+            cache.put(Split::Train, &sample(id, 100));
+        }
+        assert_eq!(cache.get(Split::Train, 0), Some(sample(0, 100)));
+        assert_eq!(cache.get(Split::Train, 1), Some(sample(1, 100)));
+        assert_eq!(cache.get(Split::Train, 2), None);
+        assert_eq!(cache.get(Split::Val, 0), None);
+        cache.put(Split::Val, &sample(9, 50));
+        assert_eq!(cache.get(Split::Val, 9), Some(sample(9, 50)));
+        assert!(cache.file.metadata().unwrap().len() <= 250);
+    }
+}

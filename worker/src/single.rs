@@ -1,0 +1,103 @@
+//! `worker train`: the same loop in one process, without coordinator or ring.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, anyhow, bail};
+use common::config::Config;
+use common::dataset::SampleSource;
+use common::net::Ring;
+use common::recorder::Recorder;
+use common::ring::BucketLayout;
+use common::run_dir::{CheckpointMeta, Evaluation, Event, RunDir, StepMetrics, Summary, peak_rss_bytes};
+use common::wire::messages::Finished;
+
+use crate::device::ComputeDevice;
+use crate::exchange::{Exchange, Totals};
+use crate::job::Job;
+use crate::replica::{InputShape, Replica, State};
+use crate::train::{Record, train};
+
+/// A single-node run, ready to start.
+pub struct SingleRun {
+    pub config: Config,
+    pub source: Arc<dyn SampleSource>,
+    pub run_dir: RunDir,
+    pub device: ComputeDevice,
+    pub quiet: bool,
+    /// Turned true by a person who wants the run to stop after this step.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Trains to the end and returns the summary.
+pub fn run(run: SingleRun) -> Result<Summary> {
+    let SingleRun { config, source, run_dir, device, quiet, stop } = run;
+    let job = Job::new(config, source.info().clone(), 0, 1).map_err(|e| anyhow!(e))?;
+    let shape = InputShape::of(&job.config.data.pixels, &job.info);
+    let mut replica = Replica::new(&job.config.model, &job.config.train, shape, job.config.seed, device)?;
+    let mut first = 0;
+    if let Some(checkpoint) = run_dir.newest_checkpoint()? {
+        first = checkpoint.step;
+        if first >= job.length.steps {
+            bail!("the run in `{}` is complete at step {first}: raise train.epochs to go on", run_dir.path().display());
+        }
+        let read = |name: &str| std::fs::read(checkpoint.path.join(name));
+        replica.import(&State { step: first, model: read("model.safetensors")?, optimizer: read("optimizer.safetensors")?, weights_blake3: String::new() })?;
+    }
+    let layout = BucketLayout::new(replica.layout().len(), job.config.cluster.bucket_bytes, Totals::LEN);
+    let mut exchange = Exchange::new(Ring::alone(), layout);
+    let mut recorder = Recorder::new(run_dir, &job.config, job.length, 1, first, quiet)?;
+    recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
+    recorder.generation(1);
+    let mut record = Own { recorder, identity: job.config.identity(), keep: job.config.train.keep_checkpoints as usize, stop };
+    match train(&job, &mut replica, &mut exchange, &source, &mut record, first) {
+        Ok(step) => {
+            let report = Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
+            Ok(record.recorder.finish(&[report])?)
+        }
+        Err(e) => {
+            record.recorder.fail(&format!("{e:#}"));
+            Err(e)
+        }
+    }
+}
+
+/// Keeps the record in this process.
+struct Own {
+    recorder: Recorder,
+    identity: String,
+    keep: usize,
+    stop: Arc<AtomicBool>,
+}
+
+impl Record for Own {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        Ok(self.recorder.step(metrics)?)
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        Ok(self.recorder.evaluation(evaluation)?)
+    }
+
+    fn skipped(&mut self, name: &str, problem: &str) -> Result<()> {
+        self.recorder.skipped(name, problem);
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> State) -> Result<()> {
+        let state = export();
+        let mut writer = self.recorder.run_dir().checkpoints().begin(state.step)?;
+        for (name, bytes) in [("model.safetensors", &state.model), ("optimizer.safetensors", &state.optimizer)] {
+            writer.start_file(name)?;
+            writer.write(bytes)?;
+        }
+        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3: state.weights_blake3 })?;
+        self.recorder.event(&Event::Checkpoint { step: state.step })?;
+        self.recorder.run_dir().prune_checkpoints(self.keep)?;
+        Ok(())
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}

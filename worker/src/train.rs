@@ -1,0 +1,129 @@
+//! The training loop: the same for one worker and for sixteen, in one process
+//! and across machines. Read this file first.
+//!
+//! A step: take the next samples of this rank's shards, compute their gradient,
+//! sum it over the ring, apply it. State after a step is the same bytes on
+//! every rank. The loop needs nobody's word to go on: the ring is the barrier.
+
+use anyhow::{Context, Result, bail};
+use common::dataset::{SampleSource, Split};
+use common::run_dir::{Evaluation, StepMetrics};
+use std::sync::Arc;
+
+use crate::clock::StepClock;
+use crate::data::{EvalLoader, LoaderOptions, TrainLoader};
+use crate::exchange::{Exchange, Totals};
+use crate::job::Job;
+use crate::replica::{Replica, State};
+
+/// Who keeps the record: the coordinator, or this process itself.
+pub trait Record {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
+    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()>;
+    fn skipped(&mut self, name: &str, problem: &str) -> Result<()>;
+    /// Stores a checkpoint, if it is this one's to store; may return before it
+    /// is stored.
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> State) -> Result<()>;
+    /// Whether this worker was asked to stop.
+    fn stop_requested(&self) -> bool;
+}
+
+/// Runs the steps from `first` to the end of the job, or until some rank is
+/// asked to stop. Returns the number of committed steps.
+pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, record: &mut dyn Record, first: u64) -> Result<u64> {
+    let options = LoaderOptions::for_threads(replica.threads());
+    let mut loader = TrainLoader::start(
+        Arc::clone(source),
+        job.plan.clone(),
+        job.shards(),
+        job.config.data.pixels.clone(),
+        job.config.data.on_corrupt(),
+        job.config.seed,
+        first,
+        job.length.steps,
+        options,
+    );
+    let mut step = first;
+    while step < job.length.steps {
+        let mut clock = StepClock::start();
+        let batch = loader.next()?;
+        clock.data_arrived();
+
+        let planned = job.plan.global_count(step);
+        let mut sent = Ok(());
+        let mine = replica.gradient(&batch.images, &batch.labels, 1.0 / planned as f32, job.dropout_seed(step), &mut |offset, span| {
+            if sent.is_ok() {
+                sent = exchange.add(offset, span);
+            }
+        })?;
+        sent?;
+        clock.gradient_computed();
+
+        let all = exchange.finish(Totals { loss: mine.loss, top1: mine.top1.into(), top5: mine.top5.into(), count: mine.count.into(), stop: record.stop_requested() })?;
+        clock.gradient_summed();
+
+        if !all.loss.is_finite() {
+            bail!("the loss is {} at step {step} (epoch {}): lower train.lr, or set train.clip_norm; the last checkpoint is kept", all.loss, job.plan.position(step).epoch);
+        }
+        correct_for_skipped(exchange.gradient(), planned, all.count);
+        let lr = job.learning_rate(step);
+        let update = replica.update(exchange.gradient(), step, lr).with_context(|| format!("step {step}"))?;
+        clock.updated();
+
+        for skipped in &batch.skipped {
+            record.skipped(&skipped.name, &skipped.problem)?;
+        }
+        loader.recycle(batch);
+        record.step(&clock.metrics(step, job.plan.position(step).epoch, all, lr, update.grad_norm))?;
+        step += 1;
+
+        if job.evaluates_after(step) && !all.stop {
+            let evaluation = evaluate(job, replica, exchange, source, step)?;
+            record.evaluation(&evaluation)?;
+        }
+        if job.checkpoints_after(step) || all.stop {
+            record.checkpoint(&mut || replica.export(step))?;
+        }
+        if all.stop {
+            break;
+        }
+    }
+    Ok(step)
+}
+
+/// The gradient was scaled by the planned number of samples; where corrupt ones
+/// were left out, this makes it the mean over those that were there.
+fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
+    if counted != u64::from(planned) && counted > 0 {
+        let factor = planned as f32 / counted as f32;
+        gradient.iter_mut().flatten().for_each(|g| *g *= factor);
+    }
+}
+
+/// Evaluates the whole validation set, each rank a part of its own: exact sums,
+/// no padding. Every rank returns the same result.
+pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
+    let options = LoaderOptions::for_threads(replica.threads());
+    let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
+    let mut loader =
+        EvalLoader::start(Arc::clone(source), Split::Val, job.evaluation(), batch, job.config.data.pixels.clone(), job.config.data.on_corrupt(), options);
+    let mut mine = Totals::default();
+    while let Some(batch) = loader.next()? {
+        let sums = replica.evaluate(&batch.images, &batch.labels)?;
+        mine.loss += sums.loss;
+        mine.top1 += u64::from(sums.top1);
+        mine.top5 += u64::from(sums.top5);
+        mine.count += u64::from(sums.count);
+        loader.recycle(batch);
+    }
+    let all = exchange.totals(mine)?;
+    let share = |n: u64| n as f64 / all.count.max(1) as f64;
+    Ok(Evaluation {
+        step,
+        epoch: step / job.length.steps_per_epoch,
+        loss: all.loss / all.count.max(1) as f64,
+        top1: share(all.top1),
+        top5: share(all.top5),
+        samples: all.count,
+    })
+}
