@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::dataset::SampleSource;
 use common::net::Peer;
-use common::run_dir::{CheckpointFiles, CheckpointMeta};
+use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta};
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_REQUEST, MAX_SAMPLES, split};
 use common::wire::{WireError, read_message, write_message};
 use quinn::{RecvStream, SendStream};
@@ -20,9 +20,6 @@ const CONCURRENT_READS: usize = 8;
 
 /// Bytes moved at once between the network and a checkpoint file.
 const CHUNK: usize = 1 << 20;
-
-/// The files of a checkpoint, in the order in which they travel.
-pub const CHECKPOINT_FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
 
 /// What bulk requests are served from.
 pub struct BulkService {
@@ -125,8 +122,11 @@ async fn put_checkpoint(
 
 async fn get_checkpoint(service: &BulkService, send: &mut SendStream, step: u64) -> Result<(), WireError> {
     let failed = |path: &PathBuf, e: std::io::Error| WireError::Closed(format!("could not read `{}`: {e}", path.display()));
-    let Some(folder) = service.checkpoints.valid(step) else {
-        return write_message(send, &BulkReply::Failed { reason: format!("there is no valid checkpoint of step {step}") }).await;
+    let checkpoints = service.checkpoints.clone();
+    let verified = tokio::task::spawn_blocking(move || checkpoints.verify(step)).await.map_err(|e| WireError::Closed(e.to_string()))?;
+    let folder = match verified {
+        Ok(checkpoint) => checkpoint.path,
+        Err(e) => return write_message(send, &BulkReply::Failed { reason: e.to_string() }).await,
     };
     let mut files = Vec::new();
     for name in CHECKPOINT_FILES {

@@ -1,19 +1,22 @@
 //! Checkpoints on their way between a worker and the coordinator.
 
 use anyhow::{Context, Result, bail};
+use common::run_dir::CHECKPOINT_FILES;
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_CONTROL};
 use common::wire::{read_message, write_message};
 use quinn::Connection;
 
 use crate::replica::State;
+use crate::train::Snapshot;
 
 /// Sends a checkpoint to the coordinator and returns when it is on its disk.
-pub async fn put(connection: &Connection, state: State) -> Result<()> {
+pub async fn put(connection: &Connection, snapshot: Snapshot) -> Result<()> {
+    let Snapshot { state, weights_blake3 } = snapshot;
     let (mut send, mut recv) = connection.open_bi().await?;
-    let files = [("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)];
+    let files = CHECKPOINT_FILES.into_iter().zip([state.model, state.optimizer]).collect::<Vec<_>>();
     let request = BulkRequest::PutCheckpoint {
         step: state.step,
-        weights_blake3: state.weights_blake3,
+        weights_blake3,
         files: files.iter().map(|(name, bytes)| FileSize { name: (*name).to_owned(), bytes: bytes.len() as u64 }).collect(),
     };
     write_message(&mut send, &request).await?;
@@ -49,5 +52,5 @@ pub async fn get(connection: &Connection, step: u64) -> Result<State> {
     }
     let optimizer = contents.pop().unwrap_or_default();
     let model = contents.pop().unwrap_or_default();
-    Ok(State { step, model, optimizer, weights_blake3: String::new() })
+    Ok(State { step, model, optimizer })
 }

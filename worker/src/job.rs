@@ -9,7 +9,12 @@ use common::plan::{Plan, evaluation_range, owned_shards};
 use common::recorder::{Length, plan};
 use common::seed;
 
+use crate::data::LoaderOptions;
+use crate::models::InputShape;
 use crate::schedule::learning_rate;
+
+/// Batches that may wait, decoded, for the model.
+const PREFETCH_STEPS: usize = 3;
 
 /// A run as seen by one rank of one generation.
 #[derive(Debug, Clone)]
@@ -28,6 +33,22 @@ impl Job {
         let plan = plan(&config, &info)?;
         let length = Length::of(&config, &plan);
         Ok(Self { config, info, plan, length, rank, world })
+    }
+
+    /// What goes into the model.
+    pub fn input(config: &Config, info: &DatasetInfo) -> InputShape {
+        InputShape { channels: info.format.channels() as usize, image_size: config.data.pixels.image_size as usize, classes: info.classes.len() }
+    }
+
+    /// Compute threads of this worker.
+    pub fn threads(config: &Config) -> usize {
+        config.train.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize)
+    }
+
+    /// Decoding keeps up with one thread for every few compute threads; more
+    /// would only take cores from the model.
+    pub fn loader_options(&self) -> LoaderOptions {
+        LoaderOptions { threads: Self::threads(&self.config).clamp(1, 8), prefetch_steps: PREFETCH_STEPS }
     }
 
     /// The shards this rank owns.

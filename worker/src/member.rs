@@ -21,8 +21,8 @@ use crate::exchange::{Exchange, Totals};
 use crate::job::Job;
 use crate::join::Link;
 use crate::remote::RemoteSource;
-use crate::replica::{InputShape, Replica, State};
-use crate::train::{Record, train};
+use crate::replica::Replica;
+use crate::train::{Record, Snapshot, train};
 
 /// What this worker was told, by the coordinator and on its command line.
 pub struct Member {
@@ -48,9 +48,10 @@ pub fn run(member: Member, link: Link) -> Result<()> {
 fn run_inner(member: Member, link: Link) -> Result<()> {
     let device = ComputeDevice::parse(&member.device)?;
     let source = open_source(&member, &link)?;
-    let shape = InputShape::of(&member.config.data.pixels, &member.info);
-    let mut replica = Replica::new(&member.config.model, &member.config.train, shape, member.config.seed, device)?;
-    say(&link, ToCoordinator::Ready { device: replica.device().to_string() })?;
+    device.set_threads(Job::threads(&member.config));
+    let input = Job::input(&member.config, &member.info);
+    let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
+    say(&link, ToCoordinator::Ready { device: device.describe() })?;
 
     let generation = link.generation.recv().map_err(|_| anyhow!("the coordinator ended the connection before the run began"))?;
     let job = Job::new(member.config, member.info, generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
@@ -58,7 +59,7 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
         let state = link.runtime.block_on(checkpoints::get(&link.bulk, generation.first_step))?;
         replica.import(&state)?;
     }
-    let layout = BucketLayout::new(replica.layout().len(), job.config.cluster.bucket_bytes, Totals::LEN);
+    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes, Totals::LEN);
     let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
     let mut exchange = Exchange::new(ring, layout);
     tracing::info!("rank {} of {}: shards {:?}", job.rank, job.world, job.shards());
@@ -142,11 +143,11 @@ impl Record for Report<'_> {
         say(self.link, ToCoordinator::Skipped { name: name.to_owned(), problem: problem.to_owned() })
     }
 
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> State) -> Result<()> {
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
         if self.rank == 0 {
             self.wait_for_upload()?;
-            let (bulk, state) = (self.link.bulk.clone(), export());
-            self.upload = Some(self.link.runtime.spawn(async move { checkpoints::put(&bulk, state).await }));
+            let (bulk, snapshot) = (self.link.bulk.clone(), export()?);
+            self.upload = Some(self.link.runtime.spawn(async move { checkpoints::put(&bulk, snapshot).await }));
         }
         Ok(())
     }

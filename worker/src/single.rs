@@ -9,14 +9,14 @@ use common::dataset::SampleSource;
 use common::net::Ring;
 use common::recorder::Recorder;
 use common::ring::BucketLayout;
-use common::run_dir::{CheckpointMeta, Evaluation, Event, RunDir, StepMetrics, Summary, peak_rss_bytes};
+use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDir, StepMetrics, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
 
 use crate::device::ComputeDevice;
 use crate::exchange::{Exchange, Totals};
 use crate::job::Job;
-use crate::replica::{InputShape, Replica, State};
-use crate::train::{Record, train};
+use crate::replica::{Replica, State};
+use crate::train::{Record, Snapshot, train};
 
 /// A single-node run, ready to start.
 pub struct SingleRun {
@@ -33,18 +33,19 @@ pub struct SingleRun {
 pub fn run(run: SingleRun) -> Result<Summary> {
     let SingleRun { config, source, run_dir, device, quiet, stop } = run;
     let job = Job::new(config, source.info().clone(), 0, 1).map_err(|e| anyhow!(e))?;
-    let shape = InputShape::of(&job.config.data.pixels, &job.info);
-    let mut replica = Replica::new(&job.config.model, &job.config.train, shape, job.config.seed, device)?;
+    device.set_threads(Job::threads(&job.config));
+    let input = Job::input(&job.config, &job.info);
+    let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, device)?;
     let mut first = 0;
     if let Some(checkpoint) = run_dir.newest_checkpoint()? {
         first = checkpoint.step;
         if first >= job.length.steps {
             bail!("the run in `{}` is complete at step {first}: raise train.epochs to go on", run_dir.path().display());
         }
-        let read = |name: &str| std::fs::read(checkpoint.path.join(name));
-        replica.import(&State { step: first, model: read("model.safetensors")?, optimizer: read("optimizer.safetensors")?, weights_blake3: String::new() })?;
+        let [model, optimizer] = CHECKPOINT_FILES.map(|name| std::fs::read(checkpoint.path.join(name)));
+        replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
-    let layout = BucketLayout::new(replica.layout().len(), job.config.cluster.bucket_bytes, Totals::LEN);
+    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes, Totals::LEN);
     let mut exchange = Exchange::new(Ring::alone(), layout);
     let mut recorder = Recorder::new(run_dir, &job.config, job.length, 1, first, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
@@ -84,14 +85,14 @@ impl Record for Own {
         Ok(())
     }
 
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> State) -> Result<()> {
-        let state = export();
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
+        let Snapshot { state, weights_blake3 } = export()?;
         let mut writer = self.recorder.run_dir().checkpoints().begin(state.step)?;
-        for (name, bytes) in [("model.safetensors", &state.model), ("optimizer.safetensors", &state.optimizer)] {
+        for (name, bytes) in CHECKPOINT_FILES.into_iter().zip([&state.model, &state.optimizer]) {
             writer.start_file(name)?;
             writer.write(bytes)?;
         }
-        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3: state.weights_blake3 })?;
+        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3 })?;
         self.recorder.event(&Event::Checkpoint { step: state.step })?;
         self.recorder.run_dir().prune_checkpoints(self.keep)?;
         Ok(())

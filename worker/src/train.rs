@@ -11,10 +11,16 @@ use common::run_dir::{Evaluation, StepMetrics};
 use std::sync::Arc;
 
 use crate::clock::StepClock;
-use crate::data::{EvalLoader, LoaderOptions, TrainLoader};
+use crate::data::{EvalLoader, TrainLoader};
 use crate::exchange::{Exchange, Totals};
 use crate::job::Job;
 use crate::replica::{Replica, State};
+
+/// A state to store, with the digest of its weights.
+pub struct Snapshot {
+    pub state: State,
+    pub weights_blake3: String,
+}
 
 /// Who keeps the record: the coordinator, or this process itself.
 pub trait Record {
@@ -23,7 +29,7 @@ pub trait Record {
     fn skipped(&mut self, name: &str, problem: &str) -> Result<()>;
     /// Stores a checkpoint, if it is this one's to store; may return before it
     /// is stored.
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> State) -> Result<()>;
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()>;
     /// Whether this worker was asked to stop.
     fn stop_requested(&self) -> bool;
 }
@@ -31,7 +37,6 @@ pub trait Record {
 /// Runs the steps from `first` to the end of the job, or until some rank is
 /// asked to stop. Returns the number of committed steps.
 pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, record: &mut dyn Record, first: u64) -> Result<u64> {
-    let options = LoaderOptions::for_threads(replica.threads());
     let mut loader = TrainLoader::start(
         Arc::clone(source),
         job.plan.clone(),
@@ -41,7 +46,7 @@ pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: 
         job.config.seed,
         first,
         job.length.steps,
-        options,
+        job.loader_options(),
     );
     let mut step = first;
     while step < job.length.steps {
@@ -82,7 +87,7 @@ pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: 
             record.evaluation(&evaluation)?;
         }
         if job.checkpoints_after(step) || all.stop {
-            record.checkpoint(&mut || replica.export(step))?;
+            record.checkpoint(&mut || Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() }))?;
         }
         if all.stop {
             break;
@@ -103,10 +108,9 @@ fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
 /// no padding. Every rank returns the same result.
 pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
-    let options = LoaderOptions::for_threads(replica.threads());
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
     let mut loader =
-        EvalLoader::start(Arc::clone(source), Split::Val, job.evaluation(), batch, job.config.data.pixels.clone(), job.config.data.on_corrupt(), options);
+        EvalLoader::start(Arc::clone(source), Split::Val, job.evaluation(), batch, job.config.data.pixels.clone(), job.config.data.on_corrupt(), job.loader_options());
     let mut mine = Totals::default();
     while let Some(batch) = loader.next()? {
         let sums = replica.evaluate(&batch.images, &batch.labels)?;

@@ -1,0 +1,59 @@
+# What people type. `make` alone lists it.
+#
+# FLEX=1 builds without libtorch, on burn's pure-Rust backend: it needs nothing
+# but cargo and a C compiler, and is slower.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup libtorch build data train test test-flex lint bench clean-runs
+
+ifdef FLEX
+TARGET := target/flex
+CARGO_ARGS := --release --target-dir $(TARGET) --no-default-features --features flex
+LIBTORCH_STEP := setup
+else
+TARGET := target
+CARGO_ARGS := --release --target-dir $(TARGET)
+LIBTORCH_STEP := libtorch
+endif
+BIN := $(TARGET)/release
+
+help: ## list what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## check for the tools that the build needs, install what is missing
+	@scripts/setup.sh
+
+libtorch: setup ## fetch libtorch into the user's cache (once)
+	@scripts/libtorch.sh
+
+build: $(LIBTORCH_STEP) ## build both binaries
+	cargo build $(CARGO_ARGS) -p worker -p coordinator
+
+data: build ## fetch Fashion-MNIST
+	@$(BIN)/worker data get fashion-mnist --into data/fashion-mnist || \
+	  echo "Fashion-MNIST could not be fetched: training will use generated pictures"
+
+train: data ## train AlexNet on two local workers: the whole thing, one command
+	@if [ -e data/fashion-mnist/classes.txt ]; then config=configs/alexnet-fashion.toml; else config=configs/alexnet-synthetic.toml; fi; \
+	echo "$(BIN)/coordinator local $$config --workers 2"; \
+	$(BIN)/coordinator local $$config --workers 2
+
+test: libtorch ## all tests
+	cargo build --release --workspace
+	cargo test --release --workspace
+
+test-flex: setup ## build without libtorch, train and test on the flex device
+	scripts/test-flex.sh
+
+lint: libtorch ## format, clippy, docs, licences
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
+	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; else echo "cargo-deny is not installed: licences were not checked"; fi
+
+bench: build ## throughput of the training step and of the ring
+	cargo run --release -p worker --example step -- --size 128 --batch 64 --precision bf16
+	cargo run --release -p common --example all_reduce -- --world 2
+
+clean-runs: ## remove all run directories
+	rm -rf runs
