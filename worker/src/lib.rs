@@ -1,4 +1,7 @@
-pub fn f() {
-    let d = burn::tensor::Device::libtorch();
-    let _ = burn::tensor::Tensor::<1>::zeros([1], &d);
-}
+//! Models, their compute devices, the optimizer and the training step of Ringleader.
+
+pub mod device;
+pub mod models;
+pub mod optim;
+pub mod replica;
+pub mod schedule;
