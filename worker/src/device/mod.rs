@@ -1,0 +1,176 @@
+//! Which device computes, and what only its library can do.
+//!
+//! Everything that is libtorch's alone lies in one submodule behind the feature
+//! `libtorch`, so that another burn backend can take its place.
+
+#[cfg(feature = "libtorch")]
+pub(crate) mod libtorch;
+
+/// A device that this build and this machine have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeDevice {
+    /// libtorch on the CPU.
+    #[cfg(feature = "libtorch")]
+    Cpu,
+    /// libtorch on the CUDA device with this index.
+    #[cfg(feature = "libtorch")]
+    Cuda(usize),
+    /// burn's pure-Rust CPU backend.
+    #[cfg(feature = "flex")]
+    Flex,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DeviceError {
+    #[error("device `{0}` is unknown: use auto, cpu, cuda:N or flex")]
+    Unknown(String),
+    #[error("this build has no libtorch: device `{0}` needs the cargo feature `libtorch`; use `flex`")]
+    NoLibtorch(String),
+    #[error("this build has no burn-flex: device `flex` needs the cargo feature `flex`")]
+    NoFlex,
+    #[error("this build has no compute device: build with the cargo feature `libtorch` or `flex`")]
+    None,
+    #[error(
+        "libtorch sees no CUDA device {index} (found {found}): check the driver, and that LIBTORCH was a CUDA build when this was built"
+    )]
+    NoCuda { index: usize, found: usize },
+}
+
+impl ComputeDevice {
+    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, or `flex`. `auto` is CUDA device 0
+    /// where libtorch sees one, else the CPU with libtorch, else flex.
+    ///
+    /// # Errors
+    /// The name is unknown, or this build or this machine has no such device.
+    pub fn parse(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Self::auto(),
+            "cpu" => Self::cpu(),
+            "flex" => Self::flex(),
+            "cuda" => Self::cuda(text, 0),
+            _ => match text.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(index)) => Self::cuda(text, index),
+                _ => Err(DeviceError::Unknown(text.to_owned())),
+            },
+        }
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn auto() -> Result<Self, DeviceError> {
+        Ok(if libtorch::cuda_devices() > 0 { Self::Cuda(0) } else { Self::Cpu })
+    }
+
+    #[cfg(not(feature = "libtorch"))]
+    fn auto() -> Result<Self, DeviceError> {
+        Self::flex().map_err(|_| DeviceError::None)
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn cpu() -> Result<Self, DeviceError> {
+        Ok(Self::Cpu)
+    }
+
+    #[cfg(not(feature = "libtorch"))]
+    fn cpu() -> Result<Self, DeviceError> {
+        Err(DeviceError::NoLibtorch("cpu".to_owned()))
+    }
+
+    #[cfg(feature = "libtorch")]
+    fn cuda(_text: &str, index: usize) -> Result<Self, DeviceError> {
+        let found = libtorch::cuda_devices();
+        if index < found { Ok(Self::Cuda(index)) } else { Err(DeviceError::NoCuda { index, found }) }
+    }
+
+    #[cfg(not(feature = "libtorch"))]
+    fn cuda(text: &str, _index: usize) -> Result<Self, DeviceError> {
+        Err(DeviceError::NoLibtorch(text.to_owned()))
+    }
+
+    #[cfg(feature = "flex")]
+    fn flex() -> Result<Self, DeviceError> {
+        Ok(Self::Flex)
+    }
+
+    #[cfg(not(feature = "flex"))]
+    fn flex() -> Result<Self, DeviceError> {
+        Err(DeviceError::NoFlex)
+    }
+
+    /// Makes the device's library compute with `threads` threads. Call it once,
+    /// before the first tensor: flex cannot change its mind later.
+    pub fn set_threads(self, threads: usize) {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cpu | Self::Cuda(_) => libtorch::set_threads(threads),
+            // An error says that the pool exists already: the first call decides.
+            #[cfg(feature = "flex")]
+            Self::Flex => drop(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()),
+        }
+    }
+
+    /// This device as burn's.
+    pub(crate) fn burn(self) -> burn::tensor::Device {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cpu => libtorch::device(None),
+            #[cfg(feature = "libtorch")]
+            Self::Cuda(index) => libtorch::device(Some(index)),
+            #[cfg(feature = "flex")]
+            Self::Flex => burn::tensor::Device::flex(),
+        }
+    }
+
+    /// One line for logs.
+    pub fn describe(self) -> String {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cpu => format!("CPU with libtorch, {} compute threads", libtorch::threads()),
+            #[cfg(feature = "libtorch")]
+            Self::Cuda(index) => format!("CUDA device {index} of {} with libtorch", libtorch::cuda_devices()),
+            #[cfg(feature = "flex")]
+            Self::Flex => format!("CPU with burn-flex, {} compute threads", rayon::current_num_threads()),
+        }
+    }
+}
+
+/// The name that [`ComputeDevice::parse`] reads.
+impl std::fmt::Display for ComputeDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cpu => f.write_str("cpu"),
+            #[cfg(feature = "libtorch")]
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "flex")]
+            Self::Flex => f.write_str("flex"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_are_refused() {
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
+            assert_eq!(ComputeDevice::parse(text), Err(DeviceError::Unknown(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn devices_read_back_from_their_names() {
+        for text in ["auto", "cpu", "flex"] {
+            if let Ok(device) = ComputeDevice::parse(text) {
+                assert_eq!(ComputeDevice::parse(&device.to_string()), Ok(device));
+            }
+        }
+    }
+
+    #[cfg(feature = "libtorch")]
+    #[test]
+    fn a_missing_gpu_is_an_error_that_counts_the_present_ones() {
+        let found = libtorch::cuda_devices();
+        assert_eq!(ComputeDevice::parse("cuda:999"), Err(DeviceError::NoCuda { index: 999, found }));
+    }
+}

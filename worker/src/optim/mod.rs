@@ -1,0 +1,163 @@
+//! SGD with momentum, Adam and AdamW over flat host slices, fused: one pass over
+//! gradient, weights and state per step. It knows no tensor and no network; the
+//! result does not depend on the number of threads.
+
+mod kernels;
+#[cfg(test)]
+mod tests;
+
+use common::config::{OptimizerKind, TrainConfig};
+use rayon::prelude::*;
+
+use kernels::{AdamStep, SgdStep};
+pub(crate) use kernels::{bf16_to_f32, f32_to_bf16};
+
+/// Values that one thread works on at a time. Fixed, so that partial sums are the
+/// same however many threads there are.
+const CHUNK: usize = 1 << 16;
+
+/// An optimizer and its state for a flat vector of weights.
+#[derive(Debug)]
+pub struct Optimizer {
+    settings: TrainConfig,
+    /// SGD: the momentum. Adam and AdamW: first and second moment.
+    slots: Vec<Vec<f32>>,
+    pool: rayon::ThreadPool,
+}
+
+/// A gradient that holds a NaN or an infinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotFinite {
+    /// Which of the gradient's buckets.
+    pub bucket: usize,
+    /// Its place in the flat vector.
+    pub at: usize,
+}
+
+impl Optimizer {
+    /// An optimizer of `total` weights with zero state, working with `threads` threads.
+    ///
+    /// # Errors
+    /// The threads could not be started.
+    pub fn new(train: &TrainConfig, total: usize, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("optimizer-{i}")).build()?;
+        let slots = slot_names(train.optimizer).iter().map(|_| vec![0.0; total]).collect();
+        Ok(Self { settings: train.clone(), slots, pool })
+    }
+
+    /// The state by name, each as long as the weights.
+    pub fn state(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
+        slot_names(self.settings.optimizer).iter().copied().zip(self.slots.iter().map(Vec::as_slice))
+    }
+
+    /// The state to be overwritten, by name.
+    pub fn state_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut [f32])> {
+        slot_names(self.settings.optimizer).iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
+    }
+
+    /// The Euclidean norm of a gradient given as buckets, summed in f64.
+    ///
+    /// # Errors
+    /// The first value, in the order of the flat vector, that is not finite.
+    pub fn norm(&self, gradient: &[Vec<f32>]) -> Result<f64, NotFinite> {
+        let (mut sum, mut start) = (0.0, 0);
+        for (bucket, values) in gradient.iter().enumerate() {
+            let partial: Vec<f64> = self.pool.install(|| values.par_chunks(CHUNK).map(kernels::sum_of_squares).collect());
+            let total: f64 = partial.iter().sum();
+            // Squares of f32 cannot overflow an f64 sum.
+            if !total.is_finite() {
+                let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                return Err(NotFinite { bucket, at: start + at });
+            }
+            sum += total;
+            start += values.len();
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// Update number `step` (from 0) of `weights` with `factor * gradient`. `mirror`,
+    /// where given, receives the new weights as bf16. All are as long as the
+    /// weights, the gradient's buckets back to back.
+    pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[Vec<f32>], step: u64, lr: f64, factor: f64) {
+        let total: usize = gradient.iter().map(Vec::len).sum();
+        assert_eq!(total, weights.len(), "the gradient's buckets must cover the weights");
+        let mut tasks = Vec::with_capacity(total / CHUNK + gradient.len());
+        let (mut weights, mut mirror) = (weights, mirror);
+        let mut slots: Vec<&mut [f32]> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
+        for gradient in gradient.iter().flat_map(|bucket| bucket.chunks(CHUNK)) {
+            let n = gradient.len();
+            tasks.push(Task {
+                gradient,
+                weights: weights.split_off_mut(..n).unwrap_or_default(),
+                mirror: mirror.as_mut().and_then(|m| m.split_off_mut(..n)),
+                slots: slots.iter_mut().map(|s| s.split_off_mut(..n).unwrap_or_default()).collect(),
+            });
+        }
+        let rule = Rule::new(&self.settings, step, lr, factor);
+        self.pool.install(|| tasks.into_par_iter().for_each(|task| rule.apply(task)));
+    }
+}
+
+/// The names under which an optimizer's state is saved.
+fn slot_names(kind: OptimizerKind) -> &'static [&'static str] {
+    match kind {
+        OptimizerKind::Sgd => &["momentum"],
+        OptimizerKind::Adam | OptimizerKind::Adamw => &["m", "v"],
+    }
+}
+
+/// One chunk of everything that an update touches.
+struct Task<'a> {
+    gradient: &'a [f32],
+    weights: &'a mut [f32],
+    mirror: Option<&'a mut [u16]>,
+    slots: Vec<&'a mut [f32]>,
+}
+
+enum Rule {
+    Sgd(SgdStep),
+    Adam(AdamStep),
+}
+
+impl Rule {
+    fn new(settings: &TrainConfig, step: u64, lr: f64, factor: f64) -> Self {
+        let decoupled = settings.optimizer == OptimizerKind::Adamw;
+        match settings.optimizer {
+            OptimizerKind::Sgd => Self::Sgd(SgdStep {
+                lr: lr as f32,
+                factor: factor as f32,
+                momentum: settings.momentum as f32,
+                weight_decay: settings.weight_decay as f32,
+            }),
+            OptimizerKind::Adam | OptimizerKind::Adamw => {
+                let updates = (step + 1) as f64;
+                let (correct1, correct2) = (1.0 - settings.beta1.powf(updates), 1.0 - settings.beta2.powf(updates));
+                Self::Adam(AdamStep {
+                    rate: (lr / correct1) as f32,
+                    factor: factor as f32,
+                    beta1: settings.beta1 as f32,
+                    rest1: (1.0 - settings.beta1) as f32,
+                    beta2: settings.beta2 as f32,
+                    rest2: (1.0 - settings.beta2) as f32,
+                    root_correct2: correct2.sqrt() as f32,
+                    epsilon: settings.epsilon as f32,
+                    weight_decay: if decoupled { 0.0 } else { settings.weight_decay as f32 },
+                    shrink: if decoupled { (1.0 - lr * settings.weight_decay) as f32 } else { 1.0 },
+                })
+            }
+        }
+    }
+
+    fn apply(&self, task: Task<'_>) {
+        let Task { gradient, weights, mirror, mut slots } = task;
+        match (self, slots.as_mut_slice()) {
+            (Self::Sgd(step), [momentum]) => kernels::sgd(step, weights, gradient, momentum),
+            (Self::Adam(step), [m, v]) => kernels::adam(step, weights, gradient, m, v),
+            _ => unreachable!("slots are made for the optimizer's kind"),
+        }
+        // The chunk just written is still in the cache.
+        if let Some(mirror) = mirror {
+            f32_to_bf16(weights, mirror);
+        }
+    }
+}

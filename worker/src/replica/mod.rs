@@ -1,0 +1,269 @@
+//! A worker's copy of the training state: the model, its f32 master weights and
+//! the optimizer's state. It computes gradients and applies updates; it knows
+//! nothing of workers, shards or files.
+
+mod autodiff;
+pub(crate) mod engine;
+mod layout;
+mod loss;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use common::config::{ModelConfig, TrainConfig};
+
+use crate::device::ComputeDevice;
+use crate::models::{InputShape, Model, initial_weights};
+use crate::optim::{NotFinite, Optimizer, f32_to_bf16};
+use engine::Engine;
+pub use engine::Phases;
+pub use layout::{ParamLayout, ParamSpec};
+pub use loss::Sums;
+pub use state::State;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    #[error("{images} image values for {labels} labels: each image has {per_image}")]
+    Batch { images: usize, labels: usize, per_image: usize },
+    #[error("label {label} of sample {index} in the batch is not one of the {classes} classes: check the data set's class list")]
+    Label { index: usize, label: i32, classes: usize },
+    #[error("the gradient's buckets hold {found} values, the model has {expected} weights")]
+    GradientSize { found: usize, expected: usize },
+    #[error(
+        "the gradient of `{parameter}` (bucket {bucket}) is NaN or infinite at step {step}: lower train.lr, or set train.clip_norm or a warm-up"
+    )]
+    NotFinite { parameter: String, bucket: usize, step: u64 },
+    #[error("parameter `{parameter}` has no gradient: the model does not use it")]
+    NoGradient { parameter: String },
+    #[error("the saved state does not fit: {0}")]
+    State(String),
+    #[error("the compute device failed: {0}")]
+    Compute(String),
+    #[error("an earlier failure left this replica without a usable model: make a new one")]
+    Broken,
+    #[error("cannot start the optimizer's threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// A batch of pictures.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Images<'a> {
+    /// `[n, channels, size, size]`
+    pub(crate) values: &'a [f32],
+    pub(crate) n: usize,
+    pub(crate) input: InputShape,
+}
+
+impl Images<'_> {
+    pub(crate) fn shape(&self) -> [usize; 4] {
+        [self.n, self.input.channels, self.input.image_size, self.input.image_size]
+    }
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateReport {
+    /// Euclidean norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    pub clipped: bool,
+}
+
+pub struct Replica {
+    engine: Box<dyn Engine>,
+    layout: ParamLayout,
+    optimizer: Optimizer,
+    train: TrainConfig,
+    input: InputShape,
+    /// Updates applied so far.
+    step: u64,
+    phases: Phases,
+}
+
+/// Zeros handed to the sink at a time for an empty batch.
+const ZEROS: [f32; 4096] = [0.0; 4096];
+
+impl Replica {
+    /// A replica with the initial weights of `seed`, ready for step 0.
+    ///
+    /// The optimizer uses `train.threads` threads, by default all cores. Set the
+    /// device's own threads first: [`ComputeDevice::set_threads`].
+    ///
+    /// # Errors
+    /// Threads could not be started.
+    pub fn new(
+        model: &ModelConfig,
+        train: &TrainConfig,
+        input: InputShape,
+        seed: u64,
+        device: ComputeDevice,
+    ) -> Result<Self, ReplicaError> {
+        let layout = ParamLayout::of(&Model::new(model, input, &device.burn()));
+        let weights = initial_weights(&layout, seed);
+        let engine: Box<dyn Engine> = match device {
+            #[cfg(feature = "libtorch")]
+            ComputeDevice::Cpu => Box::new(crate::device::libtorch::LibtorchEngine::new(model, input, train.precision, &weights, None)),
+            #[cfg(feature = "libtorch")]
+            ComputeDevice::Cuda(i) => {
+                Box::new(crate::device::libtorch::LibtorchEngine::new(model, input, train.precision, &weights, Some(i)))
+            }
+            #[cfg(feature = "flex")]
+            ComputeDevice::Flex => Box::new(autodiff::AutodiffEngine::new(model, input, train.precision, weights, device.burn())),
+        };
+        let threads = train.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
+        let optimizer = Optimizer::new(train, layout.total(), threads)?;
+        Ok(Self { engine, layout, optimizer, train: train.clone(), input, step: 0, phases: Phases::default() })
+    }
+    pub fn layout(&self) -> &ParamLayout {
+        &self.layout
+    }
+
+    /// The f32 master weights, flat.
+    pub fn weights(&self) -> &[f32] {
+        self.engine.weights()
+    }
+
+    /// Updates applied so far: the step that comes next.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Where the time of the last [`gradient`](Self::gradient) went.
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// Forward and backward of one batch: `images` `[n, channels, size, size]`,
+    /// `labels` `[n]`, n may be 0.
+    ///
+    /// The gradient of `scale` times the summed loss goes to `sink` as spans
+    /// (offset in the flat vector, values) that together cover it once, the
+    /// classifier's before those of the features, while the latter are still to
+    /// be computed. Label smoothing and dropout (from `dropout_seed`) are active.
+    /// The loss may be NaN or infinite; [`update`](Self::update) refuses what
+    /// comes of it.
+    ///
+    /// # Errors
+    /// The batch does not fit the model, or the device failed.
+    pub fn gradient(
+        &mut self,
+        images: &[f32],
+        labels: &[i32],
+        scale: f32,
+        dropout_seed: u64,
+        sink: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<Sums, ReplicaError> {
+        let images = self.batch(images, labels)?;
+        if labels.is_empty() {
+            let total = self.layout.total();
+            (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, &ZEROS[..ZEROS.len().min(total - at)]));
+            self.phases = Phases::default();
+            return Ok(Sums::default());
+        }
+        let smoothing = self.train.label_smoothing as f32;
+        let mut sums = Sums::default();
+        let mut head = |logits: &[f32]| {
+            let mut slope = vec![0.0; logits.len()];
+            sums = loss::cross_entropy(logits, labels, smoothing, scale, Some(&mut slope));
+            slope
+        };
+        self.phases = self.engine.gradient(images, dropout_seed, &mut head, sink)?;
+        Ok(sums)
+    }
+
+    /// Applies update number `step` with the summed gradient of all workers, given
+    /// as buckets: contiguous spans that cover the flat vector in order.
+    ///
+    /// # Errors
+    /// The gradient has the wrong size or is not finite; the weights are unchanged.
+    pub fn update(&mut self, gradient: &[Vec<f32>], step: u64, lr: f64) -> Result<UpdateReport, ReplicaError> {
+        let (found, expected) = (gradient.iter().map(Vec::len).sum(), self.layout.total());
+        if found != expected {
+            return Err(ReplicaError::GradientSize { found, expected });
+        }
+        let grad_norm = self.optimizer.norm(gradient).map_err(|NotFinite { bucket, at }| ReplicaError::NotFinite {
+            parameter: self.layout.param_at(at).map_or_else(String::new, |p| p.name().to_owned()),
+            bucket,
+            step,
+        })?;
+        let limit = self.train.clip_norm.filter(|&limit| grad_norm > limit);
+        let factor = limit.map_or(1.0, |limit| limit / grad_norm);
+        let optimizer = &mut self.optimizer;
+        self.engine.write(&mut |weights, mirror| optimizer.step(weights, mirror, gradient, step, lr, factor));
+        self.step = step + 1;
+        Ok(UpdateReport { grad_norm, clipped: limit.is_some() })
+    }
+
+    /// The sums of one batch without dropout and label smoothing; shapes as in
+    /// [`gradient`](Self::gradient).
+    ///
+    /// # Errors
+    /// The batch does not fit the model, or the device failed.
+    pub fn evaluate(&self, images: &[f32], labels: &[i32]) -> Result<Sums, ReplicaError> {
+        let images = self.batch(images, labels)?;
+        if labels.is_empty() {
+            return Ok(Sums::default());
+        }
+        Ok(loss::cross_entropy(&self.engine.logits(images)?, labels, 0.0, 1.0, None))
+    }
+
+    /// Weights, optimizer state and step.
+    ///
+    /// # Errors
+    /// Serialisation failed.
+    pub fn export(&self) -> Result<State, ReplicaError> {
+        let slots: Vec<_> = self.optimizer.state().map(|(slot, values)| (format!("{slot}/"), values)).collect();
+        Ok(State {
+            step: self.step,
+            model: state::write(&self.layout, &[(String::new(), self.weights())], None)?,
+            optimizer: state::write(&self.layout, &slots, Some(self.step))?,
+        })
+    }
+
+    /// Takes over another replica's state.
+    ///
+    /// # Errors
+    /// It is malformed or another model's or optimizer's; this replica is unchanged.
+    pub fn import(&mut self, state: &State) -> Result<(), ReplicaError> {
+        let step = state::step_of(&state.optimizer)?;
+        if step != state.step {
+            return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
+        }
+        let prefixes: Vec<_> = self.optimizer.state().map(|(slot, _)| format!("{slot}/")).collect();
+        let slots = state::read(&self.layout, &prefixes, &state.optimizer)?;
+        self.import_weights(&state.model)?;
+        for ((_, values), slot) in self.optimizer.state_mut().zip(slots) {
+            values.copy_from_slice(&slot);
+        }
+        self.step = step;
+        Ok(())
+    }
+
+    /// Takes over weights only (safetensors, as in [`State::model`]), to evaluate or predict.
+    ///
+    /// # Errors
+    /// They are malformed or another model's; this replica is unchanged.
+    pub fn import_weights(&mut self, model: &[u8]) -> Result<(), ReplicaError> {
+        let parts = state::read(&self.layout, &[String::new()], model)?;
+        self.engine.write(&mut |weights, mirror| {
+            parts.iter().for_each(|new| weights.copy_from_slice(new));
+            if let Some(mirror) = mirror {
+                f32_to_bf16(weights, mirror);
+            }
+        });
+        Ok(())
+    }
+
+    /// A fingerprint of the weights: equal on workers that hold the same bytes.
+    pub fn weights_blake3(&self) -> String {
+        state::weights_blake3(&self.layout, self.weights())
+    }
+
+    fn batch<'a>(&self, images: &'a [f32], labels: &[i32]) -> Result<Images<'a>, ReplicaError> {
+        let per_image = self.input.values();
+        if images.len() != labels.len() * per_image {
+            return Err(ReplicaError::Batch { images: images.len(), labels: labels.len(), per_image });
+        }
+        loss::check_labels(labels, self.input.classes)?;
+        Ok(Images { values: images, n: labels.len(), input: self.input })
+    }
+}

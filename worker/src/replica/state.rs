@@ -1,0 +1,93 @@
+//! Weights and optimizer state as safetensors bytes, and back.
+
+use std::collections::HashMap;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::{ParamLayout, ReplicaError};
+
+/// The whole state after some step, as it is sent to other workers and saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Steps that were applied.
+    pub step: u64,
+    /// safetensors: each parameter by its name, f32.
+    pub model: Vec<u8>,
+    /// safetensors: `SLOT/PARAMETER`, f32; `step` in the metadata.
+    pub optimizer: Vec<u8>,
+}
+
+/// Key of the step in the optimizer's metadata.
+const STEP: &str = "step";
+
+/// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values.
+pub(super) fn write(layout: &ParamLayout, parts: &[(String, &[f32])], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
+    let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
+    let mut views = Vec::new();
+    for (prefix, values) in parts {
+        for param in layout.params() {
+            let bytes = bytemuck::cast_slice(&values[param.range()]);
+            let view = TensorView::new(Dtype::F32, param.shape().to_vec(), bytes).map_err(broken)?;
+            views.push((format!("{prefix}{}", param.name()), view));
+        }
+    }
+    let metadata = step.map(|step| HashMap::from([(STEP.to_owned(), step.to_string())]));
+    safetensors::serialize(views, metadata).map_err(broken)
+}
+
+/// The step in an optimizer's metadata.
+pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
+    let step = metadata.metadata().as_ref().and_then(|m| m.get(STEP)).and_then(|step| step.parse().ok());
+    step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
+}
+
+/// The flat vectors of `prefixes` (as given to [`write`]), checked by name, type and shape.
+pub(super) fn read(layout: &ParamLayout, prefixes: &[String], bytes: &[u8]) -> Result<Vec<Vec<f32>>, ReplicaError> {
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
+    let expected = prefixes.len() * layout.params().len();
+    if tensors.len() != expected {
+        return Err(ReplicaError::State(format!("it has {} tensors, this model needs {expected}", tensors.len())));
+    }
+    let mut parts = Vec::with_capacity(prefixes.len());
+    for prefix in prefixes {
+        let mut flat = vec![0f32; layout.total()];
+        for param in layout.params() {
+            let name = format!("{prefix}{}", param.name());
+            let tensor = tensors.tensor(&name).map_err(|_| ReplicaError::State(format!("it has no tensor `{name}`")))?;
+            if tensor.dtype() != Dtype::F32 || tensor.shape() != param.shape() {
+                let (dtype, shape) = (tensor.dtype(), tensor.shape());
+                return Err(ReplicaError::State(format!(
+                    "tensor `{name}` is {dtype:?} {shape:?}, this model needs F32 {:?}",
+                    param.shape()
+                )));
+            }
+            bytemuck::cast_slice_mut(&mut flat[param.range()]).copy_from_slice(tensor.data());
+        }
+        parts.push(flat);
+    }
+    Ok(parts)
+}
+
+/// BLAKE3 over the parameters in name order: the name's length and bytes, the
+/// number of dimensions and each of them, the values; integers as u64, all
+/// little-endian.
+pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> String {
+    let mut params: Vec<_> = layout.params().iter().collect();
+    params.sort_by_key(|p| p.name());
+    let mut hasher = blake3::Hasher::new();
+    for param in params {
+        hasher.update(&(param.name().len() as u64).to_le_bytes());
+        hasher.update(param.name().as_bytes());
+        hasher.update(&(param.shape().len() as u64).to_le_bytes());
+        for &dimension in param.shape() {
+            hasher.update(&(dimension as u64).to_le_bytes());
+        }
+        hasher.update(bytemuck::cast_slice(&weights[param.range()]));
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+// The formats above are little-endian; so is every device that libtorch runs on.
+#[cfg(target_endian = "big")]
+compile_error!("weights are saved and hashed as they lie in memory, which must be little-endian");

@@ -1,0 +1,288 @@
+//! Every test runs on all devices that this build has, on a narrow AlexNet.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use common::config::{AlexnetConfig, AlexnetPreset, OptimizerKind, Precision};
+use common::seed;
+
+use super::*;
+
+const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
+const BATCH: usize = 6;
+
+fn devices() -> Vec<ComputeDevice> {
+    let devices: Vec<_> = ["cpu", "flex"].iter().filter_map(|name| ComputeDevice::parse(name).ok()).collect();
+    assert!(!devices.is_empty());
+    devices
+}
+
+fn model(dropout: f64, preset: AlexnetPreset) -> ModelConfig {
+    ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout })
+}
+
+fn train() -> TrainConfig {
+    TrainConfig { threads: Some(2), weight_decay: 0.0, ..TrainConfig::default() }
+}
+
+fn replica(dropout: f64, train: &TrainConfig, device: ComputeDevice) -> Replica {
+    Replica::new(&model(dropout, AlexnetPreset::Notes), train, INPUT, 1, device).unwrap()
+}
+
+fn batch(n: usize, place: u64) -> (Vec<f32>, Vec<i32>) {
+    let mut rng = seed::stream(9, "test batch", &[place]);
+    let images = (0..n * INPUT.values()).map(|_| 4.0 * seed::unit(&mut rng) - 2.0).collect();
+    let labels = (0..n).map(|_| seed::below(&mut rng, INPUT.classes as u32) as i32).collect();
+    (images, labels)
+}
+
+/// The flat gradient; also checks that the sink was handed every value once.
+fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, dropout_seed: u64) -> (Vec<f32>, Sums) {
+    let mut flat = vec![f32::NAN; replica.layout().total()];
+    let mut handed = 0;
+    let sums = replica
+        .gradient(images, labels, scale, dropout_seed, &mut |at, span| {
+            flat[at..at + span.len()].copy_from_slice(span);
+            handed += span.len();
+        })
+        .unwrap();
+    assert_eq!(handed, flat.len());
+    assert!(flat.iter().all(|g| g.is_finite()));
+    (flat, sums)
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Distance of two vectors relative to the length of the first.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let difference: Vec<f32> = a.iter().zip(b).map(|(a, b)| a - b).collect();
+    norm(&difference) / norm(a)
+}
+
+#[test]
+fn gradient_matches_finite_differences_in_every_parameter() {
+    for device in devices() {
+        for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
+            let smoothed = TrainConfig { label_smoothing: 0.1, ..train() };
+            let mut replica = Replica::new(&model(0.0, preset), &smoothed, INPUT, 1, device).unwrap();
+            let (images, labels) = batch(BATCH, 0);
+            let (flat, _) = gradient(&mut replica, &images, &labels, 1.0, 0);
+            for param in replica.layout().clone().params() {
+                let slope = norm(&flat[param.range()]);
+                // Along the gradient the loss changes by its norm per unit.
+                let mut loss_at = |distance: f64| {
+                    let kept = replica.weights().to_vec();
+                    replica.engine.write(&mut |weights, _| {
+                        for (w, g) in weights[param.range()].iter_mut().zip(&flat[param.range()]) {
+                            *w += (distance * f64::from(*g) / slope) as f32;
+                        }
+                    });
+                    let loss = gradient(&mut replica, &images, &labels, 1.0, 0).1.loss;
+                    replica.engine.write(&mut |weights, _| weights.copy_from_slice(&kept));
+                    loss
+                };
+                let step = 2e-3 / slope.max(1.0);
+                let measured = (loss_at(step) - loss_at(-step)) / (2.0 * step);
+                assert!((measured / slope - 1.0).abs() < 0.03, "{device} {preset:?} {}: {measured} is not {slope}", param.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn devices_agree_on_loss_and_gradient_with_dropout() {
+    let results: Vec<_> = devices()
+        .into_iter()
+        .map(|device| {
+            let mut replica = replica(0.5, &train(), device);
+            let (images, labels) = batch(BATCH, 0);
+            gradient(&mut replica, &images, &labels, 0.25, 3)
+        })
+        .collect();
+    for (flat, sums) in &results[1..] {
+        assert!((sums.loss - results[0].1.loss).abs() < 1e-4);
+        assert!(distance(&results[0].0, flat) < 1e-4);
+    }
+}
+
+#[cfg(feature = "libtorch")]
+#[test]
+fn libtorchs_own_autograd_agrees_with_burns() {
+    let (images, labels) = batch(BATCH, 0);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let train = TrainConfig { precision, ..train() };
+        let mut native = replica(0.5, &train, ComputeDevice::Cpu);
+        let mut burns = replica(0.5, &train, ComputeDevice::Cpu);
+        let weights = native.weights().to_vec();
+        let device = ComputeDevice::Cpu.burn();
+        burns.engine = Box::new(autodiff::AutodiffEngine::new(&model(0.5, AlexnetPreset::Notes), INPUT, precision, weights, device));
+        let (expected, _) = gradient(&mut burns, &images, &labels, 1.0, 3);
+        let (found, _) = gradient(&mut native, &images, &labels, 1.0, 3);
+        let tolerance = if precision == Precision::F32 { 1e-4 } else { 0.05 };
+        assert!(distance(&expected, &found) < tolerance, "{precision:?}: {}", distance(&expected, &found));
+    }
+}
+
+#[test]
+fn halves_of_a_batch_add_up() {
+    for device in devices() {
+        let mut replica = replica(0.0, &train(), device);
+        let (images, labels) = batch(BATCH, 0);
+        let (whole, sums) = gradient(&mut replica, &images, &labels, 1.0 / BATCH as f32, 0);
+        let half = BATCH / 2;
+        let (images0, images1) = images.split_at(half * INPUT.values());
+        let (first, mut added) = gradient(&mut replica, images0, &labels[..half], 1.0 / BATCH as f32, 0);
+        let (second, other) = gradient(&mut replica, images1, &labels[half..], 1.0 / BATCH as f32, 0);
+        let total: Vec<f32> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
+        assert!(distance(&whole, &total) < 1e-4, "{device}: {}", distance(&whole, &total));
+        added += other;
+        assert!((added.loss - sums.loss).abs() < 1e-3);
+        assert_eq!((added.top1, added.top5, added.count), (sums.top1, sums.top5, sums.count));
+    }
+}
+
+#[test]
+fn an_empty_batch_has_a_zero_gradient() {
+    for device in devices() {
+        let mut replica = replica(0.5, &train(), device);
+        let (flat, sums) = gradient(&mut replica, &[], &[], 1.0, 0);
+        assert!(flat.iter().all(|&g| g == 0.0));
+        assert_eq!(sums, Sums::default());
+        assert_eq!(replica.evaluate(&[], &[]).unwrap(), Sums::default());
+    }
+}
+
+#[test]
+fn dropout_follows_its_seed_and_is_off_in_evaluation() {
+    for device in devices() {
+        let mut replica = replica(0.5, &train(), device);
+        let (images, labels) = batch(BATCH, 0);
+        let first = gradient(&mut replica, &images, &labels, 1.0, 7);
+        assert!(first == gradient(&mut replica, &images, &labels, 1.0, 7));
+        assert!(first != gradient(&mut replica, &images, &labels, 1.0, 8));
+        let evaluated = replica.evaluate(&images, &labels).unwrap();
+        assert_eq!(evaluated, replica.evaluate(&images, &labels).unwrap());
+        let mut without = self::replica(0.0, &train(), device);
+        let (_, sums) = gradient(&mut without, &images, &labels, 1.0, 7);
+        assert!((sums.loss - evaluated.loss).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn loss_falls_in_both_precisions() {
+    for device in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let train = TrainConfig { precision, ..train() };
+            let mut replica = replica(0.1, &train, device);
+            let (images, labels) = batch(BATCH, 0);
+            let mut losses = Vec::new();
+            for step in 0..20 {
+                let (flat, sums) = gradient(&mut replica, &images, &labels, 1.0 / BATCH as f32, step);
+                losses.push(sums.loss / BATCH as f64);
+                let (front, back) = flat.split_at(1000);
+                replica.update(&[front.to_vec(), back.to_vec()], step, 0.02).unwrap();
+            }
+            assert!(losses[19] < 0.6 * losses[0], "{device} {precision:?}: {losses:?}");
+            assert_eq!(replica.step(), 20);
+        }
+    }
+}
+
+fn trained(optimizer: OptimizerKind, precision: Precision, device: ComputeDevice) -> (Replica, TrainConfig) {
+    let train = TrainConfig { optimizer, precision, ..train() };
+    let mut replica = replica(0.5, &train, device);
+    let (images, labels) = batch(BATCH, 0);
+    for step in 0..2 {
+        let (flat, _) = gradient(&mut replica, &images, &labels, 0.1, step);
+        replica.update(&[flat], step, 1e-3).unwrap();
+    }
+    (replica, train)
+}
+
+#[test]
+fn exported_state_goes_on_bit_for_bit() {
+    for device in devices() {
+        for (optimizer, precision) in
+            [(OptimizerKind::Sgd, Precision::F32), (OptimizerKind::Adam, Precision::Bf16), (OptimizerKind::Adamw, Precision::F32)]
+        {
+            let (mut one, train) = trained(optimizer, precision, device);
+            let mut other = Replica::new(&model(0.5, AlexnetPreset::Notes), &train, INPUT, 2, device).unwrap();
+            assert_ne!(one.weights_blake3(), other.weights_blake3());
+            let state = one.export().unwrap();
+            other.import(&state).unwrap();
+            assert_eq!(other.step(), 2);
+            assert!(other.export().unwrap() == state);
+            assert_eq!(one.weights_blake3(), other.weights_blake3());
+            let (images, labels) = batch(BATCH, 1);
+            for replica in [&mut one, &mut other] {
+                let (flat, _) = gradient(replica, &images, &labels, 0.1, 2);
+                replica.update(&[flat], 2, 1e-3).unwrap();
+            }
+            assert_eq!(one.weights_blake3(), other.weights_blake3());
+            assert!(one.export().unwrap() == other.export().unwrap());
+        }
+    }
+}
+
+#[test]
+fn state_of_another_model_or_optimizer_is_refused_and_changes_nothing() {
+    let device = devices()[0];
+    let (mut replica, _) = trained(OptimizerKind::Sgd, Precision::F32, device);
+    let before = replica.export().unwrap();
+    let (adam, _) = trained(OptimizerKind::Adam, Precision::F32, device);
+    let wide = Replica::new(&model(0.5, AlexnetPreset::Torchvision), &train(), INPUT, 1, device).unwrap();
+    for state in [
+        adam.export().unwrap(),
+        wide.export().unwrap(),
+        State { model: vec![1, 2, 3], ..before.clone() },
+        State { step: 9, ..before.clone() },
+    ] {
+        assert!(matches!(replica.import(&state), Err(ReplicaError::State(_))));
+    }
+    assert!(replica.export().unwrap() == before);
+}
+
+#[test]
+fn gradients_that_are_not_finite_are_refused_by_name() {
+    let mut replica = replica(0.0, &train(), devices()[0]);
+    let before = replica.weights_blake3();
+    let bad = replica.layout().params()[2].range().start;
+    assert_eq!(replica.layout().params()[2].name(), "conv2.weight");
+    let mut gradient = vec![vec![0.0; 10], vec![0.0; replica.layout().total() - 10]];
+    gradient[1][bad - 10] = f32::NAN;
+    match replica.update(&gradient, 5, 0.1) {
+        Err(ReplicaError::NotFinite { parameter, bucket: 1, step: 5 }) => assert_eq!(parameter, "conv2.weight"),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(replica.update(&gradient[..1], 5, 0.1), Err(ReplicaError::GradientSize { found: 10, .. })));
+    assert_eq!((replica.weights_blake3(), replica.step()), (before, 0));
+}
+
+#[test]
+fn clipping_scales_the_gradient_to_its_limit() {
+    let plain = TrainConfig { momentum: 0.0, ..train() };
+    let clipped = TrainConfig { clip_norm: Some(0.5), ..plain.clone() };
+    let mut moved = Vec::new();
+    for train in [plain, clipped] {
+        let mut replica = replica(0.0, &train, devices()[0]);
+        let before = replica.weights().to_vec();
+        let report = replica.update(&[vec![1e-2; before.len()]], 0, 1.0).unwrap();
+        let expected = 1e-2 * (before.len() as f64).sqrt();
+        assert!((report.grad_norm / expected - 1.0).abs() < 1e-5);
+        assert_eq!(report.clipped, train.clip_norm.is_some());
+        let change: Vec<f32> = before.iter().zip(replica.weights()).map(|(a, b)| a - b).collect();
+        moved.push((norm(&change), expected));
+    }
+    assert!((moved[0].0 / moved[0].1 - 1.0).abs() < 1e-3);
+    assert!((moved[1].0 / 0.5 - 1.0).abs() < 1e-3, "{moved:?}");
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    let mut replica = replica(0.0, &train(), devices()[0]);
+    let (images, labels) = batch(2, 0);
+    let short = replica.gradient(&images[1..], &labels, 1.0, 0, &mut |_, _| ());
+    assert!(matches!(short, Err(ReplicaError::Batch { labels: 2, .. })));
+    let unknown = replica.evaluate(&images, &[0, 10]);
+    assert!(matches!(unknown, Err(ReplicaError::Label { index: 1, label: 10, classes: 10 })));
+}
