@@ -4,7 +4,7 @@
 //! It knows neither burn nor sockets.
 
 use common::net::{Ring, RingError};
-use common::ring::BucketLayout;
+use common::ring::{BucketLayout, STATISTICS};
 
 /// The statistics bucket: what ranks sum beside the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -24,16 +24,15 @@ impl Totals {
     fn encode(self) -> Vec<f32> {
         let coarse = self.loss as f32;
         let fine = (self.loss - f64::from(coarse)) as f32;
-        vec![coarse, fine, self.top1 as f32, self.top5 as f32, self.count as f32, f32::from(u8::from(self.stop))]
+        let mut values = vec![0.0; STATISTICS];
+        values[..6].copy_from_slice(&[coarse, fine, self.top1 as f32, self.top5 as f32, self.count as f32, f32::from(u8::from(self.stop))]);
+        values
     }
 
     fn decode(values: &[f32]) -> Self {
         let at = |i: usize| f64::from(values.get(i).copied().unwrap_or_default());
         Self { loss: at(0) + at(1), top1: at(2) as u64, top5: at(3) as u64, count: at(4) as u64, stop: at(5) > 0.0 }
     }
-
-    /// Elements in the statistics bucket.
-    pub const LEN: usize = 6;
 }
 
 /// Collects one gradient at a time and has the ring sum it.
@@ -50,7 +49,7 @@ pub struct Exchange {
 
 impl Exchange {
     pub fn new(ring: Ring, layout: BucketLayout) -> Self {
-        let buckets: Vec<Vec<f32>> = layout.ranges().map(|r| vec![0.0; r.len()]).collect();
+        let buckets: Vec<Vec<f32>> = (0..layout.len()).map(|b| vec![0.0; layout.range(b).len()]).collect();
         let missing = buckets.iter().map(Vec::len).collect();
         Self { ring, layout, round: 0, buckets, missing }
     }
@@ -60,7 +59,7 @@ impl Exchange {
     pub fn add(&mut self, offset: usize, span: &[f32]) -> Result<(), RingError> {
         let (mut offset, mut rest) = (offset, span);
         while !rest.is_empty() {
-            let b = self.layout.bucket_of(offset);
+            let b = offset / self.layout.bucket_elements();
             let range = self.layout.range(b);
             let n = rest.len().min(range.end - offset);
             let at = offset - range.start;
@@ -119,6 +118,6 @@ mod tests {
         let back = Totals::decode(&totals.encode());
         assert!((back.loss - totals.loss).abs() < 1e-6);
         assert_eq!(Totals { loss: 0.0, ..back }, Totals { loss: 0.0, ..totals });
-        assert_eq!(totals.encode().len(), Totals::LEN);
+        assert_eq!(totals.encode().len(), STATISTICS);
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use crate::checkpoints;
 use crate::device::ComputeDevice;
-use crate::exchange::{Exchange, Totals};
+use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::join::Link;
 use crate::remote::RemoteSource;
@@ -59,7 +59,7 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
         let state = link.runtime.block_on(checkpoints::get(&link.bulk, generation.first_step))?;
         replica.import(&state)?;
     }
-    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes, Totals::LEN);
+    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
     let mut exchange = Exchange::new(ring, layout);
     tracing::info!("rank {} of {}: shards {:?}", job.rank, job.world, job.shards());

@@ -13,7 +13,7 @@ use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDi
 use common::wire::messages::Finished;
 
 use crate::device::ComputeDevice;
-use crate::exchange::{Exchange, Totals};
+use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::replica::{Replica, State};
 use crate::train::{Record, Snapshot, train};
@@ -45,7 +45,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
         let [model, optimizer] = CHECKPOINT_FILES.map(|name| std::fs::read(checkpoint.path.join(name)));
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
-    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes, Totals::LEN);
+    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let mut exchange = Exchange::new(Ring::alone(), layout);
     let mut recorder = Recorder::new(run_dir, &job.config, job.length, 1, first, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;

@@ -26,6 +26,10 @@ pub struct Snapshot {
 pub trait Record {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()>;
+    /// The samples of this rank that went into a committed step.
+    fn trained(&mut self, _step: u64, _ids: &[u32]) -> Result<()> {
+        Ok(())
+    }
     fn skipped(&mut self, name: &str, problem: &str) -> Result<()>;
     /// Stores a checkpoint, if it is this one's to store; may return before it
     /// is stored.
@@ -75,6 +79,7 @@ pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: 
         let update = replica.update(exchange.gradient(), step, lr).with_context(|| format!("step {step}"))?;
         clock.updated();
 
+        record.trained(step, &batch.ids)?;
         for skipped in &batch.skipped {
             record.skipped(&skipped.name, &skipped.problem)?;
         }

@@ -2,10 +2,24 @@
 //! bytes as they lie on disk: a JPEG or PNG file, or the raw pixels of an IDX
 //! record. Decoding is the worker's business; nothing here knows a codec.
 
-use std::path::PathBuf;
+mod idx;
+mod images;
+mod index_cache;
+mod synthetic;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+use crate::config::{DataConfig, DataSource};
+pub use idx::Idx;
+pub use images::Images;
+pub use synthetic::Synthetic;
 
 /// Which of the two disjoint sets of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -88,6 +102,59 @@ pub enum DatasetError {
     NoSuchSample { id: u32, len: u32 },
     #[error("could not get samples from the coordinator: {0}")]
     Remote(String),
+    #[error(
+        "`{}` does not hold the coordinator's data: {found} there, {expected} at the coordinator; copy the same data, or leave out --data to stream it", path.display()
+    )]
+    OtherData { path: PathBuf, found: String, expected: String },
+}
+
+impl DatasetError {
+    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    fn invalid(path: &Path, problem: String) -> Self {
+        Self::Invalid { path: path.to_owned(), problem }
+    }
+}
+
+/// Opens the dataset of a config. `progress` hears how far a long listing is.
+pub fn open(config: &DataConfig, seed: u64, progress: &dyn Fn(Progress)) -> Result<Arc<dyn SampleSource>, DatasetError> {
+    Ok(match &config.source {
+        DataSource::Images { path, val_fraction, .. } => Arc::new(Images::open(path, *val_fraction, seed, progress)?),
+        DataSource::Idx { path } => Arc::new(Idx::open(path)?),
+        DataSource::Synthetic { classes, train, val } => Arc::new(Synthetic::new(*classes, *train, *val, config.pixels.image_size, seed)),
+    })
+}
+
+/// Opens a local copy and accepts it only if it is the data that `expected`
+/// describes.
+pub fn open_matching(config: &DataConfig, seed: u64, expected: &DatasetInfo) -> Result<Arc<dyn SampleSource>, DatasetError> {
+    let source = open(config, seed, &|_| {})?;
+    let found = source.info();
+    if found != expected {
+        let describe = |info: &DatasetInfo| {
+            let print: String = info.fingerprint.chars().take(12).collect();
+            format!("{} classes with {} + {} samples (fingerprint {print})", info.classes.len(), info.train, info.val)
+        };
+        let path = config.path().unwrap_or(Path::new("generated data")).to_owned();
+        return Err(DatasetError::OtherData { path, found: describe(found), expected: describe(expected) });
+    }
+    Ok(source)
+}
+
+fn check_id(id: u32, len: u32) -> Result<(), DatasetError> {
+    if id < len { Ok(()) } else { Err(DatasetError::NoSuchSample { id, len }) }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "training",
+            Self::Val => "validation",
+        })
+    }
 }
 
 /// How far the indexing of a dataset is.

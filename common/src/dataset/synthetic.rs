@@ -1,0 +1,78 @@
+//! Generated pictures: each class is a pattern of its own, shifted and under
+//! noise. For trying things where there is no data, and for tests.
+
+use bytes::Bytes;
+use rand_chacha::rand_core::RngCore;
+
+use super::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use crate::seed::{self, below, unit};
+
+/// Waves that make up a class's pattern in each channel.
+const WAVES: usize = 3;
+
+/// A dataset that is computed, not read. Sample i has the label `i % classes`.
+pub struct Synthetic {
+    info: DatasetInfo,
+    side: u32,
+    seed: u64,
+    /// Per class and channel: waves as (x frequency, y frequency, phase).
+    patterns: Vec<[[(f32, f32, f32); WAVES]; 3]>,
+}
+
+impl Synthetic {
+    /// `side` is the width and height of the pictures.
+    pub fn new(classes: u32, train: u32, val: u32, side: u32, seed: u64) -> Self {
+        let patterns = (0..classes)
+            .map(|class| {
+                let mut rng = seed::stream(seed, "synthetic pattern", &[u64::from(class)]);
+                [(); 3].map(|()| [(); WAVES].map(|()| (unit(&mut rng) * 4.0, unit(&mut rng) * 4.0, unit(&mut rng))))
+            })
+            .collect();
+        let identity = format!("synthetic {classes} {train} {val} {side} {seed}");
+        let info = DatasetInfo {
+            format: SampleFormat::Raw { height: side, width: side, channels: 3 },
+            classes: (0..classes).map(|c| format!("pattern {c}")).collect(),
+            train,
+            val,
+            fingerprint: blake3::hash(identity.as_bytes()).to_hex().to_string(),
+        };
+        Self { info, side, seed, patterns }
+    }
+
+    fn picture(&self, split: Split, id: u32, label: u32) -> Bytes {
+        let mut rng = seed::stream(self.seed, "synthetic sample", &[split as u64, u64::from(id)]);
+        let side = self.side as usize;
+        let (dx, dy) = (below(&mut rng, 1 + self.side / 4) as f32, below(&mut rng, 1 + self.side / 4) as f32);
+        let mut noise = vec![0; side * side * 3];
+        rng.fill_bytes(&mut noise);
+        for (i, value) in noise.iter_mut().enumerate() {
+            let (x, y, channel) = (i / 3 % side, i / 3 / side, i % 3);
+            let (x, y) = ((x as f32 + dx) / self.side as f32, (y as f32 + dy) / self.side as f32);
+            let waves = &self.patterns[label as usize][channel];
+            let wave: f32 = waves.iter().map(|(fx, fy, phase)| (std::f32::consts::TAU * (fx * x + fy * y + phase)).sin()).sum();
+            // The pattern spans half of the range, noise the other half.
+            *value = (64.0 + 21.0 * (wave + 3.0)) as u8 / 2 + *value / 2;
+        }
+        Bytes::from(noise)
+    }
+}
+
+impl SampleSource for Synthetic {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        ids.iter()
+            .map(|&id| {
+                check_id(id, self.info.len(split))?;
+                let label = id % self.info.classes.len() as u32;
+                Ok(Sample { id, label, bytes: self.picture(split, id, label) })
+            })
+            .collect()
+    }
+
+    fn name(&self, split: Split, id: u32) -> String {
+        format!("generated picture {id} of the {split} set")
+    }
+}

@@ -1,0 +1,193 @@
+//! Coordinator and workers in one process, over real QUIC on free ports: what
+//! was trained on, and what happens to peers that do not belong.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+
+use common::config::Config;
+use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Split};
+use common::net::{Authority, Endpoint, Role, Token};
+use common::run_dir::RunDir;
+use coordinator::serve::{Outcome, Run, serve};
+use worker::join::{JoinOptions, join};
+
+const CONFIG: &str = r#"
+name = "in-process"
+[model]
+kind = "alexnet"
+width = 0.0625
+[data]
+kind = "synthetic"
+classes = 3
+train = 50
+val = 11
+image_size = 64
+[train]
+epochs = 2
+global_batch = 14
+shards = 7
+threads = 1
+"#;
+
+/// A running coordinator, the address to join it at, and its token.
+struct Served {
+    addr: SocketAddr,
+    token: Token,
+    outcome: tokio::task::JoinHandle<anyhow::Result<Outcome>>,
+    folder: tempfile::TempDir,
+}
+
+async fn start(workers: u32, set: &[&str]) -> Served {
+    let set: Vec<String> = set.iter().map(|&s| s.to_owned()).chain([format!("cluster.min_workers={workers}")]).collect();
+    let config = Config::parse(CONFIG, "test", &set).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::create(&folder.path().join("run"), &config).unwrap();
+    let authority = Authority::open(&folder.path().join("keys")).unwrap();
+    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity("coordinator").unwrap(), Role::Coordinator(authority.clone())).unwrap();
+    let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+    let addr = endpoint.local_addr().unwrap();
+    let (_keep, interrupts) = tokio::sync::mpsc::channel(1);
+    let outcome = tokio::spawn(async move {
+        let _keep = _keep;
+        serve(Run { config, source, run_dir, quiet: true }, endpoint, interrupts).await
+    });
+    Served { addr, token: authority.token(), outcome, folder }
+}
+
+fn options(served: &Served, rank: u32) -> JoinOptions {
+    JoinOptions {
+        coordinator: served.addr,
+        token: served.token.clone(),
+        data: None,
+        device: "auto".to_owned(),
+        ring_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        advertise: None,
+        preferred_rank: Some(rank),
+        cache_dir: served.folder.path().join("cache"),
+        cache_bytes: 1 << 20,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn three_workers_finish_with_one_digest() {
+    let served = start(3, &[]).await;
+    let (_keep, stop) = tokio::sync::watch::channel(false);
+    let workers: Vec<_> = (0..3).map(|rank| tokio::spawn(join(options(&served, rank), stop.clone()))).collect();
+    for worker in workers {
+        worker.await.unwrap().unwrap();
+    }
+    // The coordinator fails the run if the digests differ.
+    let outcome = served.outcome.await.unwrap().unwrap();
+    assert_eq!((outcome.summary.world, outcome.summary.steps, outcome.summary.samples), (3, 8, 100));
+    assert!(outcome.summary.bytes_sent > 0 && !outcome.stopped);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_another_run_is_refused() {
+    let (served, other) = (start(1, &[]).await, start(1, &[]).await);
+    let (_keep, stop) = tokio::sync::watch::channel(false);
+    let wrong = JoinOptions { token: other.token.clone(), ..options(&served, 0) };
+    let error = format!("{:#}", join(wrong, stop).await.unwrap_err());
+    assert!(error.contains("token"), "{error}");
+    served.outcome.abort();
+    other.outcome.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_asks_to_stop_ends_the_run_cleanly_with_a_checkpoint() {
+    let served = start(2, &["train.epochs=1000"]).await;
+    let (ask, stop) = tokio::sync::watch::channel(false);
+    let workers: Vec<_> = (0..2).map(|rank| tokio::spawn(join(options(&served, rank), stop.clone()))).collect();
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    ask.send_replace(true);
+    for worker in workers {
+        worker.await.unwrap().unwrap();
+    }
+    let outcome = served.outcome.await.unwrap().unwrap();
+    assert!(outcome.summary.steps < 4000);
+    let newest = std::fs::read_dir(outcome.run_dir.join("checkpoints")).unwrap().count();
+    assert!(newest >= 1);
+}
+
+/// A source that notes what is read from it, below what a worker trains on.
+struct Noted {
+    inner: Arc<dyn SampleSource>,
+    read: Mutex<Vec<u32>>,
+}
+
+impl SampleSource for Noted {
+    fn info(&self) -> &DatasetInfo {
+        self.inner.info()
+    }
+
+    fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        if split == Split::Train {
+            self.read.lock().unwrap().extend(ids);
+        }
+        self.inner.read(split, ids)
+    }
+
+    fn name(&self, split: Split, id: u32) -> String {
+        self.inner.name(split, id)
+    }
+}
+
+/// What a run trained on, step by step.
+#[derive(Default)]
+struct Trained {
+    ids: Vec<(u64, Vec<u32>)>,
+    steps: u64,
+}
+
+impl worker::train::Record for Trained {
+    fn trained(&mut self, step: u64, ids: &[u32]) -> anyhow::Result<()> {
+        self.ids.push((step, ids.to_vec()));
+        Ok(())
+    }
+    fn step(&mut self, _: &common::run_dir::StepMetrics) -> anyhow::Result<()> {
+        self.steps += 1;
+        Ok(())
+    }
+    fn evaluation(&mut self, evaluation: &common::run_dir::Evaluation) -> anyhow::Result<()> {
+        assert_eq!(evaluation.samples, 11, "every validation sample once, none padded");
+        Ok(())
+    }
+    fn skipped(&mut self, name: &str, problem: &str) -> anyhow::Result<()> {
+        panic!("{name}: {problem}")
+    }
+    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::train::Snapshot>) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_workers_trained_on_is_every_sample_once_an_epoch() {
+    use common::net::Ring;
+    use common::ring::BucketLayout;
+    use worker::{device::ComputeDevice, exchange::Exchange, job::Job, replica::Replica, train::train};
+
+    let config = Config::parse(CONFIG, "test", &[]).unwrap();
+    let inner = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+    let source = Arc::new(Noted { inner, read: Mutex::default() });
+    let info = source.info().clone();
+    let job = Job::new(config.clone(), info.clone(), 0, 1).unwrap();
+    let device = ComputeDevice::parse("auto").unwrap();
+    let mut replica = Replica::new(&config.model, &config.train, Job::input(&config, &info), config.seed, device).unwrap();
+    let layout = BucketLayout::new(replica.layout().total(), config.cluster.bucket_bytes);
+    let mut exchange = Exchange::new(Ring::alone(), layout);
+    let mut record = Trained::default();
+    let shared: Arc<dyn SampleSource> = source.clone();
+    assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, 0).unwrap(), 8);
+    for epoch in 0..2 {
+        let mut ids: Vec<u32> = record.ids.iter().filter(|(step, _)| step / 4 == epoch).flat_map(|(_, ids)| ids.clone()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..50).collect::<Vec<_>>(), "epoch {epoch}");
+    }
+    assert_eq!(record.steps, 8);
+    assert_eq!(source.read.lock().unwrap().len(), 100, "nothing is read twice");
+}
