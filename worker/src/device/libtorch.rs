@@ -265,7 +265,7 @@ unsafe fn slice<T>(tensor: &tch::Tensor, len: usize) -> &[T] {
 /// The memory of a tensor, to be written.
 ///
 /// # Safety
-/// As [`slice`], and nothing else reads it while the slice lives.
+/// As `slice`, and nothing else reads it while the slice lives.
 unsafe fn slice_mut<T>(tensor: &mut tch::Tensor, len: usize) -> &mut [T] {
     if len == 0 {
         return &mut [];
