@@ -123,11 +123,12 @@ impl LibtorchEngine {
             let (offset, len) = (spec.range().start, spec.range().len());
             assert_eq!(grad.numel(), len, "gradient of {}", spec.name());
             match grad.kind() {
+                // SAFETY: f32, contiguous, in host memory; `grad` outlives the slice.
                 Kind::Float => sink(offset, unsafe { slice(&grad, len) }),
                 kind => {
                     assert_eq!(kind, Kind::BFloat16, "gradient of {}", spec.name());
-                    part.resize(CONVERT.min(len.max(part.len())), 0.0);
-                    // SAFETY: the kind was checked, `grad` outlives the slice.
+                    part.resize(CONVERT, 0.0);
+                    // SAFETY: as above, of 16 bits each.
                     let grad: &[u16] = unsafe { slice(&grad, len) };
                     for (i, from) in grad.chunks(CONVERT).enumerate() {
                         let to = &mut part[..from.len()];
@@ -264,7 +265,7 @@ unsafe fn slice<T>(tensor: &tch::Tensor, len: usize) -> &[T] {
 /// The memory of a tensor, to be written.
 ///
 /// # Safety
-/// As [`slice`], and nothing else reads it while the slice lives.
+/// As `slice`, and nothing else reads it while the slice lives.
 unsafe fn slice_mut<T>(tensor: &mut tch::Tensor, len: usize) -> &mut [T] {
     if len == 0 {
         return &mut [];

@@ -102,7 +102,7 @@ vectorised! {
 
 vectorised! {
     /// bf16 (given by its bits) to f32: exact.
-    pub(crate) fn bf16_to_f32(from: &[u16], to: &mut [f32]) {
+    pub fn bf16_to_f32(from: &[u16], to: &mut [f32]) {
         for (to, &from) in to.iter_mut().zip(from) {
             *to = f32::from_bits(u32::from(from) << 16);
         }
@@ -111,7 +111,7 @@ vectorised! {
 
 vectorised! {
     /// f32 to the bits of the nearest bf16, ties to even; a NaN stays one.
-    pub(crate) fn f32_to_bf16(from: &[f32], to: &mut [u16]) {
+    pub fn f32_to_bf16(from: &[f32], to: &mut [u16]) {
         for (to, from) in to.iter_mut().zip(from) {
             let bits = from.to_bits();
             let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;

@@ -10,7 +10,7 @@ use common::config::{OptimizerKind, TrainConfig};
 use rayon::prelude::*;
 
 use kernels::{AdamStep, SgdStep};
-pub(crate) use kernels::{bf16_to_f32, f32_to_bf16};
+pub use kernels::{bf16_to_f32, f32_to_bf16};
 
 /// Values that one thread works on at a time. Fixed, so that partial sums are the
 /// same however many threads there are.

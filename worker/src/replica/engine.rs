@@ -13,7 +13,7 @@ pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
 /// Whoever writes the one must write the other.
 pub(crate) type Write<'a> = &'a mut dyn FnMut(&mut [f32], Option<&mut [u16]>);
 
-/// Seconds that the parts of the last [`Engine::gradient`] took.
+/// Seconds that the parts of the last `gradient` took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Phases {
     /// Input copy, forward pass and loss.

@@ -42,7 +42,7 @@ pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
     step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
 }
 
-/// The flat vectors of `prefixes` (as given to [`write`]), checked by name, type and shape.
+/// The flat vectors of `prefixes` (as given to `write`), checked by name, type and shape.
 pub(super) fn read(layout: &ParamLayout, prefixes: &[String], bytes: &[u8]) -> Result<Vec<Vec<f32>>, ReplicaError> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
     let expected = prefixes.len() * layout.params().len();
