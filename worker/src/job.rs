@@ -2,14 +2,15 @@
 //! the config, the dataset and its rank. Pure.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use common::config::Config;
-use common::dataset::DatasetInfo;
+use common::dataset::{DatasetInfo, SampleSource};
 use common::plan::{Plan, evaluation_range, owned_shards};
 use common::recorder::{Length, plan};
 use common::seed;
 
-use crate::data::LoaderOptions;
+use crate::data::{Input, LoaderOptions};
 use crate::models::InputShape;
 use crate::schedule::learning_rate;
 
@@ -49,6 +50,11 @@ impl Job {
     /// would only take cores from the model.
     pub fn loader_options(&self) -> LoaderOptions {
         LoaderOptions { threads: Self::threads(&self.config).clamp(1, 8), prefetch_steps: PREFETCH_STEPS }
+    }
+
+    /// The samples of `source` as this run sees them.
+    pub fn samples(&self, source: &Arc<dyn SampleSource>) -> Input {
+        Input { source: Arc::clone(source), pixels: self.config.data.pixels.clone(), on_corrupt: self.config.data.on_corrupt() }
     }
 
     /// The shards this rank owns.

@@ -6,7 +6,7 @@
 //! every rank. The loop needs nobody's word to go on: the ring is the barrier.
 
 use anyhow::{Context, Result, bail};
-use common::dataset::{SampleSource, Split};
+use common::dataset::SampleSource;
 use common::run_dir::{Evaluation, StepMetrics};
 use std::sync::Arc;
 
@@ -41,17 +41,7 @@ pub trait Record {
 /// Runs the steps from `first` to the end of the job, or until some rank is
 /// asked to stop. Returns the number of committed steps.
 pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, record: &mut dyn Record, first: u64) -> Result<u64> {
-    let mut loader = TrainLoader::start(
-        Arc::clone(source),
-        job.plan.clone(),
-        job.shards(),
-        job.config.data.pixels.clone(),
-        job.config.data.on_corrupt(),
-        job.config.seed,
-        first,
-        job.length.steps,
-        job.loader_options(),
-    );
+    let mut loader = TrainLoader::start(job.samples(source), job.plan.clone(), job.shards(), job.config.seed, first..job.length.steps, job.loader_options())?;
     let mut step = first;
     while step < job.length.steps {
         let mut clock = StepClock::start();
@@ -114,8 +104,7 @@ fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
 /// no padding. Every rank returns the same result.
 pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
-    let mut loader =
-        EvalLoader::start(Arc::clone(source), Split::Val, job.evaluation(), batch, job.config.data.pixels.clone(), job.config.data.on_corrupt(), job.loader_options());
+    let mut loader = EvalLoader::start(job.samples(source), job.evaluation(), batch, job.loader_options())?;
     let mut mine = Totals::default();
     while let Some(batch) = loader.next()? {
         let sums = replica.evaluate(&batch.images, &batch.labels)?;

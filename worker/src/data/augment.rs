@@ -1,0 +1,100 @@
+//! What is done to one picture: drawn first, applied later (`render`), so that
+//! each half can be looked at and tested by itself.
+
+use common::config::{Augment, Pixels};
+use common::seed::unit;
+use rand_chacha::rand_core::RngCore;
+
+/// How often a random crop is tried before the largest central one is taken.
+const CROP_ATTEMPTS: u32 = 10;
+
+/// Krizhevsky et al. 2012, section 4.1: principal components of ImageNet's RGB
+/// values in 0..1 units (as published with fb.resnet.torch), a column each.
+const LIGHTING_VALUES: [f32; 3] = [0.2175, 0.0188, 0.0045];
+const LIGHTING_VECTORS: [[f32; 3]; 3] = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]];
+
+/// One change of colour, as it was drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Colour {
+    /// Multiplies every channel.
+    Brightness(f32),
+    /// Multiplies the distance from the picture's mean grey.
+    Contrast(f32),
+    /// Red is multiplied by 1 + this, blue by 1 - this.
+    Temperature(f32),
+    /// Added to the channels, in 0..1 units.
+    Lighting([f32; 3]),
+}
+
+/// Which part of a picture is shown, and how its colours change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    /// Left, top, width and height of the part, in pixels of the picture.
+    pub crop: [f64; 4],
+    pub flip: bool,
+    pub colours: Vec<Colour>,
+}
+
+impl Recipe {
+    /// Draws what the config's `augment` list asks for, in its order.
+    pub fn draw(pixels: &Pixels, width: u32, height: u32, whole: bool, rng: &mut impl RngCore) -> Self {
+        let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, 1.0) };
+        let mut recipe = Self { crop, flip: false, colours: Vec::new() };
+        for augment in &pixels.augment {
+            let factor = |strength: f32, rng: &mut _| 1.0 + strength * (2.0 * unit(rng) - 1.0);
+            match augment {
+                Augment::Crop => recipe.crop = random_crop(pixels, width, height, rng),
+                Augment::Flip => recipe.flip = rng.next_u32() & 1 == 1,
+                Augment::Brightness => recipe.colours.push(Colour::Brightness(factor(pixels.brightness, rng))),
+                Augment::Contrast => recipe.colours.push(Colour::Contrast(factor(pixels.contrast, rng))),
+                Augment::Temperature => recipe.colours.push(Colour::Temperature(factor(pixels.temperature, rng) - 1.0)),
+                Augment::Lighting => recipe.colours.push(Colour::Lighting(lighting(pixels.lighting, rng))),
+            }
+        }
+        recipe
+    }
+
+    /// What evaluation does: the shorter side becomes `image_size * eval_resize`
+    /// pixels, and the centre is taken. `whole` takes all of a small raw picture.
+    pub fn evaluation(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Self {
+        let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, pixels.eval_resize.into()) };
+        Self { crop, flip: false, colours: Vec::new() }
+    }
+}
+
+/// The central square whose side is the picture's shorter side over `zoom`.
+fn centre(width: u32, height: u32, zoom: f64) -> [f64; 4] {
+    let side = f64::from(width.min(height)) / zoom;
+    [(f64::from(width) - side) / 2.0, (f64::from(height) - side) / 2.0, side, side]
+}
+
+/// A crop of random area and aspect ratio (Szegedy et al., "Going Deeper with
+/// Convolutions", 2015).
+fn random_crop(pixels: &Pixels, width: u32, height: u32, rng: &mut impl RngCore) -> [f64; 4] {
+    let (w, h) = (f64::from(width), f64::from(height));
+    let uniform = |[low, high]: [f64; 2], rng: &mut _| low + (high - low) * f64::from(unit(rng));
+    let [low, high] = pixels.crop_ratio.map(f64::from);
+    for _ in 0..CROP_ATTEMPTS {
+        let area = w * h * uniform(pixels.crop_scale.map(f64::from), rng);
+        let ratio = uniform([low.ln(), high.ln()], rng).exp();
+        let (cw, ch) = ((area * ratio).sqrt(), (area / ratio).sqrt());
+        let (x, y) = (unit(rng), unit(rng));
+        if cw <= w && ch <= h && cw >= 1.0 && ch >= 1.0 {
+            return [(w - cw) * f64::from(x), (h - ch) * f64::from(y), cw, ch];
+        }
+    }
+    let ratio = (w / h).clamp(low, high);
+    let (cw, ch) = if w / h < ratio { (w, w / ratio) } else { (h * ratio, h) };
+    [(w - cw) / 2.0, (h - ch) / 2.0, cw, ch]
+}
+
+fn lighting(deviation: f32, rng: &mut impl RngCore) -> [f32; 3] {
+    let alphas = LIGHTING_VALUES.map(|value| value * deviation * normal(rng));
+    LIGHTING_VECTORS.map(|row| row.iter().zip(alphas).map(|(v, a)| v * a).sum())
+}
+
+/// Standard normal (Box and Muller 1958).
+fn normal(rng: &mut impl RngCore) -> f32 {
+    let (u, v) = (1.0 - unit(rng), unit(rng));
+    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+}

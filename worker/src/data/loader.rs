@@ -1,0 +1,134 @@
+//! What training and evaluation ask for: the batches of coming steps, and the
+//! parts of a range of validation samples.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use common::config::{CorruptPolicy, Pixels};
+use common::dataset::{Sample, SampleFormat, SampleSource, Split};
+use common::plan::Plan;
+use common::seed;
+
+use super::augment::Recipe;
+use super::decode::decode;
+use super::pipeline::{Batch, LoadError, LoaderOptions, Make, Pipeline, Skipped};
+use super::render::Renderer;
+
+/// The training batches of some shards, step after step.
+pub struct TrainLoader(Pipeline);
+
+/// Where a loader's samples come from and what is done to them.
+#[derive(Clone)]
+pub struct Input {
+    pub source: Arc<dyn SampleSource>,
+    pub pixels: Pixels,
+    pub on_corrupt: CorruptPolicy,
+}
+
+impl TrainLoader {
+    /// Starts to make the batches of steps `steps` for `shards`. Augmentation is
+    /// drawn from `seed`, step, shard and place in the shard's part of the step.
+    pub fn start(input: Input, plan: Plan, shards: Range<u32>, seed: u64, steps: Range<u64>, options: LoaderOptions) -> Result<Self, LoadError> {
+        let make = || {
+            let mut maker = Maker { input: input.clone(), renderer: Renderer::default() };
+            let (plan, shards) = (plan.clone(), shards.clone());
+            let mut orders: (Option<u64>, Vec<Vec<u32>>) = (None, Vec::new());
+            Box::new(move |step: u64, batch: &mut Batch| {
+                let at = plan.position(step);
+                if orders.0 != Some(at.epoch) {
+                    orders = (Some(at.epoch), shards.clone().map(|shard| plan.shard_order(at.epoch, shard)).collect());
+                }
+                let parts: Vec<(u32, &[u32])> = shards.clone().zip(&orders.1).map(|(shard, order)| (shard, &order[plan.span(at.step_in_epoch, shard)])).collect();
+                let ids: Vec<u32> = parts.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+                let mut samples = maker.input.source.read(Split::Train, &ids)?.into_iter();
+                for (shard, ids) in parts {
+                    let from = batch.labels.len();
+                    for (place, sample) in samples.by_ref().take(ids.len()).enumerate() {
+                        let mut rng = seed::stream(seed, "augment", &[step, shard.into(), place as u64]);
+                        maker.add(batch, Split::Train, &sample, |pixels, width, height, whole| Recipe::draw(pixels, width, height, whole, &mut rng))?;
+                    }
+                    batch.shards.push((shard, from..batch.labels.len()));
+                }
+                Ok(())
+            }) as Make
+        };
+        Pipeline::start(steps.start, steps.end, options, make).map(Self)
+    }
+
+    /// The batch of the next step.
+    pub fn next(&mut self) -> Result<Batch, LoadError> {
+        self.0.next()?.ok_or(LoadError::Ended)
+    }
+
+    /// Gives a used batch back; without this the loader runs out of buffers.
+    pub fn recycle(&self, batch: Batch) {
+        self.0.recycle(batch);
+    }
+}
+
+/// A range of the validation set in parts of `batch` samples.
+pub struct EvalLoader(Pipeline);
+
+impl EvalLoader {
+    pub fn start(input: Input, ids: Range<u32>, batch: u32, options: LoaderOptions) -> Result<Self, LoadError> {
+        let parts = ids.len().div_ceil(batch as usize) as u64;
+        let make = || {
+            let mut maker = Maker { input: input.clone(), renderer: Renderer::default() };
+            let ids = ids.clone();
+            Box::new(move |part: u64, out: &mut Batch| {
+                let start = ids.start + part as u32 * batch;
+                let own: Vec<u32> = (start..start.saturating_add(batch).min(ids.end)).collect();
+                for sample in maker.input.source.read(Split::Val, &own)? {
+                    maker.add(out, Split::Val, &sample, Recipe::evaluation)?;
+                }
+                Ok(())
+            }) as Make
+        };
+        Pipeline::start(0, parts, options, make).map(Self)
+    }
+
+    /// The next part; none after the last.
+    pub fn next(&mut self) -> Result<Option<Batch>, LoadError> {
+        self.0.next()
+    }
+
+    /// Gives a used batch back; without this the loader runs out of buffers.
+    pub fn recycle(&self, batch: Batch) {
+        self.0.recycle(batch);
+    }
+}
+
+/// Decodes and renders samples into a batch.
+struct Maker {
+    input: Input,
+    renderer: Renderer,
+}
+
+impl Maker {
+    fn add(&mut self, batch: &mut Batch, split: Split, sample: &Sample, recipe: impl FnOnce(&Pixels, u32, u32, bool) -> Recipe) -> Result<(), LoadError> {
+        let (source, pixels) = (&self.input.source, &self.input.pixels);
+        let format = source.info().format;
+        let size = pixels.image_size as usize;
+        let from = batch.images.len();
+        let outcome = decode(format, &sample.bytes).map_err(|e| e.to_string()).and_then(|picture| {
+            // Raw sets (MNIST) are cut to size already; their edges count.
+            let whole = matches!(format, SampleFormat::Raw { .. });
+            let recipe = recipe(pixels, picture.width, picture.height, whole);
+            batch.images.resize(from + format.channels() as usize * size * size, 0.0);
+            self.renderer.render(&picture, &recipe, pixels, &mut batch.images[from..])
+        });
+        match (outcome, self.input.on_corrupt) {
+            (Ok(()), _) => {
+                batch.labels.push(sample.label as i32);
+                batch.ids.push(sample.id);
+                Ok(())
+            }
+            (Err(problem), CorruptPolicy::Stop) => Err(LoadError::Corrupt { name: source.name(split, sample.id), problem }),
+            (Err(problem), CorruptPolicy::Skip) => {
+                batch.images.truncate(from);
+                batch.skipped.push(Skipped { id: sample.id, name: source.name(split, sample.id), problem });
+                Ok(())
+            }
+        }
+    }
+}

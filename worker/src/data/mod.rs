@@ -1,0 +1,19 @@
+//! The input pipeline: from undecoded samples to batches of normalised numbers,
+//! on threads of its own, ahead of training and in bounded memory.
+//!
+//! Nothing here knows a model or a device. What a batch holds depends on the
+//! plan and the seed alone, never on the number of threads.
+
+mod augment;
+mod decode;
+mod loader;
+mod pipeline;
+mod render;
+#[cfg(test)]
+mod tests;
+
+pub use augment::Recipe;
+pub use decode::{DecodeError, Picture, decode};
+pub use loader::{EvalLoader, Input, TrainLoader};
+pub use pipeline::{Batch, LoadError, LoaderOptions, Skipped};
+pub use render::Renderer;

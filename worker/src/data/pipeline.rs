@@ -1,0 +1,148 @@
+//! Threads that make batches ahead of time, handed out in order.
+//!
+//! Memory is bounded by the number of buffers: a thread takes an empty one
+//! before it claims the next batch, and gets no other until somebody is done
+//! with one. Because a claim follows the buffer, the batch that is waited for
+//! always has one.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::dataset::DatasetError;
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+/// Samples of one step, or of one part of an evaluation.
+#[derive(Debug, Default, PartialEq)]
+pub struct Batch {
+    /// The step, or the number of the part.
+    pub step: u64,
+    /// `[n, channels, image_size, image_size]`, normalised.
+    pub images: Vec<f32>,
+    /// `[n]`
+    pub labels: Vec<i32>,
+    /// Sample ids, `[n]`.
+    pub ids: Vec<u32>,
+    /// Which places of the batch belong to which shard.
+    pub shards: Vec<(u32, Range<usize>)>,
+    /// Samples that were left out because they do not decode.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A sample that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    pub id: u32,
+    pub name: String,
+    pub problem: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    #[error("`{name}` {problem}; mend or remove it, or set data.on_corrupt = \"skip\"")]
+    Corrupt { name: String, problem: String },
+    #[error("a decoding thread panicked: {0}")]
+    Panicked(String),
+    #[error("could not start a decoding thread: {0}")]
+    Threads(std::io::Error),
+    #[error("the input pipeline ended early")]
+    Ended,
+}
+
+/// How many threads decode, and how many batches may wait decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoaderOptions {
+    pub threads: usize,
+    pub prefetch_steps: usize,
+}
+
+/// Fills a buffer with batch number `.0`.
+pub(super) type Make = Box<dyn FnMut(u64, &mut Batch) -> Result<(), LoadError> + Send>;
+
+/// Batches `first..end`, made by threads and returned in order.
+pub(super) struct Pipeline {
+    next: u64,
+    end: u64,
+    free: Sender<Batch>,
+    made: Receiver<(u64, Result<Batch, LoadError>)>,
+    early: BTreeMap<u64, Result<Batch, LoadError>>,
+}
+
+impl Pipeline {
+    /// `make` is asked for a maker once for each thread. The threads end when
+    /// the pipeline is dropped, after the sample that they are at.
+    pub(super) fn start(first: u64, end: u64, options: LoaderOptions, mut make: impl FnMut() -> Make) -> Result<Self, LoadError> {
+        let threads = options.threads.max(1);
+        let buffers = options.prefetch_steps + threads;
+        let (free, take) = bounded::<Batch>(buffers);
+        let (give, made) = bounded(buffers);
+        for _ in 0..buffers {
+            // The channel has room for all of them.
+            let _ = free.send(Batch::default());
+        }
+        let claim = Arc::new(AtomicU64::new(first));
+        for n in 0..threads {
+            let (take, give, claim, mut make) = (take.clone(), give.clone(), Arc::clone(&claim), make());
+            let work = move || {
+                while let Ok(mut batch) = take.recv() {
+                    let number = claim.fetch_add(1, Ordering::Relaxed);
+                    if number >= end {
+                        break;
+                    }
+                    batch.clear(number);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| make(number, &mut batch)));
+                    let result = match outcome {
+                        Ok(Ok(())) => Ok(batch),
+                        Ok(Err(e)) => Err(e),
+                        Err(panic) => Err(LoadError::Panicked(message(&*panic))),
+                    };
+                    if give.send((number, result)).is_err() {
+                        break;
+                    }
+                }
+            };
+            std::thread::Builder::new().name(format!("decode-{n}")).spawn(work).map_err(LoadError::Threads)?;
+        }
+        Ok(Self { next: first, end, free, made, early: BTreeMap::new() })
+    }
+
+    /// The next batch in order; none after the last.
+    pub(super) fn next(&mut self) -> Result<Option<Batch>, LoadError> {
+        if self.next >= self.end {
+            return Ok(None);
+        }
+        loop {
+            if let Some(result) = self.early.remove(&self.next) {
+                self.next += 1;
+                return result.map(Some);
+            }
+            let (number, result) = self.made.recv().map_err(|_| LoadError::Ended)?;
+            self.early.insert(number, result);
+        }
+    }
+
+    /// Takes a used batch back, so that its memory serves again.
+    pub(super) fn recycle(&self, batch: Batch) {
+        let _ = self.free.try_send(batch);
+    }
+}
+
+impl Batch {
+    fn clear(&mut self, step: u64) {
+        self.step = step;
+        self.images.clear();
+        self.labels.clear();
+        self.ids.clear();
+        self.shards.clear();
+        self.skipped.clear();
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
+}

@@ -1,0 +1,166 @@
+//! Public datasets, fetched and checked. What is there already and right is kept.
+
+mod download;
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use flate2::read::GzDecoder;
+use sha2::{Digest, Sha256};
+
+/// A dataset that consists of four IDX files.
+struct IdxSet {
+    name: &'static str,
+    /// Where its authors publish the .gz files. Plain HTTP is enough: the
+    /// content is checked against the digests below.
+    site: &'static str,
+    /// Debian's package of it, and the folder in that package.
+    package: &'static str,
+    package_folder: &'static str,
+    classes: &'static [&'static str],
+    /// File and SHA-256 of its uncompressed content.
+    files: [(&'static str, &'static str); 4],
+}
+
+/// Xiao, Rasul, Vollgraf: "Fashion-MNIST: a Novel Image Dataset for Benchmarking
+/// Machine Learning Algorithms", 2017.
+const FASHION_MNIST: IdxSet = IdxSet {
+    name: "fashion-mnist",
+    site: "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    package: "dataset-fashion-mnist",
+    package_folder: "usr/share/datasets/fashion-mnist",
+    classes: &["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],
+    files: [
+        ("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+        ("train-labels-idx1-ubyte.gz", "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+        ("t10k-images-idx3-ubyte.gz", "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+        ("t10k-labels-idx1-ubyte.gz", "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+    ],
+};
+
+const KNOWN: [&IdxSet; 1] = [&FASHION_MNIST];
+
+/// Puts `dataset` into the folder `into`.
+pub fn get(dataset: &str, into: &Path) -> Result<()> {
+    let Some(set) = KNOWN.into_iter().find(|s| s.name == dataset) else {
+        let names: Vec<&str> = KNOWN.iter().map(|s| s.name).collect();
+        bail!("`{dataset}` is not a dataset that can be fetched: these are: {}", names.join(", "));
+    };
+    fs::create_dir_all(into).with_context(|| format!("could not create `{}`", into.display()))?;
+    if !complete(set, into) {
+        if let Err(site) = from_site(set, into) {
+            tracing::info!("{site:#}; trying Debian's package");
+            from_debian(set, into).with_context(|| format!("{site:#}")).with_context(|| format!("could not fetch {dataset}"))?;
+        }
+    }
+    // Written last: its presence says that the rest is there and checked.
+    let names = set.classes.join("\n") + "\n";
+    fs::write(into.join("classes.txt"), names).with_context(|| format!("could not write to `{}`", into.display()))?;
+    println!("{dataset} is in {}", into.display());
+    Ok(())
+}
+
+fn complete(set: &IdxSet, folder: &Path) -> bool {
+    set.files.iter().all(|(file, digest)| check(&folder.join(file), digest).is_ok())
+}
+
+/// Compares the digest of a .gz file's content.
+fn check(path: &Path, expected: &str) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("could not open `{}`", path.display()))?;
+    let mut content = GzDecoder::new(file);
+    let (mut hasher, mut chunk) = (Sha256::new(), vec![0; 1 << 16]);
+    loop {
+        let n = content.read(&mut chunk).with_context(|| format!("`{}` is not a whole gzip file", path.display()))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&chunk[..n]);
+    }
+    let found: String = hasher.finalize().iter().map(|b| format!("{b:02x}")).collect();
+    if found != expected {
+        bail!("`{}` is not what it should be: its content has the SHA-256 {found}, not {expected}", path.display());
+    }
+    Ok(())
+}
+
+fn from_site(set: &IdxSet, into: &Path) -> Result<()> {
+    for (file, digest) in set.files {
+        let path = into.join(file);
+        if check(&path, digest).is_ok() {
+            continue;
+        }
+        let part = path.with_extension("gz.part");
+        let url = format!("{}/{file}", set.site);
+        download::resume(&url, &part).with_context(|| format!("could not fetch {url}"))?;
+        if let Err(e) = check(&part, digest) {
+            let _ = fs::remove_file(&part);
+            return Err(e);
+        }
+        fs::rename(&part, &path).with_context(|| format!("could not write `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Unpacks Debian's package without installing it: no root needed.
+fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
+    let work = tempfile::tempdir().context("no temporary folder")?;
+    let download = || run(Command::new("apt-get").args(["download", set.package]).current_dir(work.path()));
+    if let Err(first) = download() {
+        // A new system may not have its package lists yet; root can fetch them.
+        run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download()).map_err(|_| first)?;
+    }
+    let package = files_in(work.path())?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt-get left no package behind")?;
+    let unpacked = work.path().join("unpacked");
+    run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
+    for (file, digest) in set.files {
+        let found = unpacked.join(set.package_folder).join(file);
+        check(&found, digest)?;
+        fs::copy(&found, into.join(file)).with_context(|| format!("could not write to `{}`", into.display()))?;
+    }
+    Ok(())
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("could not run {name}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("{name} failed: {}", text.lines().last().unwrap_or("it gave no reason"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_uncompressed_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.gz");
+        let mut gz = flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::fast());
+        gz.write_all(b"abc").unwrap();
+        gz.finish().unwrap();
+        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        check(&path, digest).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+        assert!(format!("{:#}", check(&path, digest).unwrap_err()).contains("x.gz"));
+    }
+
+    #[test]
+    fn an_unknown_dataset_names_the_known_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(get("mnst", folder.path()).unwrap_err().to_string().contains("fashion-mnist"));
+    }
+}
