@@ -8,4 +8,6 @@
 pub mod config;
 pub mod dataset;
 pub mod plan;
+pub mod ring;
 pub mod seed;
+pub mod wire;
