@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod dataset;
+pub mod net;
 pub mod plan;
 pub mod ring;
 pub mod seed;
