@@ -7,8 +7,10 @@
 
 pub mod config;
 pub mod dataset;
+pub mod net;
 pub mod plan;
 pub mod recorder;
+pub mod ring;
 pub mod run_dir;
 pub mod seed;
 pub mod ui;

@@ -1,14 +1,15 @@
 //! The coordinator's bulk service: samples for workers without a local copy,
 //! and checkpoints to and from the run directory. One request a stream.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::{Context, Result, bail};
 use common::dataset::SampleSource;
 use common::net::Peer;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta};
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_REQUEST, MAX_SAMPLES, split};
-use common::wire::{WireError, read_message, write_message};
+use common::wire::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
@@ -44,14 +45,14 @@ pub async fn serve(service: Arc<BulkService>, peer: Peer) {
         let (service, name, connection) = (Arc::clone(&service), name.clone(), peer.connection.clone());
         tokio::spawn(async move {
             if let Err(e) = answer(&service, send, recv).await {
-                tracing::warn!("a bulk request of {name} failed: {e}");
+                tracing::warn!("a bulk request of {name} failed: {e:#}");
                 connection.close(1u32.into(), b"bad request");
             }
         });
     }
 }
 
-async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStream) -> Result<(), WireError> {
+async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStream) -> Result<()> {
     let Some(request) = read_message::<BulkRequest>(&mut recv, MAX_REQUEST).await? else { return Ok(()) };
     match request {
         BulkRequest::Samples { val, ids } => samples(service, &mut send, val, ids).await?,
@@ -67,23 +68,23 @@ async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStrea
         }
         BulkRequest::GetCheckpoint { step } => get_checkpoint(service, &mut send, step).await?,
     }
-    send.finish().map_err(|e| WireError::Closed(e.to_string()))
+    Ok(send.finish()?)
 }
 
-async fn samples(service: &BulkService, send: &mut SendStream, val: bool, ids: Vec<u32>) -> Result<(), WireError> {
+async fn samples(service: &BulkService, send: &mut SendStream, val: bool, ids: Vec<u32>) -> Result<()> {
     if ids.len() > MAX_SAMPLES {
-        return Err(WireError::Closed(format!("asked for {} samples at once; {MAX_SAMPLES} is the most", ids.len())));
+        bail!("asked for {} samples at once; {MAX_SAMPLES} is the most", ids.len());
     }
-    let _turn = service.reads.acquire().await.map_err(|e| WireError::Closed(e.to_string()))?;
+    let _turn = service.reads.acquire().await?;
     let source = Arc::clone(&service.source);
-    let read = tokio::task::spawn_blocking(move || source.read(split(val), &ids)).await.map_err(|e| WireError::Closed(e.to_string()))?;
+    let read = tokio::task::spawn_blocking(move || source.read(split(val), &ids)).await?;
     match read {
         Ok(samples) => {
             let labels = samples.iter().map(|s| s.label).collect();
             let lengths = samples.iter().map(|s| s.bytes.len() as u64).collect();
             write_message(send, &BulkReply::Samples { labels, lengths }).await?;
             for sample in samples {
-                send.write_chunk(sample.bytes).await.map_err(|e| WireError::Closed(e.to_string()))?;
+                send.write_chunk(sample.bytes).await?;
             }
         }
         Err(e) => write_message(send, &BulkReply::Failed { reason: e.to_string() }).await?,
@@ -120,31 +121,31 @@ async fn put_checkpoint(
     service.news.send(News::Record(Fact::CheckpointStored { step })).await.map_err(|_| "the run is over".to_owned())
 }
 
-async fn get_checkpoint(service: &BulkService, send: &mut SendStream, step: u64) -> Result<(), WireError> {
-    let failed = |path: &PathBuf, e: std::io::Error| WireError::Closed(format!("could not read `{}`: {e}", path.display()));
+async fn get_checkpoint(service: &BulkService, send: &mut SendStream, step: u64) -> Result<()> {
+    let unreadable = |path: &Path| format!("could not read `{}`", path.display());
     let checkpoints = service.checkpoints.clone();
-    let verified = tokio::task::spawn_blocking(move || checkpoints.verify(step)).await.map_err(|e| WireError::Closed(e.to_string()))?;
+    let verified = tokio::task::spawn_blocking(move || checkpoints.verify(step)).await?;
     let folder = match verified {
         Ok(checkpoint) => checkpoint.path,
-        Err(e) => return write_message(send, &BulkReply::Failed { reason: e.to_string() }).await,
+        Err(e) => return Ok(write_message(send, &BulkReply::Failed { reason: e.to_string() }).await?),
     };
     let mut files = Vec::new();
     for name in CHECKPOINT_FILES {
         let path = folder.join(name);
-        let bytes = tokio::fs::metadata(&path).await.map_err(|e| failed(&path, e))?.len();
+        let bytes = tokio::fs::metadata(&path).await.with_context(|| unreadable(&path))?.len();
         files.push(FileSize { name: name.to_owned(), bytes });
     }
     write_message(send, &BulkReply::Checkpoint { files }).await?;
     let mut chunk = vec![0; CHUNK];
     for name in CHECKPOINT_FILES {
         let path = folder.join(name);
-        let mut file = tokio::fs::File::open(&path).await.map_err(|e| failed(&path, e))?;
+        let mut file = tokio::fs::File::open(&path).await.with_context(|| unreadable(&path))?;
         loop {
-            let n = file.read(&mut chunk).await.map_err(|e| failed(&path, e))?;
+            let n = file.read(&mut chunk).await.with_context(|| unreadable(&path))?;
             if n == 0 {
                 break;
             }
-            send.write_all(&chunk[..n]).await.map_err(|e| WireError::Closed(e.to_string()))?;
+            send.write_all(&chunk[..n]).await?;
         }
     }
     Ok(())

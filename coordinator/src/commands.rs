@@ -1,12 +1,16 @@
 //! What each command of `coordinator` does, once its arguments are parsed.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use common::config::Config;
 use common::dataset;
-use common::net::{Authority, Endpoint, Role};
+use common::net::{Authority, COORDINATOR, Endpoint, Role};
 use common::recorder::describe;
 use common::run_dir::RunDir;
 use common::ui::{index_progress, screen};
@@ -44,14 +48,14 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
         config.cluster.min_workers = workers;
         config = Config::parse(&config.to_toml(), "--workers", &[])?;
     }
-    let (run, authority) = prepare(config, &args.run, quiet)?;
-    let identity = authority.identity("coordinator")?;
-    let endpoint = Endpoint::bind(args.listen, &identity, Role::Coordinator(authority.clone()))
-        .with_context(|| format!("could not listen on {}: choose another --listen", args.listen))?;
+    let run = prepare(config, &args.run, quiet)?;
+    let endpoint = Endpoint::bind(args.listen, &run.authority.identity(COORDINATOR)?, Role::Coordinator).context("choose another --listen")?;
     let port = endpoint.local_addr()?.port();
     let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
     println!("run directory: {}", run.run_dir.path().display());
-    println!("join from other machines with:\n\n  worker join {host}:{port} --token {}\n", authority.token());
+    let token = run.authority.token();
+    leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{host}:{port} {token}\n"))?;
+    println!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n");
     serve(run, endpoint, interrupts()).await
 }
 
@@ -65,12 +69,12 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
     }
     let config = Config::parse(&config.to_toml(), "--workers", &[])?;
     let data = config.data.path().map(std::path::Path::to_owned);
-    let (run, authority) = prepare(config, &args.run, log.quiet)?;
-    let identity = authority.identity("coordinator")?;
-    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &identity, Role::Coordinator(authority.clone()))?;
+    let run = prepare(config, &args.run, log.quiet)?;
+    let token = run.authority.token();
+    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &run.authority.identity(COORDINATOR)?, Role::Coordinator)?;
     let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
     let path = run.run_dir.path().to_owned();
-    let mut workers = Workers::start(&launch, endpoint.local_addr()?, &authority.token()).await?;
+    let mut workers = Workers::start(&launch, endpoint.local_addr()?, &token).await?;
     let served = tokio::select! {
         outcome = serve(run, endpoint, interrupts()) => outcome,
         reason = workers.failed() => Err(anyhow!("{reason}; its last lines stand above; the run's files are in `{}`", path.display())),
@@ -80,13 +84,23 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
 }
 
 /// Opens data, run directory and the run's certificate authority.
-fn prepare(config: Config, args: &RunArgs, quiet: bool) -> Result<(Run, Authority)> {
+fn prepare(config: Config, args: &RunArgs, quiet: bool) -> Result<Run> {
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
     let run_dir = RunDir::open(args.run_dir.as_deref(), args.resume, &config)?;
-    let authority = Authority::open(&run_dir.path().join("keys"))?;
-    Ok((Run { config, source, run_dir, quiet }, authority))
+    let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
+    Ok(Run { config, source, run_dir, authority, quiet })
+}
+
+/// Leaves address and token in the run directory, for scripts that start
+/// workers. Like the keys beside it, only the owner may read it.
+fn leave_join_line(path: &Path, line: &str) -> Result<()> {
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(line.as_bytes())
+    };
+    write().with_context(|| format!("could not write `{}`", path.display()))
 }
 
 /// One message for each Ctrl-C or SIGTERM.

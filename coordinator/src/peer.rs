@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Context, Result, bail};
 use common::config::Config;
 use common::net::Peer;
 use common::wire::messages::{Dataset, MAX_CONTROL, ToCoordinator, ToWorker};
-use common::wire::{PROTOCOL, WireError, read_message, write_message};
+use common::wire::{PROTOCOL, read_message, write_message};
 use tokio::sync::mpsc;
 
 use crate::membership::{Input, WorkerId};
@@ -31,15 +32,14 @@ pub struct Shared {
 pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
     let reason = match converse(&shared, &peer, worker).await {
         Ok(()) => "closed its connection".to_owned(),
-        Err(e) => e.to_string(),
+        Err(e) => format!("{e:#}"),
     };
     tracing::debug!("worker {worker}: {reason}");
     // The main loop may be gone already; then nobody needs to know.
     let _ = shared.news.send(News::Membership(Input::Left { worker, reason })).await;
 }
 
-async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<(), WireError> {
-    let lost = |e: quinn::ConnectionError| WireError::Closed(e.to_string());
+async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> {
     let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi())
         .await
         .map_err(|_| WireError::Closed("said nothing".to_owned()))?
@@ -48,7 +48,7 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<(), 
         .await
         .map_err(|_| WireError::Closed("said nothing".to_owned()))??;
     let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank }) = first else {
-        return Err(WireError::Closed("did not say hello".to_owned()));
+        bail!("did not say hello");
     };
     let name = peer.name.clone().unwrap_or_default();
     if protocol != PROTOCOL {
@@ -61,7 +61,7 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<(), 
     let addr = match advertise.as_deref().map(str::parse::<SocketAddr>) {
         None => SocketAddr::new(peer.connection.remote_address().ip().to_canonical(), ring_port),
         Some(Ok(addr)) => addr,
-        Some(Err(_)) => return Err(WireError::Closed("advertised an address that is none".to_owned())),
+        Some(Err(_)) => bail!("advertised an address that is none"),
     };
     write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone() }).await?;
 
@@ -100,10 +100,10 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<(), 
 
 /// A worker's message as news for the main loop. Every message shows that the
 /// worker is alive.
-fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>, WireError> {
+fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>> {
     let alive = News::Membership(Input::Alive { worker });
     Ok(match message {
-        ToCoordinator::Hello { .. } => return Err(WireError::Closed("said hello twice".to_owned())),
+        ToCoordinator::Hello { .. } => bail!("said hello twice"),
         ToCoordinator::Ready { device } => {
             tracing::info!("worker {worker} is ready on {device}");
             vec![News::Membership(Input::Ready { worker })]

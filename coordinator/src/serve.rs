@@ -7,16 +7,19 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::SampleSource;
-use common::net::{Alpn, Endpoint};
+use common::net::enrolment::admit;
+use common::net::{Alpn, Authority, Endpoint, Peer, worker_name};
 use common::recorder::{Length, Recorder, plan};
 use common::run_dir::{Event, RunDir, Summary};
 use common::wire::messages::{Generation, ToWorker};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::bulk::{self, BulkService};
 use crate::membership::{Input, Membership, Output, Rules, WorkerId};
@@ -33,6 +36,8 @@ pub struct Run {
     pub config: Config,
     pub source: Arc<dyn SampleSource>,
     pub run_dir: RunDir,
+    /// Signs the certificates of workers that know its token's secret.
+    pub authority: Arc<Authority>,
     pub quiet: bool,
 }
 
@@ -70,7 +75,7 @@ pub struct Outcome {
 /// Serves `run` on `endpoint` until it is over. `shutdown` resolves once for
 /// each time a person asks to stop.
 pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()>) -> Result<Outcome> {
-    let Run { config, source, run_dir, quiet } = run;
+    let Run { config, source, run_dir, authority, quiet } = run;
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
     let checkpoint = run_dir.newest_checkpoint()?;
@@ -95,6 +100,8 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     let mut outboxes: BTreeMap<WorkerId, mpsc::Sender<ToWorker>> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     let mut next_worker: WorkerId = 0;
+    let enrolled = Arc::new(AtomicU64::new(0));
+    let mut conversations = JoinSet::new();
     let mut stops = 0;
     let mut ended: Option<Result<Vec<common::wire::messages::Finished>, String>> = None;
     let mut interrupted = false;
@@ -106,10 +113,11 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
                 match peer.alpn {
                     Alpn::Control => {
                         next_worker += 1;
-                        tokio::spawn(peer::control(Arc::clone(&shared), peer, next_worker));
+                        conversations.spawn(peer::control(Arc::clone(&shared), peer, next_worker));
                     }
                     Alpn::Bulk => { tokio::spawn(bulk::serve(Arc::clone(&bulk), peer)); }
-                    other => tracing::debug!("a peer asked for {other:?}, which the coordinator does not serve"),
+                    Alpn::Enrol => { tokio::spawn(enrol(Arc::clone(&authority), peer, Arc::clone(&enrolled))); }
+                    Alpn::Ring => tracing::debug!("a peer asked the coordinator for a ring"),
                 }
                 Vec::new()
             }
@@ -179,8 +187,21 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
         }
     };
     drop(outboxes);
-    endpoint.finish(GOODBYE).await;
+    // Each conversation ends when its worker has read the last word.
+    let farewell = async { while conversations.join_next().await.is_some() {} };
+    if tokio::time::timeout(GOODBYE, farewell).await.is_err() {
+        tracing::debug!("a worker did not take leave in time");
+    }
+    endpoint.close().await;
     outcome
+}
+
+/// Gives a newcomer its certificate if it knows the token's secret.
+async fn enrol(authority: Arc<Authority>, peer: Peer, enrolled: Arc<AtomicU64>) {
+    match admit(peer, &authority, || worker_name(enrolled.fetch_add(1, Ordering::Relaxed) + 1)).await {
+        Ok(name) => tracing::debug!("{name} has enrolled"),
+        Err(e) => tracing::warn!("{e}"),
+    }
 }
 
 fn send(outboxes: &BTreeMap<WorkerId, mpsc::Sender<ToWorker>>, worker: WorkerId, message: ToWorker) {

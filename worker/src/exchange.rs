@@ -3,8 +3,7 @@
 //!
 //! It knows neither burn nor sockets.
 
-use common::net::{Ring, RingError};
-use common::ring::{BucketLayout, STATISTICS};
+use common::ring::{BucketLayout, Ring, RingError, STATISTICS};
 
 /// The statistics bucket: what ranks sum beside the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -37,7 +36,8 @@ impl Totals {
 
 /// Collects one gradient at a time and has the ring sum it.
 pub struct Exchange {
-    ring: Ring,
+    /// None in a world of one: its gradient is the sum already.
+    ring: Option<Ring>,
     layout: BucketLayout,
     /// All-reduce rounds so far: one a step, one an evaluation. All ranks count
     /// alike, because they run the same loop.
@@ -45,13 +45,17 @@ pub struct Exchange {
     buckets: Vec<Vec<f32>>,
     /// Elements that are still missing in each bucket.
     missing: Vec<usize>,
+    /// Buckets from this one on are with the ring. They go last to first, since
+    /// the backward pass finishes the last layers first; a rank whose spans come
+    /// in another order (it may have no samples) still sends in this one.
+    sent_from: usize,
 }
 
 impl Exchange {
-    pub fn new(ring: Ring, layout: BucketLayout) -> Self {
+    pub fn new(ring: Option<Ring>, layout: BucketLayout) -> Self {
         let buckets: Vec<Vec<f32>> = (0..layout.len()).map(|b| vec![0.0; layout.range(b).len()]).collect();
         let missing = buckets.iter().map(Vec::len).collect();
-        Self { ring, layout, round: 0, buckets, missing }
+        Self { ring, layout, round: 0, sent_from: buckets.len(), buckets, missing }
     }
 
     /// Takes a finished span of the flat gradient; spans may come in any order,
@@ -65,12 +69,13 @@ impl Exchange {
             let at = offset - range.start;
             self.buckets[b][at..at + n].copy_from_slice(&rest[..n]);
             self.missing[b] -= n;
-            if self.missing[b] == 0 {
-                let full = std::mem::take(&mut self.buckets[b]);
-                self.missing[b] = full.len();
-                self.ring.submit(self.round, b, full)?;
-            }
             (offset, rest) = (offset + n, &rest[n..]);
+        }
+        while self.sent_from > 0 && self.missing[self.sent_from - 1] == 0 {
+            self.sent_from -= 1;
+            if let Some(ring) = &self.ring {
+                ring.submit(self.round, self.sent_from, std::mem::take(&mut self.buckets[self.sent_from]))?;
+            }
         }
         Ok(())
     }
@@ -78,9 +83,13 @@ impl Exchange {
     /// Waits until every bucket and the statistics are summed over all ranks.
     pub fn finish(&mut self, mine: Totals) -> Result<Totals, RingError> {
         let totals = self.sum(mine)?;
-        for (b, bucket) in self.buckets.iter_mut().enumerate() {
-            *bucket = self.ring.wait(self.round, b)?;
+        for b in (0..self.buckets.len()).rev() {
+            if let Some(ring) = &mut self.ring {
+                self.buckets[b] = ring.wait(self.round, b)?;
+            }
+            self.missing[b] = self.buckets[b].len();
         }
+        self.sent_from = self.buckets.len();
         self.round += 1;
         Ok(totals)
     }
@@ -93,9 +102,10 @@ impl Exchange {
     }
 
     fn sum(&mut self, mine: Totals) -> Result<Totals, RingError> {
+        let Some(ring) = &mut self.ring else { return Ok(mine) };
         let statistics = self.layout.statistics();
-        self.ring.submit(self.round, statistics, mine.encode())?;
-        Ok(Totals::decode(&self.ring.wait(self.round, statistics)?))
+        ring.submit(self.round, statistics, mine.encode())?;
+        Ok(Totals::decode(&ring.wait(self.round, statistics)?))
     }
 
     /// The summed gradient, bucket by bucket, after [`Exchange::finish`].
@@ -104,7 +114,12 @@ impl Exchange {
     }
 
     pub fn bytes_sent(&self) -> u64 {
-        self.ring.bytes_sent()
+        self.ring.as_ref().map_or(0, Ring::bytes_sent)
+    }
+
+    /// Leaves the ring in order.
+    pub fn into_ring(self) -> Option<Ring> {
+        self.ring
     }
 }
 
@@ -119,5 +134,20 @@ mod tests {
         assert!((back.loss - totals.loss).abs() < 1e-6);
         assert_eq!(Totals { loss: 0.0, ..back }, Totals { loss: 0.0, ..totals });
         assert_eq!(totals.encode().len(), STATISTICS);
+    }
+
+    #[test]
+    fn spans_in_any_order_make_up_the_gradient() {
+        let layout = BucketLayout::new(50, 4 * 7);
+        let mut exchange = Exchange::new(None, layout);
+        for round in 0..3 {
+            let flat: Vec<f32> = (0..50).map(|i| (i + round * 100) as f32).collect();
+            for span in [30..50, 0..9, 9..30] {
+                exchange.add(span.start, &flat[span]).unwrap_or_else(|e| panic!("{e}"));
+            }
+            let mine = Totals { count: 3, ..Totals::default() };
+            assert_eq!(exchange.finish(mine).ok(), Some(mine));
+            assert_eq!(exchange.gradient().concat(), flat);
+        }
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::DatasetInfo;
-use common::net::{Alpn, Endpoint, Role, Token, enroll};
+use common::net::enrolment::enrol;
+use common::net::{Alpn, COORDINATOR, Endpoint, Role, Token};
 use common::wire::messages::{Generation, MAX_CONTROL, ToCoordinator, ToWorker};
 use common::wire::{PROTOCOL, read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
@@ -49,7 +50,7 @@ pub struct Link {
     pub stop: Arc<AtomicBool>,
     /// Steps committed so far, for heartbeats.
     pub step: Arc<AtomicU64>,
-    pub ring_endpoint: Endpoint,
+    pub ring_endpoint: Arc<Endpoint>,
     pub bulk: Connection,
 }
 
@@ -57,15 +58,14 @@ pub struct Link {
 /// turning true asks the run to stop after the step in flight.
 pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> Result<()> {
     let coordinator = options.coordinator;
-    let identity = enroll(coordinator, &options.token).await.with_context(|| format!("could not join the run at {coordinator}"))?;
+    let identity = enrol(coordinator, &options.token).await?;
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let client_addr = if coordinator.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], 0)) } else { any };
     let endpoint = Endpoint::bind(client_addr, &identity, Role::Worker)?;
-    let ring_endpoint = Endpoint::bind(options.ring_listen, &identity, Role::Worker)
-        .with_context(|| format!("could not listen on {} for the ring: choose another --ring-listen", options.ring_listen))?;
+    let ring_endpoint = Arc::new(Endpoint::bind(options.ring_listen, &identity, Role::Worker).context("choose another --ring-listen")?);
 
-    let control = endpoint.connect(coordinator, "coordinator", Alpn::Control).await?;
-    let bulk = endpoint.connect(coordinator, "coordinator", Alpn::Bulk).await?;
+    let control = endpoint.connect(coordinator, COORDINATOR, Alpn::Control).await?;
+    let bulk = endpoint.connect(coordinator, COORDINATOR, Alpn::Bulk).await?;
     let (mut send, mut recv) = control.open_bi().await?;
     let hello = ToCoordinator::Hello {
         protocol: PROTOCOL,
@@ -86,7 +86,7 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
         generation,
         stop: Arc::clone(&stop),
         step: Arc::clone(&step),
-        ring_endpoint: ring_endpoint.clone(),
+        ring_endpoint: Arc::clone(&ring_endpoint),
         bulk,
     };
     let member = Member { config, info, data: options.data, device: options.device, cache_dir: options.cache_dir, cache_bytes: options.cache_bytes };
@@ -123,9 +123,8 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
         }
     };
     drop(generations);
-    ring_endpoint.close("the run is over");
     writer.abort();
-    endpoint.finish(Duration::from_secs(1)).await;
+    tokio::join!(ring_endpoint.close(), endpoint.close());
     outcome
 }
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
-use common::net::{Ring, RingPeer, RingSpec};
-use common::ring::BucketLayout;
+use common::ring::{BucketLayout, Ring, RingPeer, RingSpec};
 use common::run_dir::{Evaluation, StepMetrics, peak_rss_bytes};
 use common::wire::messages::{Finished, Generation, ToCoordinator};
 use tokio::task::JoinHandle;
@@ -61,7 +60,7 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     }
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
-    let mut exchange = Exchange::new(ring, layout);
+    let mut exchange = Exchange::new(Some(ring), layout);
     tracing::info!("rank {} of {}: shards {:?}", job.rank, job.world, job.shards());
 
     let mut record = Report { link: &link, rank: job.rank, upload: None };

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::SampleSource;
-use common::net::Ring;
 use common::recorder::Recorder;
 use common::ring::BucketLayout;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDir, StepMetrics, Summary, peak_rss_bytes};
@@ -46,7 +45,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(Ring::alone(), layout);
+    let mut exchange = Exchange::new(None, layout);
     let mut recorder = Recorder::new(run_dir, &job.config, job.length, 1, first, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
     recorder.generation(1);

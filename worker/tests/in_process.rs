@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use common::config::Config;
 use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Split};
-use common::net::{Authority, Endpoint, Role, Token};
+use common::net::{Authority, COORDINATOR, Endpoint, Role, Token};
 use common::run_dir::RunDir;
 use coordinator::serve::{Outcome, Run, serve};
 use worker::join::{JoinOptions, join};
@@ -45,15 +45,16 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = RunDir::create(&folder.path().join("run"), &config).unwrap();
     let authority = Authority::open(&folder.path().join("keys")).unwrap();
-    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity("coordinator").unwrap(), Role::Coordinator(authority.clone())).unwrap();
+    let token = authority.token();
+    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
     let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
     let addr = endpoint.local_addr().unwrap();
     let (_keep, interrupts) = tokio::sync::mpsc::channel(1);
     let outcome = tokio::spawn(async move {
         let _keep = _keep;
-        serve(Run { config, source, run_dir, quiet: true }, endpoint, interrupts).await
+        serve(Run { config, source, run_dir, authority: Arc::new(authority), quiet: true }, endpoint, interrupts).await
     });
-    Served { addr, token: authority.token(), outcome, folder }
+    Served { addr, token, outcome, folder }
 }
 
 fn options(served: &Served, rank: u32) -> JoinOptions {
@@ -167,7 +168,6 @@ impl worker::train::Record for Trained {
 
 #[test]
 fn what_workers_trained_on_is_every_sample_once_an_epoch() {
-    use common::net::Ring;
     use common::ring::BucketLayout;
     use worker::{device::ComputeDevice, exchange::Exchange, job::Job, replica::Replica, train::train};
 
@@ -179,7 +179,7 @@ fn what_workers_trained_on_is_every_sample_once_an_epoch() {
     let device = ComputeDevice::parse("auto").unwrap();
     let mut replica = Replica::new(&config.model, &config.train, Job::input(&config, &info), config.seed, device).unwrap();
     let layout = BucketLayout::new(replica.layout().total(), config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(Ring::alone(), layout);
+    let mut exchange = Exchange::new(None, layout);
     let mut record = Trained::default();
     let shared: Arc<dyn SampleSource> = source.clone();
     assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, 0).unwrap(), 8);

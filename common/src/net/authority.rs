@@ -1,0 +1,219 @@
+//! The certificate authority of one run: made on first start in the run's
+//! directory, loaded later. It signs names; whether somebody may have one is
+//! for [`super::enrolment`] to decide.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+
+use super::identity::Identity;
+use super::tls;
+use super::token::{SECRET, Token};
+
+/// Signs the certificates of one run. Its files are `ca.pem`, `ca.key` and
+/// `secret`, the latter two readable by their owner only.
+pub struct Authority {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    secret: [u8; SECRET],
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("could not use the run's authority file `{}`: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the run's authority file `{}` is damaged: {problem}; restore it, or remove the folder to start a new authority (workers then need its new token)", path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error("`{name}` cannot be the name of a node: use lower-case letters, digits and hyphens, at most 63")]
+    Name { name: String },
+    #[error("the certificate request is not valid: {0}")]
+    Request(String),
+    #[error("could not make a key or certificate: {0}")]
+    Crypto(#[from] rcgen::Error),
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+impl Authority {
+    /// Loads the authority of `dir`, or makes it there. `ca.pem` is written last:
+    /// without it the authority does not exist and is made anew.
+    pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        if !dir.join("ca.pem").exists() {
+            Self::create(dir)?;
+        }
+        Self::load(dir)
+    }
+
+    fn create(dir: &Path) -> Result<(), AuthorityError> {
+        fs::create_dir_all(dir).map_err(|source| AuthorityError::File { path: dir.to_owned(), source })?;
+        let (mut secret, mut id) = ([0; SECRET], [0; 8]);
+        tls::random(&mut secret).ok_or(AuthorityError::Random)?;
+        tls::random(&mut id).ok_or(AuthorityError::Random)?;
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name = named(&format!("ringleader run {:016x}", u64::from_be_bytes(id)));
+        let certificate = params.self_signed(&key)?;
+        write_private(&dir.join("secret"), hex(&secret).as_bytes())?;
+        write_private(&dir.join("ca.key"), key.serialize_pem().as_bytes())?;
+        write_private(&dir.join("ca.pem"), certificate.pem().as_bytes())
+    }
+
+    fn load(dir: &Path) -> Result<Self, AuthorityError> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            fs::read_to_string(&path).map(|text| (text, path.clone())).map_err(|source| AuthorityError::File { path, source })
+        };
+        let damaged = |path: &Path, problem: String| AuthorityError::Damaged { path: path.to_owned(), problem };
+        let (pem, path) = read("ca.pem")?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| damaged(&path, e.to_string()))?;
+        let (key_pem, key_path) = read("ca.key")?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|e| damaged(&key_path, e.to_string()))?;
+        // The certificate holds its subject's public key as it stands.
+        let public = key.subject_public_key_info();
+        if !certificate.windows(public.len()).any(|part| part == public) {
+            return Err(damaged(&key_path, "it is not the key of `ca.pem`".to_owned()));
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| damaged(&path, e.to_string()))?;
+        let (text, path) = read("secret")?;
+        let secret = unhex(text.trim()).ok_or_else(|| damaged(&path, format!("it should hold {} hexadecimal digits", 2 * SECRET)))?;
+        Ok(Self { certificate, issuer, secret })
+    }
+
+    /// What a new worker is given to join.
+    pub fn token(&self) -> Token {
+        Token { fingerprint: tls::fingerprint(&self.certificate), secret: self.secret }
+    }
+
+    /// The secret of [`Authority::token`].
+    pub(super) fn secret(&self) -> &[u8; SECRET] {
+        &self.secret
+    }
+
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// A certificate of `name` for the key of a PKCS#10 request. Whatever else
+    /// the request asks for is ignored.
+    pub fn issue(&self, name: &str, request: &[u8]) -> Result<CertificateDer<'static>, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(request))
+            .map_err(|e| AuthorityError::Request(e.to_string()))?;
+        self.sign(name, &request.public_key)
+    }
+
+    /// A fresh key with a certificate of `name`, for a node in this process.
+    pub fn identity(&self, name: &str) -> Result<Identity, AuthorityError> {
+        let key = KeyPair::generate()?;
+        let certificate = self.sign(name, &key)?;
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Ok(Identity::new(name.to_owned(), certificate, self.certificate.clone(), key))
+    }
+
+    fn sign(&self, name: &str, key: &impl PublicKeyData) -> Result<CertificateDer<'static>, AuthorityError> {
+        let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if !letters || name.is_empty() || name.len() > 63 || name.starts_with('-') || name.ends_with('-') {
+            return Err(AuthorityError::Name { name: name.to_owned() });
+        }
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.distinguished_name = named(name);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// Writes a file that only its owner may read: whole or not at all.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
+    let write = || {
+        let temporary = path.with_extension("tmp");
+        let _ = fs::remove_file(&temporary);
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|source| AuthorityError::File { path: path.to_owned(), source })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<[u8; SECRET]> {
+    let mut bytes = [0; SECRET];
+    if text.len() != 2 * SECRET || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_made_once_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("authority");
+        let first = Authority::open(&path).unwrap();
+        let again = Authority::open(&path).unwrap();
+        assert_eq!(first.token(), again.token());
+        assert_ne!(first.token(), Authority::open(&dir.path().join("other")).unwrap().token());
+        #[cfg(unix)]
+        for name in ["ca.key", "secret"] {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ca.pem", "ca.key", "secret"] {
+            let path = dir.path().join(name.replace('.', "-"));
+            Authority::open(&path).unwrap();
+            fs::write(path.join(name), "nonsense").unwrap();
+            let error = Authority::open(&path).err().unwrap().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        Authority::open(&one).unwrap();
+        Authority::open(&two).unwrap();
+        fs::copy(one.join("ca.key"), two.join("ca.key")).unwrap();
+        assert!(Authority::open(&two).err().unwrap().to_string().contains("not the key of"));
+    }
+
+    #[test]
+    fn only_plain_names_are_signed() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        assert_eq!(authority.identity("worker-7").unwrap().name, "worker-7");
+        for name in ["", "Worker", "a.b", "*", "10.0.0.1", "-x", "x-", &"x".repeat(64)] {
+            assert!(matches!(authority.identity(name), Err(AuthorityError::Name { .. })), "{name}");
+        }
+        assert!(matches!(authority.issue("worker-1", b"nonsense"), Err(AuthorityError::Request(_))));
+    }
+}

@@ -1,0 +1,155 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::enrolment::{self, EnrolmentError};
+use super::*;
+use crate::wire::frame::{read_message, write_message};
+
+fn local() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+fn authority() -> (tempfile::TempDir, Authority) {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open(dir.path()).unwrap();
+    (dir, authority)
+}
+
+fn bind(authority: &Authority, name: &str, role: Role) -> (Endpoint, SocketAddr) {
+    let endpoint = Endpoint::bind(local(), &authority.identity(name).unwrap(), role).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    (endpoint, address)
+}
+
+/// A coordinator that admits one newcomer, and that newcomer's side of it.
+async fn enrol_with(token: &Token, authority: &Authority) -> (Result<Identity, EnrolmentError>, Option<Result<String, EnrolmentError>>) {
+    let (coordinator, address) = bind(authority, COORDINATOR, Role::Coordinator);
+    let admitting = async {
+        let peer = coordinator.accept().await?;
+        assert_eq!((&peer.name, peer.alpn), (&None, Alpn::Enrol));
+        Some(enrolment::admit(peer, authority, || worker_name(3)).await)
+    };
+    let enrolling = enrolment::enrol(address, token);
+    tokio::pin!(admitting);
+    tokio::pin!(enrolling);
+    tokio::select! {
+        got = &mut enrolling => {
+            let admitted = tokio::time::timeout(std::time::Duration::from_millis(500), admitting).await;
+            (got, admitted.ok().flatten())
+        }
+        admitted = &mut admitting => (enrolling.await, admitted),
+    }
+}
+
+#[tokio::test]
+async fn a_worker_with_the_token_gets_a_certificate_that_the_run_accepts() {
+    let (_dir, authority) = authority();
+    let (identity, admitted) = enrol_with(&authority.token().to_string().parse().unwrap(), &authority).await;
+    assert_eq!(admitted.unwrap().unwrap(), "worker-3");
+    let identity = identity.unwrap();
+    assert_eq!(identity.name, "worker-3");
+
+    let (coordinator, address) = bind(&authority, COORDINATOR, Role::Coordinator);
+    let worker = Endpoint::bind(local(), &identity, Role::Worker).unwrap();
+    for alpn in [Alpn::Control, Alpn::Bulk] {
+        let connection = worker.connect(address, COORDINATOR, alpn).await.unwrap();
+        let peer = coordinator.accept().await.unwrap();
+        assert_eq!((peer.name.as_deref(), peer.alpn), (Some("worker-3"), alpn));
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        write_message(&mut send, &"x".repeat(300_000)).await.unwrap();
+        let (mut reply, mut got) = peer.connection.accept_bi().await.unwrap();
+        assert_eq!(read_message::<String>(&mut got, 1 << 20).await.unwrap().unwrap().len(), 300_000);
+        write_message(&mut reply, &7u64).await.unwrap();
+        assert_eq!(read_message::<u64>(&mut receive, 64).await.unwrap(), Some(7));
+    }
+    // And the other way round: other workers accept it.
+    let (_other, other_address) = bind(&authority, "worker-9", Role::Worker);
+    let connection = worker.connect(other_address, "worker-9", Alpn::Ring).await.unwrap();
+    assert_eq!(_other.accept_ring().await.unwrap().name.as_deref(), Some("worker-3"));
+    drop(connection);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_refused_with_a_reason() {
+    let (_dir, authority) = authority();
+    let mut token = authority.token();
+    token.secret[0] ^= 1;
+    let (identity, admitted) = enrol_with(&token, &authority).await;
+    let error = identity.unwrap_err();
+    assert!(matches!(&error, EnrolmentError::Refused { reason, .. } if reason.contains("secret is wrong")), "{error}");
+    assert!(matches!(admitted, Some(Err(EnrolmentError::Refuse { .. }))));
+}
+
+#[tokio::test]
+async fn a_coordinator_of_another_run_is_told_apart() {
+    let ((_dir, ours), (_dir2, theirs)) = (authority(), authority());
+    let (identity, admitted) = enrol_with(&ours.token(), &theirs).await;
+    assert!(matches!(identity, Err(EnrolmentError::OtherRun { .. })), "{identity:?}");
+    assert!(admitted.is_none(), "the handshake must not complete");
+}
+
+#[tokio::test]
+async fn a_worker_cannot_pass_for_the_coordinator() {
+    let (_dir, authority) = authority();
+    let (_impostor, address) = bind(&authority, "worker-1", Role::Coordinator);
+    let error = enrolment::enrol(address, &authority.token()).await.unwrap_err().to_string();
+    assert!(error.contains("another node"), "{error}");
+    let (worker, _) = bind(&authority, "worker-2", Role::Worker);
+    let error = worker.connect(address, COORDINATOR, Alpn::Control).await.unwrap_err().to_string();
+    assert!(error.contains("another node"), "{error}");
+}
+
+/// Connects without a client certificate and reports whether the connection
+/// could be used.
+async fn stranger_can_talk(authority: &Authority, address: SocketAddr, name: &str, alpn: Alpn) -> bool {
+    let roots = tls::roots(authority.certificate()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    let endpoint = quinn::Endpoint::client(local()).unwrap();
+    let Ok(connection) = endpoint::connect(&endpoint, tls::quic_client(config).unwrap(), address, name).await else { return false };
+    // The server's verdict comes after the client's side of the handshake.
+    tokio::time::timeout(std::time::Duration::from_secs(1), connection.closed()).await.is_err()
+}
+
+#[tokio::test]
+async fn without_a_certificate_only_enrolment_is_possible() {
+    let (_dir, authority) = authority();
+    let (coordinator, at_coordinator) = bind(&authority, COORDINATOR, Role::Coordinator);
+    let (worker, at_worker) = bind(&authority, "worker-1", Role::Worker);
+    assert!(!stranger_can_talk(&authority, at_coordinator, COORDINATOR, Alpn::Control).await);
+    assert!(!stranger_can_talk(&authority, at_coordinator, COORDINATOR, Alpn::Bulk).await);
+    assert!(!stranger_can_talk(&authority, at_worker, "worker-1", Alpn::Ring).await);
+    assert!(!stranger_can_talk(&authority, at_worker, "worker-1", Alpn::Bulk).await);
+    assert!(stranger_can_talk(&authority, at_coordinator, COORDINATOR, Alpn::Enrol).await);
+    // Only the enrolment reached anybody.
+    assert_eq!(coordinator.accept().await.unwrap().alpn, Alpn::Enrol);
+    let soon = std::time::Duration::from_millis(100);
+    assert!(tokio::time::timeout(soon, coordinator.accept()).await.is_err());
+    assert!(tokio::time::timeout(soon, worker.accept()).await.is_err());
+    assert!(tokio::time::timeout(soon, worker.accept_ring()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_run_is_refused_by_both_sides() {
+    let ((_dir, ours), (_dir2, theirs)) = (authority(), authority());
+    let (worker, address) = bind(&ours, "worker-1", Role::Worker);
+    let (foreign, foreign_address) = bind(&theirs, "worker-1", Role::Worker);
+    let error = worker.connect(foreign_address, "worker-1", Alpn::Ring).await.unwrap_err().to_string();
+    assert!(error.contains("not of this run"), "{error}");
+
+    // A foreign worker that does not check our certificate, but shows its own.
+    let mut config = theirs.identity("worker-2").unwrap().client_config(Alpn::Ring).unwrap();
+    let pinned = tls::PinnedAuthority::new(ours.token().fingerprint);
+    config.dangerous().set_certificate_verifier(pinned);
+    let endpoint = quinn::Endpoint::client(local()).unwrap();
+    if let Ok(connection) = endpoint::connect(&endpoint, tls::quic_client(config).unwrap(), address, "worker-1").await {
+        tokio::time::timeout(std::time::Duration::from_secs(2), connection.closed()).await.expect("it must be closed");
+    }
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(100), worker.accept_ring()).await.is_err());
+    drop(foreign);
+}

@@ -1,0 +1,178 @@
+//! QUIC transport settings: one profile for control, one for what is large, on
+//! loopback or on a network. It knows no certificates and no messages.
+//!
+//! What decides the throughput, as measured: the size of packets, whether the
+//! kernel cuts them (GSO), and windows that fit in the socket's buffer. A GSO
+//! batch is ten packets and fails over 64 KiB, so packets beyond 6,500 bytes and
+//! GSO exclude each other. Loopback takes the largest packets UDP has; a network
+//! starts at what every path carries and discovers more, up to what GSO bears.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::endpoint::Alpn;
+
+/// What is asked of the kernel for a socket's buffers, each way. It may give less.
+const SOCKET_BUFFER: usize = 4 << 20;
+/// The largest UDP payload over IPv4, with room for IPv6's header too.
+const LOOPBACK_PACKET: u16 = 65_000;
+/// What handshake packets may be at most, discovery or not.
+const LOOPBACK_FIRST_PACKET: u16 = 16_000;
+/// Ten of these make a GSO batch that the kernel still takes.
+const NETWORK_PACKET: u16 = 6_500;
+/// Streams of gradients that a ring keeps in flight on one connection. Each has
+/// its own share of the connection's window, so that one that is not read yet
+/// cannot hold up the others.
+pub(crate) const STREAMS_IN_FLIGHT: u32 = 4;
+/// What a peer may have in flight before it is known who it is.
+const STRANGER_WINDOW: u32 = 64 << 10;
+/// A connection is given up after this long without a packet, unless whoever
+/// makes it asks for less.
+pub(super) const IDLE: Duration = Duration::from_secs(10);
+
+/// What lies between two nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    Loopback,
+    Network,
+}
+
+impl Route {
+    pub(super) fn to(address: SocketAddr) -> Self {
+        let loopback = match address.ip() {
+            IpAddr::V4(ip) => ip.is_loopback(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
+        };
+        // Elsewhere the loopback device does not carry 64 KiB packets.
+        if loopback && cfg!(target_os = "linux") { Self::Loopback } else { Self::Network }
+    }
+}
+
+/// Binds a UDP socket with large buffers and returns it with the bytes of
+/// receive buffer that the kernel really gave.
+pub(super) fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, usize)> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.ip() == IpAddr::from([0u16; 8]) {
+        // One socket for IPv4 too, where the system has that.
+        let _ = socket.set_only_v6(false);
+    }
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.bind(&address.into())?;
+    let granted = socket.recv_buffer_size()?;
+    // Linux reports twice what it gives: the other half is for its own books.
+    Ok((socket.into(), if cfg!(target_os = "linux") { granted / 2 } else { granted }))
+}
+
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    if let Err(problem) = config.max_udp_payload_size(LOOPBACK_PACKET) {
+        tracing::debug!(%problem, "large packets are not available");
+    }
+    config
+}
+
+/// Bytes that peers may have in flight to this node on one connection: not more
+/// than the socket's buffer holds, or packets are lost in it.
+fn window(socket_buffer: usize) -> u32 {
+    socket_buffer.clamp(256 << 10, SOCKET_BUFFER) as u32
+}
+
+fn base(route: Route, socket_buffer: usize) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let window = window(socket_buffer);
+    config.stream_receive_window(VarInt::from_u32(window / STREAMS_IN_FLIGHT));
+    config.receive_window(VarInt::from_u32(window));
+    config.send_window(u64::from(window));
+    config.datagram_receive_buffer_size(None);
+    // Between machines of one cluster there is little to probe for: begin wide.
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(u64::from(window));
+    config.congestion_controller_factory(Arc::new(congestion));
+    let mut discovery = MtuDiscoveryConfig::default();
+    match route {
+        Route::Loopback => {
+            config.initial_mtu(LOOPBACK_FIRST_PACKET).min_mtu(LOOPBACK_FIRST_PACKET).enable_segmentation_offload(false);
+            config.initial_rtt(Duration::from_millis(5));
+            discovery.upper_bound(LOOPBACK_PACKET);
+        }
+        Route::Network => {
+            config.initial_rtt(Duration::from_millis(50));
+            discovery.upper_bound(NETWORK_PACKET);
+        }
+    }
+    config.mtu_discovery_config(Some(discovery));
+    config
+}
+
+/// The streams that a peer may have open at once: (bidirectional, one-way).
+fn streams(alpn: Alpn) -> (u32, u32) {
+    match alpn {
+        Alpn::Enrol => (1, 0),
+        Alpn::Control => (16, 16),
+        Alpn::Bulk => (16, 0),
+        // A stream's place is free again only once its end was acknowledged.
+        Alpn::Ring => (1, 2 * STREAMS_IN_FLIGHT),
+    }
+}
+
+/// For a connection that this node makes. `idle` is how long the peer may be
+/// silent; it is asked for a sign of life six times as often.
+pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Duration) -> TransportConfig {
+    let mut config = base(route, socket_buffer);
+    let (both, one_way) = streams(alpn);
+    config.max_concurrent_bidi_streams(VarInt::from_u32(both));
+    config.max_concurrent_uni_streams(VarInt::from_u32(one_way));
+    config.max_idle_timeout(IdleTimeout::try_from(idle).ok());
+    config.keep_alive_interval(Some(idle / 6));
+    config
+}
+
+/// For a connection that somebody makes to this node, before it is known who
+/// that is: next to nothing is allowed until [`raise`].
+pub(super) fn incoming(route: Route, socket_buffer: usize) -> TransportConfig {
+    let mut config = base(route, socket_buffer);
+    config.receive_window(VarInt::from_u32(STRANGER_WINDOW));
+    config.max_concurrent_bidi_streams(VarInt::from_u32(1));
+    config.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
+    config
+}
+
+/// Gives a peer with a certificate of the run what its protocol needs.
+pub(super) fn raise(connection: &Connection, alpn: Alpn, socket_buffer: usize) {
+    let (both, one_way) = streams(alpn);
+    connection.set_receive_window(VarInt::from_u32(window(socket_buffer)));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(both));
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(one_way));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_gets_large_packets() {
+        for address in ["127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(Route::to(address.parse().unwrap()) == Route::Loopback, cfg!(target_os = "linux"), "{address}");
+        }
+        for address in ["10.0.0.1:1", "[fe80::1]:1", "[::ffff:10.0.0.1]:1"] {
+            assert_eq!(Route::to(address.parse().unwrap()), Route::Network);
+        }
+    }
+
+    #[test]
+    fn all_streams_in_flight_fit_in_the_window_together() {
+        for buffer in [0, 212_992, 1 << 20, 4 << 20, 1 << 30] {
+            let window = window(buffer);
+            assert!((256 << 10..=4 << 20).contains(&window));
+            assert!(window / STREAMS_IN_FLIGHT * STREAMS_IN_FLIGHT <= window);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Gradient values to and from bytes: little-endian f32, or bf16 rounded to
+//! nearest even. It knows no stream; [`Decoder`] takes bytes in pieces of any
+//! length, so that values need not be copied together first.
+//!
+//! The loops are plain integer arithmetic over fixed-size chunks, which LLVM
+//! turns into vector code for the target's width.
+
+use crate::config::WireEncoding;
+
+impl WireEncoding {
+    /// Bytes of one value.
+    pub fn width(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// The upper half of an f32, rounded to nearest even. NaN stays NaN.
+#[inline(always)]
+fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    ((if nan { quiet } else { rounded }) >> 16) as u16
+}
+
+#[inline(always)]
+fn from_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Appends `values` to `out`.
+pub fn encode(encoding: WireEncoding, values: &[f32], out: &mut Vec<u8>) {
+    match encoding {
+        WireEncoding::F32 if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
+        WireEncoding::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        WireEncoding::Bf16 => {
+            let start = out.len();
+            out.resize(start + 2 * values.len(), 0);
+            let (places, _) = out[start..].as_chunks_mut::<2>();
+            for (place, &value) in places.iter_mut().zip(values) {
+                *place = to_bf16(value).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// Adds encoded values to `values`. Both must hold the same number of values.
+pub fn decode_add(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
+    debug_assert_eq!(bytes.len(), values.len() * encoding.width());
+    match encoding {
+        WireEncoding::F32 => {
+            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value += f32::from_le_bytes(place);
+            }
+        }
+        WireEncoding::Bf16 => {
+            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *value += from_bf16(u16::from_le_bytes(place));
+            }
+        }
+    }
+}
+
+/// Replaces `values` by encoded values. Both must hold the same number of values.
+pub fn decode_store(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
+    debug_assert_eq!(bytes.len(), values.len() * encoding.width());
+    match encoding {
+        WireEncoding::F32 => {
+            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f32::from_le_bytes(place);
+            }
+        }
+        WireEncoding::Bf16 => {
+            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *value = from_bf16(u16::from_le_bytes(place));
+            }
+        }
+    }
+}
+
+/// Replaces each value by what the other ranks will decode: the owner of a
+/// reduced chunk does this, so that all ranks end with the same bits.
+pub fn round_in_place(encoding: WireEncoding, values: &mut [f32]) {
+    if encoding == WireEncoding::Bf16 {
+        for value in values {
+            *value = from_bf16(to_bf16(*value));
+        }
+    }
+}
+
+/// What to do with values that arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Merge {
+    Add,
+    /// Add, then [`round_in_place`].
+    AddAndRound,
+    Store,
+}
+
+/// Takes the bytes of one chunk in pieces cut anywhere and merges them into its
+/// values in order.
+#[derive(Debug)]
+pub struct Decoder {
+    encoding: WireEncoding,
+    merge: Merge,
+    /// Values merged so far.
+    done: usize,
+    /// The first bytes of a value that was cut.
+    cut: [u8; 4],
+    cut_len: usize,
+}
+
+impl Decoder {
+    pub fn new(encoding: WireEncoding, merge: Merge) -> Self {
+        Self { encoding, merge, done: 0, cut: [0; 4], cut_len: 0 }
+    }
+
+    /// Values merged so far.
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Merges one more piece into `chunk`, the whole chunk. The pieces together
+    /// must not be longer than the chunk.
+    pub fn push(&mut self, mut piece: &[u8], chunk: &mut [f32]) {
+        let width = self.encoding.width();
+        if self.cut_len > 0 {
+            let take = (width - self.cut_len).min(piece.len());
+            self.cut[self.cut_len..self.cut_len + take].copy_from_slice(&piece[..take]);
+            self.cut_len += take;
+            piece = &piece[take..];
+            if self.cut_len < width {
+                return;
+            }
+            let cut = self.cut;
+            self.merge(&cut[..width], chunk);
+            self.cut_len = 0;
+        }
+        let whole = piece.len() - piece.len() % width;
+        self.merge(&piece[..whole], chunk);
+        let rest = &piece[whole..];
+        self.cut[..rest.len()].copy_from_slice(rest);
+        self.cut_len = rest.len();
+    }
+
+    fn merge(&mut self, bytes: &[u8], chunk: &mut [f32]) {
+        let values = &mut chunk[self.done..self.done + bytes.len() / self.encoding.width()];
+        match self.merge {
+            Merge::Store => decode_store(self.encoding, bytes, values),
+            Merge::Add => decode_add(self.encoding, bytes, values),
+            Merge::AddAndRound => {
+                decode_add(self.encoding, bytes, values);
+                round_in_place(self.encoding, values);
+            }
+        }
+        self.done += values.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::seed;
+    use rand_chacha::rand_core::RngCore;
+
+    #[test]
+    fn bf16_is_rounded_as_the_half_crate_rounds_for_every_upper_half() {
+        for upper in 0..=u16::MAX {
+            for lower in [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let value = f32::from_bits(u32::from(upper) << 16 | lower);
+                let (ours, theirs) = (to_bf16(value), half::bf16::from_f32(value).to_bits());
+                assert_eq!(ours, theirs, "{:08x}", value.to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_gives_back_what_was_encoded_and_rounding_is_idempotent() {
+        let values: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 0.37).collect();
+        for encoding in [WireEncoding::F32, WireEncoding::Bf16] {
+            let mut bytes = vec![7];
+            encode(encoding, &values, &mut bytes);
+            assert_eq!(bytes.len(), 1 + values.len() * encoding.width());
+            let mut stored = vec![0.0; values.len()];
+            decode_store(encoding, &bytes[1..], &mut stored);
+            let mut expected = values.clone();
+            round_in_place(encoding, &mut expected);
+            assert_eq!(stored, expected);
+            let mut again = Vec::new();
+            encode(encoding, &stored, &mut again);
+            assert_eq!(again, bytes[1..]);
+            decode_add(encoding, &again, &mut stored);
+            assert!(stored.iter().zip(&expected).all(|(twice, once)| *twice == once * 2.0));
+        }
+    }
+
+    #[test]
+    fn pieces_cut_anywhere_give_the_same_values() {
+        let values: Vec<f32> = (0..257).map(|i| i as f32 * 1.7 - 3.0).collect();
+        let own: Vec<f32> = (0..257).map(|i| i as f32 * 0.3).collect();
+        for encoding in [WireEncoding::F32, WireEncoding::Bf16] {
+            let mut bytes = Vec::new();
+            encode(encoding, &values, &mut bytes);
+            for merge in [Merge::Add, Merge::AddAndRound, Merge::Store] {
+                let mut whole = own.clone();
+                Decoder::new(encoding, merge).push(&bytes, &mut whole);
+                for case in 0..50 {
+                    let mut rng = seed::stream(case, "pieces", &[]);
+                    let mut decoder = Decoder::new(encoding, merge);
+                    let (mut chunk, mut rest) = (own.clone(), &bytes[..]);
+                    while !rest.is_empty() {
+                        let (piece, after) = rest.split_at((rng.next_u32() as usize % 19).min(rest.len()));
+                        decoder.push(piece, &mut chunk);
+                        rest = after;
+                    }
+                    assert_eq!(decoder.done(), values.len());
+                    assert_eq!(chunk, whole);
+                }
+            }
+        }
+    }
+}
