@@ -25,6 +25,8 @@ const HELLO: Duration = Duration::from_secs(10);
 pub struct Shared {
     pub config: Config,
     pub dataset: Dataset,
+    /// Where the run starts.
+    pub first_step: u64,
     pub news: mpsc::Sender<News>,
 }
 
@@ -42,11 +44,10 @@ pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
 async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> {
     let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi())
         .await
-        .map_err(|_| WireError::Closed("said nothing".to_owned()))?
-        .map_err(lost)?;
+        .context("said nothing")??;
     let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL))
         .await
-        .map_err(|_| WireError::Closed("said nothing".to_owned()))??;
+        .context("said nothing")??;
     let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank }) = first else {
         bail!("did not say hello");
     };
@@ -63,7 +64,7 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
         Some(Ok(addr)) => addr,
         Some(Err(_)) => bail!("advertised an address that is none"),
     };
-    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone() }).await?;
+    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone(), first_step: shared.first_step }).await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
     let input = Input::Joined { worker, name, addr: addr.to_string(), preferred_rank };

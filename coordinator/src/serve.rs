@@ -95,7 +95,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step })?;
 
     let (news, mut inbox) = mpsc::channel(QUEUE);
-    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), news: news.clone() });
+    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), first_step, news: news.clone() });
     let bulk = Arc::new(BulkService::new(source, files, config.identity(), news));
     let mut outboxes: BTreeMap<WorkerId, mpsc::Sender<ToWorker>> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));

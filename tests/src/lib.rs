@@ -197,7 +197,7 @@ impl Running {
                 }
             }
         };
-        let mut outputs = self.readers.drain(..).map(|r| r.join().unwrap_or_default());
+        let mut outputs = std::mem::take(&mut self.readers).into_iter().map(|r| r.join().unwrap_or_default());
         let stdout = outputs.next().unwrap_or_default();
         let stderr = outputs.next().unwrap_or_default();
         Finished { status, stdout, stderr, path: self.path.clone(), _running: self }

@@ -17,7 +17,7 @@ use crate::cli::{Cli, Command, DataCommand, JoinArgs, TrainArgs};
 use crate::device::ComputeDevice;
 use crate::join::{JoinOptions, join};
 use crate::single::{self, SingleRun};
-use crate::{device, fetch};
+use crate::{doctor, fetch};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -29,7 +29,7 @@ pub fn run(cli: Cli) -> Result<()> {
             fetch::get(&dataset, &into)
         }
         Command::Doctor => {
-            print!("{}", device::report());
+            print!("{}", doctor::report());
             Ok(())
         }
     }

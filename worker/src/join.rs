@@ -74,7 +74,7 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
         preferred_rank: options.preferred_rank,
     };
     write_message(&mut send, &hello).await?;
-    let (config, info) = welcome(&mut recv).await?;
+    let Welcomed { config, info, first_step } = welcome(&mut recv).await?;
 
     let (to_coordinator, outbox) = mpsc::channel(QUEUE);
     let (generations, generation) = std::sync::mpsc::sync_channel(1);
@@ -89,7 +89,7 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
         ring_endpoint: Arc::clone(&ring_endpoint),
         bulk,
     };
-    let member = Member { config, info, data: options.data, device: options.device, cache_dir: options.cache_dir, cache_bytes: options.cache_bytes };
+    let member = Member { config, info, first_step, data: options.data, device: options.device, cache_dir: options.cache_dir, cache_bytes: options.cache_bytes };
     let (done, mut trained) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("train".to_owned()).spawn(move || {
         let _ = done.send(member::run(member, link));
@@ -128,11 +128,17 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
     outcome
 }
 
-async fn welcome(recv: &mut RecvStream) -> Result<(Config, DatasetInfo)> {
+struct Welcomed {
+    config: Config,
+    info: DatasetInfo,
+    first_step: u64,
+}
+
+async fn welcome(recv: &mut RecvStream) -> Result<Welcomed> {
     match read_message::<ToWorker>(recv, MAX_CONTROL).await? {
-        Some(ToWorker::Welcome { config_toml, dataset }) => {
+        Some(ToWorker::Welcome { config_toml, dataset, first_step }) => {
             let config = Config::parse(&config_toml, "the coordinator's config", &[])?;
-            Ok((config, dataset.into()))
+            Ok(Welcomed { config, info: dataset.into(), first_step })
         }
         Some(ToWorker::Refused { reason }) => bail!("the coordinator refused this worker: {reason}"),
         _ => bail!("the coordinator did not answer the greeting"),

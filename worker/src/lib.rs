@@ -11,6 +11,7 @@ pub mod clock;
 pub mod commands;
 pub mod data;
 pub mod device;
+pub mod doctor;
 pub mod exchange;
 pub mod fetch;
 pub mod job;

@@ -27,6 +27,8 @@ use crate::train::{Record, Snapshot, train};
 pub struct Member {
     pub config: Config,
     pub info: DatasetInfo,
+    /// Where the run starts.
+    pub first_step: u64,
     pub data: Option<PathBuf>,
     pub device: String,
     pub cache_dir: PathBuf,
@@ -50,14 +52,17 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     device.set_threads(Job::threads(&member.config));
     let input = Job::input(&member.config, &member.info);
     let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
+    if member.first_step > 0 {
+        let state = link.runtime.block_on(checkpoints::get(&link.bulk, member.first_step))?;
+        replica.import(&state)?;
+    }
     say(&link, ToCoordinator::Ready { device: device.describe() })?;
 
     let generation = link.generation.recv().map_err(|_| anyhow!("the coordinator ended the connection before the run began"))?;
-    let job = Job::new(member.config, member.info, generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
-    if generation.first_step > 0 {
-        let state = link.runtime.block_on(checkpoints::get(&link.bulk, generation.first_step))?;
-        replica.import(&state)?;
+    if generation.first_step != replica.step() {
+        bail!("the generation starts at step {}, this worker is at step {}", generation.first_step, replica.step());
     }
+    let job = Job::new(member.config, member.info, generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
     let mut exchange = Exchange::new(Some(ring), layout);

@@ -49,7 +49,7 @@ pub fn init(options: LogOptions) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(AboveTheBar);
     let outcome = match options.format {
         LogFormat::Json => builder.json().try_init(),
-        LogFormat::Text => builder.with_target(false).compact().try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&io::stderr())).compact().try_init(),
     };
     if outcome.is_err() {
         tracing::debug!("logging was set up before");

@@ -69,9 +69,12 @@ pub struct Finished {
 /// From the coordinator to a worker.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum ToWorker {
+    /// `first_step` is where the run starts: above 0, the worker fetches the
+    /// checkpoint of that step before it is ready.
     Welcome {
         config_toml: String,
         dataset: Dataset,
+        first_step: u64,
     },
     Refused {
         reason: String,
@@ -95,8 +98,7 @@ pub struct Generation {
     /// The receiver's place in `members`.
     pub rank: u32,
     pub members: Vec<Member>,
-    /// The step to execute first. Above 0, its state is the checkpoint of that
-    /// step, to be had from the coordinator.
+    /// The step to execute first.
     pub first_step: u64,
 }
 

@@ -1,0 +1,261 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::config::{Augment, CorruptPolicy, DataConfig, Pixels};
+use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split};
+use common::plan::Plan;
+use common::seed;
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use jpeg_encoder::{ColorType, Encoder};
+
+use super::augment::Colour;
+use super::*;
+
+fn pixels(size: u32, augment: &[Augment]) -> Pixels {
+    let config: DataConfig = toml::from_str("kind = \"idx\"\npath = \"x\"").unwrap();
+    Pixels { image_size: size, augment: augment.to_vec(), ..config.pixels }
+}
+
+/// Left half red, right half blue.
+fn halves(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, _| if x < width / 2 { Rgb([250, 10, 10]) } else { Rgb([10, 10, 250]) })
+}
+
+fn jpeg_of(image: &[u8], width: u16, height: u16, color: ColorType) -> Vec<u8> {
+    let mut out = Vec::new();
+    Encoder::new(&mut out, 95).encode(image, width, height, color).unwrap();
+    out
+}
+
+fn png_of(image: DynamicImage) -> Vec<u8> {
+    let mut out = Cursor::new(Vec::new());
+    image.write_to(&mut out, ImageFormat::Png).unwrap();
+    out.into_inner()
+}
+
+/// A JPEG with an EXIF block that holds nothing but the orientation.
+fn oriented(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    let tiff = [b'I', b'I', 42, 0, 8, 0, 0, 0, 1, 0, 0x12, 0x01, 3, 0, 1, 0, 0, 0, orientation, 0, 0, 0, 0, 0, 0, 0];
+    let mut segment = vec![0xff, 0xe1, 0, 0];
+    segment.extend(b"Exif\0\0");
+    segment.extend(tiff);
+    let length = (segment.len() - 2) as u16;
+    segment[2..4].copy_from_slice(&length.to_be_bytes());
+    [&jpeg[..2], &segment, &jpeg[2..]].concat()
+}
+
+fn decoded(bytes: &[u8]) -> Picture {
+    decode(SampleFormat::Encoded, bytes).unwrap()
+}
+
+fn near(picture: &Picture, x: u32, y: u32, colour: [u8; 3]) -> bool {
+    let at = ((y * picture.width + x) * 3) as usize;
+    picture.pixels[at..at + 3].iter().zip(colour).all(|(a, b)| a.abs_diff(b) < 40)
+}
+
+#[test]
+fn every_kind_of_picture_becomes_upright_rgb() {
+    let rgb = halves(40, 20);
+    let grey: Vec<u8> = vec![77; 40 * 20];
+    // Inverted, as Adobe writes it: 255 is no ink. Left cyan, right white.
+    let cmyk: Vec<u8> = (0..800).flat_map(|i| if i % 40 < 20 { [0, 255, 255, 255] } else { [255, 255, 255, 255] }).collect();
+    for (bytes, left, right) in [
+        (jpeg_of(&rgb, 40, 20, ColorType::Rgb), [250, 10, 10], [10, 10, 250]),
+        (png_of(rgb.clone().into()), [250, 10, 10], [10, 10, 250]),
+        (jpeg_of(&grey, 40, 20, ColorType::Luma), [77; 3], [77; 3]),
+        (png_of(DynamicImage::ImageLuma16(DynamicImage::from(rgb.clone()).into_luma16())), [82; 3], [38; 3]),
+        (png_of(DynamicImage::from(rgb.clone()).into_rgba8().into()), [250, 10, 10], [10, 10, 250]),
+    ] {
+        let picture = decoded(&bytes);
+        assert_eq!((picture.width, picture.height, picture.channels, picture.pixels.len()), (40, 20, 3, 2400));
+        assert!(near(&picture, 5, 10, left) && near(&picture, 35, 10, right), "{left:?} {right:?}: {:?} {:?}", &picture.pixels[15..18], &picture.pixels[105..108]);
+    }
+    for color in [ColorType::Cmyk, ColorType::CmykAsYcck] {
+        let picture = decoded(&jpeg_of(&cmyk, 40, 20, color));
+        assert_eq!(picture.pixels.len(), 2400);
+        let (left, right) = (&picture.pixels[15..18], &picture.pixels[105..108]);
+        assert_ne!(left, right, "{color:?}");
+    }
+    assert_eq!(decoded(&png_of(RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into())).pixels, [1, 2, 3]);
+}
+
+#[test]
+fn exif_orientation_is_respected() {
+    let jpeg = jpeg_of(&halves(40, 20), 40, 20, ColorType::Rgb);
+    assert_eq!(decoded(&oriented(&jpeg, 1)), decoded(&jpeg));
+    let turned = decoded(&oriented(&jpeg, 6));
+    assert_eq!((turned.width, turned.height), (20, 40));
+    assert!(near(&turned, 10, 5, [250, 10, 10]) && near(&turned, 10, 35, [10, 10, 250]));
+    assert_eq!(decoded(&oriented(&jpeg, 99)), decoded(&jpeg), "a nonsensical one is ignored");
+}
+
+#[test]
+fn damaged_files_are_errors_and_never_panic() {
+    let jpeg = jpeg_of(&halves(64, 64), 64, 64, ColorType::Rgb);
+    let png = png_of(halves(64, 64).into());
+    for cut in [3, jpeg.len() / 4, jpeg.len() / 2, jpeg.len() * 3 / 4] {
+        assert!(matches!(decode(SampleFormat::Encoded, &jpeg[..cut]), Err(DecodeError::Jpeg(_))), "cut at {cut}");
+    }
+    assert!(matches!(decode(SampleFormat::Encoded, &png[..png.len() / 2]), Err(DecodeError::Png(_))));
+    assert!(matches!(decode(SampleFormat::Encoded, b"GIF89a"), Err(DecodeError::Unknown)));
+    assert!(matches!(decode(SampleFormat::Encoded, b""), Err(DecodeError::Unknown)));
+    assert!(matches!(decode(SampleFormat::Raw { height: 2, width: 2, channels: 1 }, &[0; 3]), Err(DecodeError::Raw { found: 3, expected: 4 })));
+    for case in 0..300u64 {
+        let mut rng = seed::stream(case, "damage", &[]);
+        let mut bytes = if case % 2 == 0 { jpeg.clone() } else { png.clone() };
+        for _ in 0..1 + case % 5 {
+            let at = seed::below(&mut rng, bytes.len() as u32) as usize;
+            bytes[at] = seed::below(&mut rng, 256) as u8;
+        }
+        let _ = decode(SampleFormat::Encoded, &bytes);
+    }
+}
+
+#[test]
+fn random_crops_lie_in_the_picture_and_have_the_asked_area() {
+    let config = Pixels { crop_scale: [0.25, 0.5], crop_ratio: [1.0, 1.0], ..pixels(8, &[Augment::Crop]) };
+    for case in 0..2000 {
+        let mut rng = seed::stream(case, "crop", &[]);
+        let Recipe { crop: [x, y, w, h], .. } = Recipe::draw(&config, 100, 80, false, &mut rng);
+        assert!(x >= 0.0 && y >= 0.0 && x + w <= 100.001 && y + h <= 80.001, "{x} {y} {w} {h}");
+        assert!((0.249..0.501).contains(&(w * h / 8000.0)), "{w} {h}");
+    }
+}
+
+#[test]
+fn evaluation_takes_the_centre() {
+    let config = Pixels { eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
+    assert_eq!(Recipe::evaluation(&config, 100, 50, false).crop, [30.0, 5.0, 40.0, 40.0]);
+    assert_eq!(Recipe::evaluation(&config, 28, 28, true).crop, [0.0, 0.0, 28.0, 28.0]);
+}
+
+fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {
+    let config = pixels(picture.width, &[]);
+    let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours };
+    let mut out = vec![0.0; picture.pixels.len()];
+    Renderer::default().render(picture, &recipe, &config, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn colours_change_as_defined_and_planes_lie_channel_by_channel() {
+    // Two pixels a row: (51, 102, 153) and (204, 51, 0) of 255.
+    let picture = Picture { width: 2, height: 2, channels: 3, pixels: [51, 102, 153, 204, 51, 0].repeat(2) };
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5);
+    let plain = [0.2, 0.8, 0.2, 0.8, 0.4, 0.2, 0.4, 0.2, 0.6, 0.0, 0.6, 0.0];
+    assert!(close(&rendered(&picture, vec![], false), &plain));
+    assert!(close(&rendered(&picture, vec![], true)[..4], &[0.8, 0.2, 0.8, 0.2]));
+    assert!(close(&rendered(&picture, vec![Colour::Brightness(1.5)], false)[..4], &[0.3, 1.0, 0.3, 1.0]), "clamped at white");
+    let grey = 0.299 * 0.5 + 0.587 * 0.3 + 0.114 * 0.3;
+    let contrast = rendered(&picture, vec![Colour::Contrast(0.5)], false);
+    assert!(close(&contrast[..2], &[0.1 + grey / 2.0, 0.4 + grey / 2.0]));
+    let warm = rendered(&picture, vec![Colour::Temperature(0.1)], false);
+    assert!(close(&[warm[0], warm[4], warm[8]], &[0.22, 0.4, 0.54]));
+    let lit = rendered(&picture, vec![Colour::Lighting([0.1, 0.0, -0.1])], false);
+    assert!(close(&[lit[0], lit[4], lit[8]], &[0.3, 0.4, 0.5]));
+}
+
+/// Numbered PNGs, of which some may be damaged.
+struct Folder {
+    info: DatasetInfo,
+    damaged: Vec<u32>,
+    delay: Duration,
+}
+
+impl Folder {
+    fn with(train: u32, damaged: &[u32]) -> Self {
+        let info = DatasetInfo { format: SampleFormat::Encoded, classes: vec!["a".into(), "b".into()], train, val: 23, fingerprint: String::new() };
+        Self { info, damaged: damaged.to_vec(), delay: Duration::ZERO }
+    }
+}
+
+impl SampleSource for Folder {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+    fn read(&self, _: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        std::thread::sleep(self.delay);
+        let one = |&id: &u32| {
+            let mut bytes = png_of(RgbImage::from_fn(9 + id % 4, 8, |x, y| Rgb([(x * 20 + id) as u8, (y * 25) as u8, id as u8])).into());
+            if self.damaged.contains(&id) {
+                bytes.truncate(bytes.len() / 2);
+            }
+            Sample { id, label: id % 2, bytes: Bytes::from(bytes) }
+        };
+        Ok(ids.iter().map(one).collect())
+    }
+    fn name(&self, _: Split, id: u32) -> String {
+        format!("folder/{id}.png")
+    }
+}
+
+fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
+    use Augment::{Brightness, Contrast, Crop, Flip, Lighting, Temperature};
+    Input { source: Arc::new(folder), pixels: pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting]), on_corrupt }
+}
+
+fn all(input: &Input, threads: usize) -> Vec<Batch> {
+    let plan = Plan::new(3, 37, 5, 10);
+    let options = LoaderOptions { threads, prefetch_steps: 2 };
+    let mut loader = TrainLoader::start(input.clone(), plan, 1..4, 9, 2..8, options).unwrap();
+    (2..8)
+        .map(|_| {
+            let batch = loader.next().unwrap();
+            loader.recycle(Batch::default());
+            batch
+        })
+        .collect()
+}
+
+#[test]
+fn batches_do_not_depend_on_the_number_of_threads() {
+    let input = input(Folder::with(37, &[]), CorruptPolicy::Stop);
+    let (one, four) = (all(&input, 1), all(&input, 4));
+    assert_eq!(one, four);
+    let steps: Vec<u64> = one.iter().map(|b| b.step).collect();
+    assert_eq!(steps, [2, 3, 4, 5, 6, 7]);
+    for batch in &one {
+        assert_eq!(batch.images.len(), batch.labels.len() * 3 * 8 * 8);
+        assert_eq!(batch.shards.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(batch.ids.iter().zip(&batch.labels).all(|(id, label)| (id % 2) as i32 == *label));
+    }
+}
+
+#[test]
+fn a_damaged_picture_stops_or_is_left_out_and_named() {
+    let mut loader = TrainLoader::start(
+        input(Folder::with(37, &[11]), CorruptPolicy::Stop),
+        Plan::new(3, 37, 5, 10),
+        0..5,
+        9,
+        0..4,
+        LoaderOptions { threads: 2, prefetch_steps: 2 },
+    )
+    .unwrap();
+    let error = (0..4).find_map(|_| loader.next().map(|b| loader.recycle(b)).err()).expect("one batch holds it").to_string();
+    assert!(error.contains("folder/11.png") && error.contains("damaged PNG"), "{error}");
+
+    let mut loader = EvalLoader::start(input(Folder::with(37, &[4, 20]), CorruptPolicy::Skip), 2..23, 8, LoaderOptions { threads: 2, prefetch_steps: 1 }).unwrap();
+    let (mut ids, mut skipped) = (Vec::new(), Vec::new());
+    while let Some(batch) = loader.next().unwrap() {
+        assert_eq!(batch.images.len(), batch.ids.len() * 192);
+        ids.extend(batch.ids.clone());
+        skipped.extend(batch.skipped.iter().map(|s| s.name.clone()));
+        loader.recycle(batch);
+    }
+    assert_eq!(ids, (2..23).filter(|i| ![4, 20].contains(i)).collect::<Vec<_>>());
+    assert_eq!(skipped, ["folder/4.png", "folder/20.png"]);
+}
+
+#[test]
+fn dropping_a_loader_in_the_middle_of_a_read_does_not_wait_for_it() {
+    let folder = Folder { delay: Duration::from_secs(5), ..Folder::with(37, &[]) };
+    let start = Instant::now();
+    let loader = EvalLoader::start(input(folder, CorruptPolicy::Stop), 0..23, 4, LoaderOptions { threads: 2, prefetch_steps: 1 }).unwrap();
+    drop(loader);
+    assert!(start.elapsed() < Duration::from_secs(1));
+}
