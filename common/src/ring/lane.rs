@@ -20,8 +20,9 @@ use crate::config::WireEncoding;
 use crate::net::transport::STREAMS_IN_FLIGHT;
 
 /// Values that are encoded and passed on at a time. Small enough that a rank
-/// forwards a chunk while it still arrives.
-const SEGMENT: usize = 32 << 10;
+/// forwards a chunk while it still arrives, and that the allocator reuses memory
+/// instead of mapping new pages.
+const SEGMENT: usize = 16 << 10;
 
 /// What all lanes of a ring know.
 pub(super) struct Context {
