@@ -3,7 +3,8 @@
 //! length, so that values need not be copied together first.
 //!
 //! The loops are plain integer arithmetic over fixed-size chunks, which LLVM
-//! turns into vector code for the target's width.
+//! turns into vector code: for the target's baseline and, chosen at run time,
+//! for AVX2.
 
 use crate::config::WireEncoding;
 
@@ -32,6 +33,66 @@ fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Compiles a loop twice and takes the wide one where the processor has it.
+macro_rules! vectorised {
+    (fn $name:ident($($argument:ident: $type:ty),*) $body:block) => {
+        fn $name($($argument: $type),*) {
+            #[inline(always)]
+            fn baseline($($argument: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            if std::arch::is_x86_feature_detected!("avx2") {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($argument: $type),*) {
+                    baseline($($argument),*)
+                }
+                // SAFETY: the processor was just found to have AVX2.
+                return unsafe { avx2($($argument),*) };
+            }
+            baseline($($argument),*)
+        }
+    };
+}
+
+vectorised! {
+    fn encode_bf16(values: &[f32], places: &mut [[u8; 2]]) {
+        for (place, &value) in places.iter_mut().zip(values) {
+            *place = to_bf16(value).to_le_bytes();
+        }
+    }
+}
+
+vectorised! {
+    fn add_f32(places: &[[u8; 4]], values: &mut [f32]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value += f32::from_le_bytes(place);
+        }
+    }
+}
+
+vectorised! {
+    fn add_bf16(places: &[[u8; 2]], values: &mut [f32]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value += from_bf16(u16::from_le_bytes(place));
+        }
+    }
+}
+
+vectorised! {
+    fn store_bf16(places: &[[u8; 2]], values: &mut [f32]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value = from_bf16(u16::from_le_bytes(place));
+        }
+    }
+}
+
+vectorised! {
+    fn round_bf16(values: &mut [f32]) {
+        for value in values {
+            *value = from_bf16(to_bf16(*value));
+        }
+    }
+}
+
 /// Appends `values` to `out`.
 pub fn encode(encoding: WireEncoding, values: &[f32], out: &mut Vec<u8>) {
     match encoding {
@@ -40,10 +101,7 @@ pub fn encode(encoding: WireEncoding, values: &[f32], out: &mut Vec<u8>) {
         WireEncoding::Bf16 => {
             let start = out.len();
             out.resize(start + 2 * values.len(), 0);
-            let (places, _) = out[start..].as_chunks_mut::<2>();
-            for (place, &value) in places.iter_mut().zip(values) {
-                *place = to_bf16(value).to_le_bytes();
-            }
+            encode_bf16(values, out[start..].as_chunks_mut().0);
         }
     }
 }
@@ -52,16 +110,8 @@ pub fn encode(encoding: WireEncoding, values: &[f32], out: &mut Vec<u8>) {
 pub fn decode_add(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
     debug_assert_eq!(bytes.len(), values.len() * encoding.width());
     match encoding {
-        WireEncoding::F32 => {
-            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value += f32::from_le_bytes(place);
-            }
-        }
-        WireEncoding::Bf16 => {
-            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value += from_bf16(u16::from_le_bytes(place));
-            }
-        }
+        WireEncoding::F32 => add_f32(bytes.as_chunks().0, values),
+        WireEncoding::Bf16 => add_bf16(bytes.as_chunks().0, values),
     }
 }
 
@@ -74,11 +124,7 @@ pub fn decode_store(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
                 *value = f32::from_le_bytes(place);
             }
         }
-        WireEncoding::Bf16 => {
-            for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *value = from_bf16(u16::from_le_bytes(place));
-            }
-        }
+        WireEncoding::Bf16 => store_bf16(bytes.as_chunks().0, values),
     }
 }
 
@@ -86,9 +132,7 @@ pub fn decode_store(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
 /// reduced chunk does this, so that all ranks end with the same bits.
 pub fn round_in_place(encoding: WireEncoding, values: &mut [f32]) {
     if encoding == WireEncoding::Bf16 {
-        for value in values {
-            *value = from_bf16(to_bf16(*value));
-        }
+        round_bf16(values);
     }
 }
 

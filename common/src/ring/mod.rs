@@ -3,7 +3,17 @@
 //! driver that moves the bytes ([`Ring`]).
 
 pub mod bucket;
+mod driver;
 pub mod encoding;
+mod form;
+pub mod header;
+mod lane;
 pub mod schedule;
+mod shared;
+
+#[cfg(test)]
+mod tests;
 
 pub use bucket::{BucketLayout, STATISTICS};
+pub use driver::{Ring, RingAborter, RingPeer, RingSpec};
+pub use shared::RingError;

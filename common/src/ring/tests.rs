@@ -1,0 +1,304 @@
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Barrier, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rand_chacha::rand_core::RngCore;
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::config::WireEncoding;
+use crate::net::{Authority, Endpoint, Role, worker_name};
+use crate::seed;
+
+/// Long, because a busy machine must not look like a lost one.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Endpoints of some workers of one run, all on this machine.
+struct Workers {
+    _dir: tempfile::TempDir,
+    runtime: Runtime,
+    endpoints: Vec<Endpoint>,
+    peers: Vec<RingPeer>,
+}
+
+fn workers(world: u32) -> Workers {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::open(dir.path()).unwrap();
+    let (mut endpoints, mut peers) = (Vec::new(), Vec::new());
+    for rank in 0..world {
+        let name = worker_name(u64::from(rank) + 10);
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let endpoint = Endpoint::bind(local, &authority.identity(&name).unwrap(), Role::Worker).unwrap();
+        peers.push(RingPeer { rank, name, addr: endpoint.local_addr().unwrap() });
+        endpoints.push(endpoint);
+    }
+    drop(_inside);
+    Workers { _dir: dir, runtime, endpoints, peers }
+}
+
+impl Workers {
+    fn spec(&self, rank: u32, layout: BucketLayout, encoding: WireEncoding) -> RingSpec {
+        RingSpec { generation: 4, rank, peers: self.peers.clone(), layout, encoding, connections: 1, timeout: TIMEOUT }
+    }
+
+    /// Forms the ring and runs `work` on a thread per rank.
+    fn run<T: Send>(&self, spec: impl Fn(u32) -> RingSpec + Sync, work: impl Fn(u32, Ring) -> T + Sync) -> Vec<T> {
+        let (spec, work) = (&spec, &work);
+        thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.peers.len() as u32)
+                .map(|rank| {
+                    scope.spawn(move || {
+                        let ring = self.runtime.block_on(Ring::form(&self.endpoints[rank as usize], spec(rank))).unwrap();
+                        work(rank, ring)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+}
+
+/// What `rank` hands in for a bucket.
+fn values(rank: u32, step: u64, bucket: usize, length: usize) -> Vec<f32> {
+    let mut rng = seed::stream(9, "ring test", &[u64::from(rank), step, bucket as u64]);
+    (0..length).map(|_| (rng.next_u32() as i32) as f32 / 1e6).collect()
+}
+
+/// The sum in the order in which the ring adds: round from the rank that sends
+/// a chunk first.
+fn ring_order_sum(world: u32, step: u64, bucket: usize, length: usize) -> Vec<f32> {
+    let inputs: Vec<_> = (0..world).map(|rank| values(rank, step, bucket, length)).collect();
+    let mut sum = vec![0.0; length];
+    for first in 0..world as usize {
+        let index = schedule::hops(first, world as usize).first().map_or(0, |hop| hop.send_chunk);
+        let chunk = schedule::chunk(length, world as usize, index);
+        let mut partial = inputs[first][chunk.clone()].to_vec();
+        for next in 1..world as usize {
+            let own = &inputs[(first + next) % world as usize][chunk.clone()];
+            partial.iter_mut().zip(own).for_each(|(p, own)| *p += own);
+        }
+        sum[chunk].copy_from_slice(&partial);
+    }
+    sum
+}
+
+#[test]
+fn sums_are_exact_in_f32_and_the_same_bits_everywhere_in_bf16() {
+    for world in 1..=4u32 {
+        let workers = workers(world);
+        for (encoding, connections) in [(WireEncoding::F32, 1), (WireEncoding::Bf16, 1), (WireEncoding::F32, 2)] {
+            // The last bucket has fewer values than there are ranks.
+            let layout = BucketLayout::new(140_002, 280_000);
+            let spec = |rank| RingSpec { connections, ..workers.spec(rank, layout, encoding) };
+            let results = workers.run(spec, |rank, mut ring| {
+                let mut results = Vec::new();
+                for step in 1000..1002u64 {
+                    for bucket in 0..=layout.statistics() {
+                        ring.submit(step, bucket, values(rank, step, bucket, layout.range(bucket).len())).unwrap();
+                    }
+                    for bucket in (0..=layout.statistics()).rev() {
+                        results.push((step, bucket, ring.wait(step, bucket).unwrap()));
+                    }
+                }
+                let sent = ring.bytes_sent();
+                workers.runtime.block_on(ring.close());
+                (results, sent)
+            });
+            for (step, bucket, sum) in &results[0].0 {
+                let expected = ring_order_sum(world, *step, *bucket, layout.range(*bucket).len());
+                if encoding == WireEncoding::F32 || world == 1 || *bucket == layout.statistics() {
+                    assert_eq!(*sum, expected, "world {world}, step {step}, bucket {bucket}");
+                } else {
+                    // Each of the additions on the way rounds to 8 bits.
+                    let bound = |v: f32| world as f32 * (v.abs() + 4000.0) / 256.0;
+                    assert!(sum.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= bound(*b)));
+                    assert!(sum.iter().all(|v| v.to_bits() & 0xffff == 0));
+                }
+            }
+            for (rank, (other, sent)) in results.iter().enumerate() {
+                assert_eq!(*other, results[0].0, "world {world}, {encoding:?}, rank {rank}");
+                let each = 2 * 2 * (world - 1) as usize * layout.elements() * encoding.width() / world as usize;
+                assert!((*sent as usize).abs_diff(each) < 2 * 4 * (40 + 200), "{sent} bytes sent, not {each}");
+            }
+        }
+    }
+}
+
+#[test]
+fn buckets_far_larger_than_all_windows_do_not_block_each_other() {
+    let workers = workers(2);
+    let layout = BucketLayout::new(6 << 20, 8 << 20);
+    workers.run(
+        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank, mut ring| {
+            // Rank 1 hands in all at once, rank 0 one after the other.
+            if rank == 1 {
+                (0..layout.len()).for_each(|b| ring.submit(0, b, vec![1.0; layout.range(b).len()]).unwrap());
+            }
+            for bucket in 0..layout.len() {
+                if rank == 0 {
+                    ring.submit(0, bucket, vec![2.0; layout.range(bucket).len()]).unwrap();
+                }
+                assert!(ring.wait(0, bucket).unwrap().iter().all(|&v| v == 3.0));
+            }
+            workers.runtime.block_on(ring.close());
+        },
+    );
+}
+
+#[test]
+fn a_rank_that_leaves_is_named_by_all_others_at_once() {
+    let workers = workers(4);
+    let layout = BucketLayout::new(100_000, 40_000);
+    let began = Instant::now();
+    let errors = workers.run(
+        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank, mut ring| {
+            if rank == 2 {
+                ring.submit(0, 0, vec![1.0; 10_000]).unwrap();
+                assert_eq!(ring.wait(0, 0).unwrap()[0], 4.0);
+                ring.aborter().abort("a test says so");
+                return ring.submit(0, 1, vec![0.0; 10_000]).unwrap_err();
+            }
+            let mut go_on = || {
+                (0..layout.len()).try_for_each(|b| ring.submit(0, b, vec![1.0; layout.range(b).len()]))?;
+                (0..layout.len()).try_for_each(|b| ring.wait(0, b).map(drop))
+            };
+            go_on().unwrap_err()
+        },
+    );
+    assert!(began.elapsed() < TIMEOUT, "{:?}", began.elapsed());
+    assert_eq!(errors[2], RingError::Left { cause: "a test says so".to_owned() });
+    for rank in [0, 1, 3] {
+        let RingError::PeerLost { rank: lost, name, cause } = &errors[rank] else { panic!("{:?}", errors[rank]) };
+        assert_eq!((*lost, name.as_str()), (2, "worker-12"), "rank {rank}: {cause}");
+        assert!(cause.contains("a test says so"), "{cause}");
+    }
+}
+
+#[test]
+fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
+    let timeout = Duration::from_millis(800);
+    let mut workers = workers(3);
+    // Rank 1 lives on a runtime of its own that stops dead: no goodbye, as in a kill.
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    {
+        let _inside = doomed.enter();
+        let identity = workers.endpoints[1].identity().clone();
+        workers.endpoints[1] = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &identity, Role::Worker).unwrap();
+        workers.peers[1].addr = workers.endpoints[1].local_addr().unwrap();
+    }
+    let layout = BucketLayout::new(10_000, 4000);
+    let first_bucket_done = Barrier::new(3);
+    thread::scope(|scope| {
+        for rank in [0, 2usize] {
+            let (workers, first_bucket_done) = (&workers, &first_bucket_done);
+            scope.spawn(move || {
+                let spec = RingSpec { timeout, ..workers.spec(rank as u32, layout, WireEncoding::F32) };
+                let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[rank], spec)).unwrap();
+                ring.submit(0, 0, vec![1.0; 1000]).unwrap();
+                ring.wait(0, 0).unwrap();
+                first_bucket_done.wait();
+                let killed = Instant::now();
+                // A neighbour may have noticed before.
+                let _ = ring.submit(0, 1, vec![1.0; 1000]);
+                let error = ring.wait(0, 1).unwrap_err();
+                assert!(matches!(&error, RingError::PeerLost { rank: 1, .. }), "rank {rank}: {error}");
+                assert!(killed.elapsed() < timeout + Duration::from_millis(300), "{:?}", killed.elapsed());
+            });
+        }
+        let spec = RingSpec { timeout, ..workers.spec(1, layout, WireEncoding::F32) };
+        let endpoint = &workers.endpoints[1];
+        let (stuck, stop) = mpsc::channel::<()>();
+        let mut ring = doomed.block_on(Ring::form(endpoint, spec)).unwrap();
+        ring.submit(0, 0, vec![1.0; 1000]).unwrap();
+        ring.wait(0, 0).unwrap();
+        first_bucket_done.wait();
+        // Its only thread never returns to its sockets.
+        doomed.spawn(async move {
+            let _ = stop.recv();
+        });
+        thread::sleep(timeout + Duration::from_millis(500));
+        drop(stuck);
+    });
+    doomed.shutdown_background();
+}
+
+#[test]
+fn a_stale_generation_is_told_and_another_layout_refused() {
+    let workers = workers(2);
+    let layout = BucketLayout::new(10, 40);
+    let form = |spec: RingSpec| {
+        let endpoint = &workers.endpoints[spec.rank as usize];
+        async move { Ring::form(endpoint, spec).await.map(drop) }
+    };
+    let spec = |rank| workers.spec(rank, layout, WireEncoding::F32);
+    workers.runtime.block_on(async {
+        let newer = RingSpec { generation: 5, ..spec(1) };
+        let (stale, _) = tokio::select! { r = form(spec(0)) => (r, ()), _ = form(newer) => panic!("it cannot form") };
+        assert_eq!(stale, Err(RingError::Stale { generation: 4, newer: 5, name: "worker-11".to_owned() }));
+
+        let other = RingSpec { layout: BucketLayout::new(11, 40), ..spec(1) };
+        let (refused, _) = tokio::select! { r = form(spec(0)) => (r, ()), r = form(other) => (r, ()) };
+        assert!(matches!(&refused, Err(RingError::Protocol { problem, .. }) if problem.contains("another ring")), "{refused:?}");
+    });
+}
+
+#[test]
+fn a_rank_that_is_late_is_waited_for() {
+    let workers = workers(2);
+    let layout = BucketLayout::new(10, 40);
+    let spec = |rank| workers.spec(rank, layout, WireEncoding::F32);
+    workers.runtime.block_on(async {
+        // Rank 1 forms the generation before first, gives up, and then comes.
+        let older = RingSpec { generation: 3, ..spec(1) };
+        let late = async {
+            let before = tokio::time::timeout(Duration::from_millis(300), Ring::form(&workers.endpoints[1], older)).await;
+            assert!(matches!(before, Err(_) | Ok(Err(RingError::Stale { newer: 4, .. }))));
+            Ring::form(&workers.endpoints[1], spec(1)).await
+        };
+        let (early, late) = tokio::join!(Ring::form(&workers.endpoints[0], spec(0)), late);
+        let (early, late) = (early.unwrap(), late.unwrap());
+        tokio::join!(early.close(), late.close());
+    });
+}
+
+#[test]
+fn misuse_is_an_error() {
+    let workers = workers(1);
+    let layout = BucketLayout::new(10, 20);
+    let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[0], workers.spec(0, layout, WireEncoding::F32))).unwrap();
+    assert!(matches!(ring.submit(0, 3, vec![]), Err(RingError::Misuse { .. })));
+    assert!(matches!(ring.submit(0, 0, vec![1.0; 4]), Err(RingError::Misuse { .. })));
+    assert!(matches!(ring.wait(0, 0), Err(RingError::Misuse { .. })));
+    ring.submit(0, 0, vec![1.0; 5]).unwrap();
+    assert!(matches!(ring.submit(0, 0, vec![1.0; 5]), Err(RingError::Misuse { .. })));
+    assert_eq!(ring.wait(0, 0).unwrap(), vec![1.0; 5]);
+    assert_eq!(ring.bytes_sent(), 0);
+    for step in 0..2 {
+        (0..3).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());
+    }
+    assert!(matches!(ring.submit(2, 0, vec![1.0; 5]), Err(RingError::Misuse { .. })));
+}
+
+#[test]
+fn a_stream_for_a_step_that_cannot_be_ends_the_ring_and_names_its_sender() {
+    let workers = workers(2);
+    let layout = BucketLayout::new(10, 40);
+    let errors = workers.run(
+        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank, mut ring| {
+            ring.submit(0, 0, vec![1.0; 10]).unwrap();
+            ring.wait(0, 0).unwrap();
+            let step = if rank == 0 { 7 } else { 1 };
+            ring.submit(step, 0, vec![1.0; 10]).and_then(|()| ring.wait(step, 0)).unwrap_err()
+        },
+    );
+    let told = |e: &RingError| matches!(e, RingError::Protocol { problem, .. } if problem.contains("more than one step away"));
+    assert!(errors.iter().any(told), "{errors:?}");
+}
