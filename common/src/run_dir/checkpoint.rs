@@ -13,6 +13,9 @@ pub const CHECKPOINT_FILES: [&str; 2] = ["model.safetensors", "optimizer.safeten
 
 const MANIFEST: &str = "manifest.json";
 const VERSION: u32 = 1;
+/// What the names of folders begin with that are still being written.
+const UNFINISHED: &str = ".writing-";
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
 /// What a checkpoint says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,12 +63,12 @@ impl CheckpointFiles {
     /// Starts to write the checkpoint of `step`. Until it is committed it does
     /// not exist; dropping the writer removes what was written.
     pub fn begin(&self, step: u64) -> Result<CheckpointWriter, RunDirError> {
-        let path = self.folder.join(format!(".writing-{step:08}"));
+        let path = self.folder.join(format!("{UNFINISHED}{step:08}"));
         if path.exists() {
             fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))?;
         }
         fs::create_dir_all(&path).map_err(RunDirError::io("create", &path))?;
-        Ok(CheckpointWriter { target: self.place(step), path, step, files: Vec::new(), open: None, done: false })
+        Ok(CheckpointWriter { all: self.clone(), path, step, files: Vec::new(), open: None, done: false })
     }
 
     fn place(&self, step: u64) -> PathBuf {
@@ -74,15 +77,21 @@ impl CheckpointFiles {
 
     /// Steps of which there is a folder, newest first.
     fn steps(&self) -> Result<Vec<u64>, RunDirError> {
-        let mut steps: Vec<u64> = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(RunDirError::io("list", &self.folder))? {
-            let entry = entry.map_err(RunDirError::io("list", &self.folder))?;
-            if let Some(step) = entry.file_name().to_str().and_then(|n| n.strip_prefix("step-")?.parse().ok()) {
-                steps.push(step);
-            }
-        }
+        let names = self.names()?;
+        let mut steps: Vec<u64> = names.iter().filter_map(|n| n.strip_prefix("step-")?.parse().ok()).collect();
+        steps.retain(|&step| self.place(step).file_name().is_some_and(|place| names.iter().any(|n| place == n.as_str())));
         steps.sort_unstable_by(|a, b| b.cmp(a));
         Ok(steps)
+    }
+
+    /// What lies in the checkpoints folder; nothing if there is none yet.
+    fn names(&self) -> Result<Vec<String>, RunDirError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(RunDirError::io("list", &self.folder))?,
+        };
+        let names = entries.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()));
+        names.collect::<Result<_, _>>().map_err(RunDirError::io("list", &self.folder))
     }
 
     /// The newest checkpoint that is whole, and why newer ones are not.
@@ -100,9 +109,23 @@ impl CheckpointFiles {
     /// Reads the checkpoint of `step` as a whole and compares it with its manifest.
     pub fn verify(&self, step: u64) -> Result<Checkpoint, RunDirError> {
         let path = self.place(step);
+        let manifest = self.manifest(step)?;
+        for expected in &manifest.files {
+            let file = path.join(&expected.name);
+            if digest(&file)? != expected.blake3 {
+                return Err(damaged(&file, "differs from what was written: its BLAKE3 digest does not match".to_owned()));
+            }
+        }
+        Ok(Checkpoint { step, path, meta: manifest.meta })
+    }
+
+    /// The manifest of `step`, if it is valid and its files have their sizes.
+    fn manifest(&self, step: u64) -> Result<Manifest, RunDirError> {
+        let path = self.place(step);
         let file = path.join(MANIFEST);
-        let damaged = |path: &Path, problem: String| RunDirError::Damaged { path: path.to_owned(), problem };
-        let text = fs::read(&file).map_err(RunDirError::io("read", &file))?;
+        let open = File::open(&file).map_err(RunDirError::io("read", &file))?;
+        let mut text = Vec::new();
+        open.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(RunDirError::io("read", &file))?;
         let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| damaged(&file, format!("is not a manifest: {e}")))?;
         if manifest.version != VERSION || manifest.step != step {
             return Err(damaged(&file, format!("speaks of version {} and step {}", manifest.version, manifest.step)));
@@ -112,41 +135,71 @@ impl CheckpointFiles {
         }
         for expected in &manifest.files {
             let file = path.join(&expected.name);
-            let (bytes, digest) = digest(&file)?;
+            let bytes = fs::metadata(&file).map_err(RunDirError::io("read", &file))?.len();
             if bytes != expected.bytes {
                 return Err(damaged(&file, format!("has {bytes} bytes instead of {}", expected.bytes)));
             }
-            if digest != expected.blake3 {
-                return Err(damaged(&file, "differs from what was written: its BLAKE3 digest does not match".to_owned()));
-            }
         }
-        Ok(Checkpoint { step, path, meta: manifest.meta })
+        Ok(manifest)
     }
 
-    /// Removes all but the newest `keep`, and what interrupted writers left.
+    /// Removes all but the newest `keep` whole checkpoints (one always stays), and
+    /// broken ones that are older than those. Looks at manifests and sizes, not at
+    /// every byte: commit has removed what is newer and broken.
     pub fn prune(&self, keep: usize) -> Result<(), RunDirError> {
-        for step in self.steps()?.into_iter().skip(keep.max(1)) {
-            let path = self.place(step);
-            // Without its manifest it does not exist, even if the rest survives.
-            let manifest = path.join(MANIFEST);
-            if manifest.exists() {
-                fs::remove_file(&manifest).map_err(RunDirError::io("remove", &manifest))?;
+        let mut kept = 0;
+        for step in self.steps()? {
+            let whole = self.manifest(step).is_ok();
+            // With no whole one that is newer, even a broken one stays: part of it may be saved by hand.
+            if kept == 0 || (whole && kept < keep.max(1)) {
+                kept += usize::from(whole);
+            } else {
+                self.remove(step)?;
             }
-            fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))?;
         }
         Ok(())
     }
+
+    /// Removes what writers left that were killed. Only for the holder of the
+    /// run directory, before it writes.
+    pub(super) fn remove_unfinished(&self) -> Result<(), RunDirError> {
+        for name in self.names()? {
+            if name.starts_with(UNFINISHED) {
+                let path = self.folder.join(name);
+                fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> Result<bool, RunDirError> {
+        self.steps().map(|steps| steps.is_empty())
+    }
+
+    fn remove(&self, step: u64) -> Result<(), RunDirError> {
+        let path = self.place(step);
+        // Without its manifest it does not exist, even if the rest survives.
+        let manifest = path.join(MANIFEST);
+        if manifest.exists() {
+            fs::remove_file(&manifest).map_err(RunDirError::io("remove", &manifest))?;
+        }
+        fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))
+    }
 }
 
-/// Length and BLAKE3 of a file, without holding it in memory.
-fn digest(path: &Path) -> Result<(u64, String), RunDirError> {
+fn damaged(path: &Path, problem: String) -> RunDirError {
+    RunDirError::Damaged { path: path.to_owned(), problem }
+}
+
+/// BLAKE3 of a file, without holding it in memory.
+fn digest(path: &Path) -> Result<String, RunDirError> {
     let mut file = File::open(path).map_err(RunDirError::io("open", path))?;
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut chunk).map_err(RunDirError::io("read", path))?;
         if n == 0 {
-            return Ok((hasher.count(), hasher.finalize().to_hex().to_string()));
+            return Ok(hasher.finalize().to_hex().to_string());
         }
         hasher.update(&chunk[..n]);
     }
@@ -156,7 +209,7 @@ fn digest(path: &Path) -> Result<(u64, String), RunDirError> {
 #[derive(Debug)]
 pub struct CheckpointWriter {
     path: PathBuf,
-    target: PathBuf,
+    all: CheckpointFiles,
     step: u64,
     files: Vec<ManifestFile>,
     open: Option<(String, File, blake3::Hasher)>,
@@ -196,20 +249,34 @@ impl CheckpointWriter {
     }
 
     /// Makes the checkpoint exist: files on disk, folder renamed, manifest last.
+    /// A whole checkpoint of this very state that is there already stays instead,
+    /// so that at no moment there is none. Newer ones that are broken go: the run
+    /// went on from an older state, and pruning must not count them.
     pub fn commit(mut self, meta: &CheckpointMeta) -> Result<(), RunDirError> {
         self.end_file()?;
+        if self.files.iter().map(|f| f.name.as_str()).ne(CHECKPOINT_FILES) {
+            return Err(damaged(&self.path, format!("is no whole checkpoint: it needs {}, in this order", CHECKPOINT_FILES.join(" and "))));
+        }
+        if self.all.verify(self.step).is_ok_and(|there| there.meta == *meta) {
+            return Ok(());
+        }
         sync_folder(&self.path)?;
-        if self.target.exists() {
-            fs::remove_dir_all(&self.target).map_err(RunDirError::io("replace", &self.target))?;
+        let target = self.all.place(self.step);
+        if target.exists() {
+            self.all.remove(self.step)?;
         }
-        fs::rename(&self.path, &self.target).map_err(RunDirError::io("rename", &self.path))?;
-        if let Some(folder) = self.target.parent() {
-            sync_folder(folder)?;
-        }
+        fs::rename(&self.path, &target).map_err(RunDirError::io("rename", &self.path))?;
+        sync_folder(&self.all.folder)?;
         let manifest = Manifest { version: VERSION, step: self.step, meta: meta.clone(), files: std::mem::take(&mut self.files) };
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_else(|e| unreachable!("a manifest is plain data: {e}"));
-        write_atomically(&self.target.join(MANIFEST), text.as_bytes())?;
+        write_atomically(&target.join(MANIFEST), text.as_bytes())?;
         self.done = true;
+        for step in self.all.steps()?.into_iter().take_while(|&s| s > self.step) {
+            if let Err(reason) = self.all.verify(step) {
+                tracing::warn!("removing the broken checkpoint of step {step}: {reason}");
+                self.all.remove(step)?;
+            }
+        }
         Ok(())
     }
 }

@@ -14,6 +14,8 @@ use super::RunDirError;
 pub(super) struct Lines {
     path: PathBuf,
     file: File,
+    /// Bytes of whole lines in the file.
+    whole: u64,
     waiting: Vec<u8>,
 }
 
@@ -28,7 +30,7 @@ impl Lines {
             tracing::warn!("`{}` ends in the middle of a line, which is removed", path.display());
             file.set_len(whole as u64).map_err(RunDirError::io("shorten", path))?;
         }
-        Ok(Self { path: path.to_owned(), file, waiting: Vec::new() })
+        Ok(Self { path: path.to_owned(), file, whole: whole as u64, waiting: Vec::new() })
     }
 
     /// Adds a line, in memory until [`Lines::flush`].
@@ -40,7 +42,13 @@ impl Lines {
 
     pub(super) fn flush(&mut self) -> Result<(), RunDirError> {
         if !self.waiting.is_empty() {
-            self.file.write_all(&self.waiting).map_err(RunDirError::io("write to", &self.path))?;
+            if let Err(e) = self.file.write_all(&self.waiting) {
+                // Half a line may stand there (a full disk): taken back, so that the
+                // next attempt starts on a new line. If that fails too, open repairs it.
+                let _ = self.file.set_len(self.whole);
+                return Err(RunDirError::io("write to", &self.path)(e));
+            }
+            self.whole += self.waiting.len() as u64;
             self.waiting.clear();
         }
         Ok(())

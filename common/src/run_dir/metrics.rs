@@ -68,6 +68,7 @@ struct At {
 pub(super) struct Metrics {
     lines: Lines,
     flushed: Instant,
+    next_step: u64,
 }
 
 impl Metrics {
@@ -86,10 +87,14 @@ impl Metrics {
         if kept.len() < bytes.len() {
             super::write_atomically(path, &kept)?;
         }
-        Ok(Self { lines: Lines::open(path)?, flushed: Instant::now() })
+        Ok(Self { lines: Lines::open(path)?, flushed: Instant::now(), next_step: first_step })
     }
 
     pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
+        if metrics.step < self.next_step {
+            return Ok(());
+        }
+        self.next_step = metrics.step.saturating_add(1);
         self.lines.push(metrics);
         if self.flushed.elapsed() >= FLUSH_EVERY { self.flush() } else { Ok(()) }
     }
@@ -102,5 +107,10 @@ impl Metrics {
     pub(super) fn flush(&mut self) -> Result<(), RunDirError> {
         self.flushed = Instant::now();
         self.lines.flush()
+    }
+
+    pub(super) fn sync(&mut self) -> Result<(), RunDirError> {
+        self.flushed = Instant::now();
+        self.lines.sync()
     }
 }

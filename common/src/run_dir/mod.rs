@@ -11,6 +11,8 @@
 //! Everything here is plain files and synchronous code; nothing knows a socket.
 
 mod checkpoint;
+mod differences;
+mod error;
 mod journal;
 mod lines;
 mod metrics;
@@ -20,6 +22,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, CheckpointWriter};
+pub use error::RunDirError;
 pub use journal::Event;
 pub use metrics::{Evaluation, StepMetrics};
 pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
@@ -27,31 +30,6 @@ pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
 use crate::config::Config;
 use journal::Journal;
 use metrics::Metrics;
-
-#[derive(Debug, thiserror::Error)]
-pub enum RunDirError {
-    #[error("could not {action} `{}`: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("`{}` already holds a run: go on with --resume, or choose another --run-dir", .0.display())]
-    Taken(PathBuf),
-    #[error("`{}` holds no run to resume: leave out --resume to start one", .0.display())]
-    NothingToResume(PathBuf),
-    #[error("another process is using the run directory `{}`: wait for it or stop it", .0.display())]
-    Locked(PathBuf),
-    #[error(
-        "the config differs from the one that the run in `{}` was started with, so its weights would not be those of either: restore what config.toml there says, or choose another --run-dir", .0.display()
-    )]
-    OtherConfig(PathBuf),
-    #[error("`{}` {problem}", path.display())]
-    Damaged { path: PathBuf, problem: String },
-}
-
-impl RunDirError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-}
 
 /// One run's directory, locked for this process.
 #[derive(Debug)]
@@ -75,7 +53,7 @@ impl RunDir {
                 loop {
                     let name = if n == 1 { config.name.clone() } else { format!("{}-{n}", config.name) };
                     match Self::create(&Path::new("runs").join(name), config) {
-                        Err(RunDirError::Taken(_) | RunDirError::Locked(_)) => n += 1,
+                        Err(RunDirError::Taken(_) | RunDirError::Locked { .. }) => n += 1,
                         other => return other,
                     }
                 }
@@ -88,7 +66,7 @@ impl RunDir {
         std::fs::create_dir_all(path).map_err(RunDirError::io("create", path))?;
         let lock = lock(path)?;
         let file = path.join("config.toml");
-        if file.exists() {
+        if file.exists() || has_traces(path)? {
             return Err(RunDirError::Taken(path.to_owned()));
         }
         write_atomically(&file, config.to_toml().as_bytes())?;
@@ -104,9 +82,12 @@ impl RunDir {
         let lock = lock(path)?;
         let before = Config::load(&file, &[]).map_err(|e| RunDirError::Damaged { path: file.clone(), problem: e.to_string() })?;
         if before.identity() != config.identity() {
-            return Err(RunDirError::OtherConfig(path.to_owned()));
+            return Err(RunDirError::OtherConfig { path: path.to_owned(), keys: differences::deciding_keys(&before, config) });
         }
-        write_atomically(&file, config.to_toml().as_bytes())?;
+        CheckpointFiles::new(path.join("checkpoints")).remove_unfinished()?;
+        if before != *config {
+            write_atomically(&file, config.to_toml().as_bytes())?;
+        }
         Self::with_lock(path, lock, true)
     }
 
@@ -120,8 +101,12 @@ impl RunDir {
         &self.path
     }
 
-    /// Appends to the journal, on disk when this returns.
+    /// Appends to the journal, on disk when this returns. Before a checkpoint,
+    /// the metrics follow to the disk, so that a resumed run lacks no line.
     pub fn record(&mut self, event: &Event) -> Result<(), RunDirError> {
+        if let (Event::Checkpoint { .. }, Some(metrics)) = (event, &mut self.metrics) {
+            metrics.sync()?;
+        }
         self.journal.append(event)
     }
 
@@ -142,7 +127,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// Appends a step's line; it is on disk within a second.
+    /// Appends a step's line; it is in the file within a second. A step that is
+    /// there already (redone after a failure, or told twice) keeps its first line.
     pub fn write_step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
         self.metrics_file()?.step(metrics)
     }
@@ -191,14 +177,36 @@ impl RunDir {
     }
 }
 
-fn lock(path: &Path) -> Result<File, RunDirError> {
-    let name = path.join(".lock");
-    let file = File::options().create(true).append(true).open(&name).map_err(RunDirError::io("open", &name))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(RunDirError::Locked(path.to_owned())),
-        Err(std::fs::TryLockError::Error(e)) => Err(RunDirError::io("lock", &name)(e)),
+/// Whether there is anything of a run whose config.toml is gone: old checkpoints
+/// would outrank those of a new run.
+fn has_traces(path: &Path) -> Result<bool, RunDirError> {
+    let filled = |name: &str| std::fs::metadata(path.join(name)).is_ok_and(|m| m.len() > 0);
+    if ["journal.jsonl", "metrics.jsonl", "summary.json"].into_iter().any(filled) {
+        return Ok(true);
     }
+    CheckpointFiles::new(path.join("checkpoints")).is_empty().map(|empty| !empty)
+}
+
+/// Takes the directory's lock and leaves this process's id in it. The lock goes
+/// with the open file, so that a killed process leaves none behind.
+fn lock(path: &Path) -> Result<File, RunDirError> {
+    use std::io::{Read, Write};
+    let name = path.join(".lock");
+    let open = File::options().create(true).read(true).write(true).truncate(false).open(&name);
+    let mut file = open.map_err(RunDirError::io("open", &name))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only for the message, which is less precise without it.
+            let _ = file.take(20).read_to_string(&mut holder);
+            let holder = if holder.trim().is_empty() { "another process".to_owned() } else { format!("process {}", holder.trim()) };
+            return Err(RunDirError::Locked { path: path.to_owned(), holder });
+        }
+        Err(std::fs::TryLockError::Error(e)) => return Err(RunDirError::io("lock", &name)(e)),
+    }
+    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(RunDirError::io("write", &name))?;
+    Ok(file)
 }
 
 /// Replaces a file as a whole: whoever reads it sees the old or the new one.
@@ -218,3 +226,5 @@ fn sync_folder(path: &Path) -> Result<(), RunDirError> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_damage;

@@ -9,6 +9,9 @@ use super::{Evaluation, StepMetrics};
 /// Steps that are left out of the medians: caches fill and threads start in them.
 const WARM_UP: usize = 5;
 
+/// Steps that are kept for the medians; of more, an even selection.
+const MAX_KEPT: usize = 1 << 15;
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub name: String,
@@ -69,7 +72,9 @@ pub struct SummaryBuilder {
     world: u32,
     generations: u64,
     started: Instant,
-    steps: Vec<StepMetrics>,
+    samples: u64,
+    last: Option<StepMetrics>,
+    kept: Kept,
     last_evaluation: Option<Evaluation>,
 }
 
@@ -81,7 +86,9 @@ impl SummaryBuilder {
             world,
             generations: 0,
             started: Instant::now(),
-            steps: Vec::new(),
+            samples: 0,
+            last: None,
+            kept: Kept::default(),
             last_evaluation: None,
         }
     }
@@ -92,8 +99,14 @@ impl SummaryBuilder {
         self.world = world;
     }
 
+    /// A committed step; one that was told before counts once.
     pub fn step(&mut self, metrics: &StepMetrics) {
-        self.steps.push(metrics.clone());
+        if self.last.as_ref().is_some_and(|last| metrics.step <= last.step) {
+            return;
+        }
+        self.samples = self.samples.saturating_add(metrics.samples);
+        self.kept.add(metrics);
+        self.last = Some(metrics.clone());
     }
 
     pub fn evaluation(&mut self, evaluation: &Evaluation) {
@@ -102,14 +115,15 @@ impl SummaryBuilder {
 
     /// The summary of a run that has committed `steps` steps.
     pub fn finish(&self, steps: u64, weights_blake3: String, bytes_sent: u64, peak_rss_bytes: u64) -> Summary {
-        let warm = if self.steps.len() > WARM_UP { &self.steps[WARM_UP..] } else { &self.steps[..] };
+        let steps_kept = &self.kept.steps;
+        let warm = if steps_kept.len() > WARM_UP { &steps_kept[WARM_UP..] } else { &steps_kept[..] };
         let column = |f: fn(&StepMetrics) -> f64| {
             let mut values: Vec<f64> = warm.iter().map(f).collect();
             values.sort_by(f64::total_cmp);
             values
         };
         let step_ms = column(|m| m.step_ms);
-        let last = self.steps.last();
+        let last = self.last.as_ref();
         let eval = self.last_evaluation.as_ref();
         Summary {
             name: self.name.clone(),
@@ -117,8 +131,8 @@ impl SummaryBuilder {
             world: self.world,
             generations: self.generations,
             steps,
-            epochs: last.map_or(0, |m| m.epoch + 1),
-            samples: self.steps.iter().map(|m| m.samples).sum(),
+            epochs: last.map_or(0, |m| m.epoch.saturating_add(1)),
+            samples: self.samples,
             images_per_second: quantile(&column(|m| m.images_per_second), 0.5),
             step_ms: StepTimes { p50: quantile(&step_ms, 0.5), p95: quantile(&step_ms, 0.95) },
             parts: Parts {
@@ -135,6 +149,46 @@ impl SummaryBuilder {
             peak_rss_bytes,
             wall_seconds: self.started.elapsed().as_secs_f64(),
             weights_blake3,
+        }
+    }
+}
+
+#[cfg(test)]
+impl SummaryBuilder {
+    pub(super) fn kept_steps(&self) -> usize {
+        self.kept.steps.len()
+    }
+}
+
+/// The first steps, and an even selection of the others in bounded space: when
+/// it is full, every second one goes and only every second one to come is taken.
+#[derive(Debug)]
+struct Kept {
+    steps: Vec<StepMetrics>,
+    seen: usize,
+    stride: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { steps: Vec::new(), seen: 0, stride: 1 }
+    }
+}
+
+impl Kept {
+    fn add(&mut self, metrics: &StepMetrics) {
+        let after_warm_up = self.seen.checked_sub(WARM_UP);
+        self.seen += 1;
+        if after_warm_up.is_none_or(|n| n.is_multiple_of(self.stride)) {
+            self.steps.push(metrics.clone());
+        }
+        if self.steps.len() == WARM_UP + MAX_KEPT {
+            let mut place = 0;
+            self.steps.retain(|_| {
+                place += 1;
+                place <= WARM_UP || (place - 1 - WARM_UP).is_multiple_of(2)
+            });
+            self.stride *= 2;
         }
     }
 }

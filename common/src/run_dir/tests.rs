@@ -6,13 +6,13 @@ use tempfile::{TempDir, tempdir};
 
 use super::*;
 
-fn config(set: &[&str]) -> Config {
+pub(super) fn config(set: &[&str]) -> Config {
     let text = "name = \"t\"\n[model]\nkind = \"alexnet\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 10\nval = 10\n[train]\n";
     let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
     Config::parse(text, "test", &set).unwrap()
 }
 
-fn step(step: u64) -> StepMetrics {
+pub(super) fn step(step: u64) -> StepMetrics {
     StepMetrics {
         step,
         epoch: 0,
@@ -30,7 +30,7 @@ fn step(step: u64) -> StepMetrics {
     }
 }
 
-fn checkpoint(run: &RunDir, step: u64) -> PathBuf {
+pub(super) fn checkpoint(run: &RunDir, step: u64) -> PathBuf {
     let mut writer = run.checkpoints().begin(step).unwrap();
     for name in CHECKPOINT_FILES {
         writer.start_file(name).unwrap();
@@ -41,7 +41,7 @@ fn checkpoint(run: &RunDir, step: u64) -> PathBuf {
     run.path().join(format!("checkpoints/step-{step:08}"))
 }
 
-fn run_with_checkpoints(steps: &[u64]) -> (TempDir, RunDir) {
+pub(super) fn run_with_checkpoints(steps: &[u64]) -> (TempDir, RunDir) {
     let dir = tempdir().unwrap();
     drop(RunDir::create(&dir.path().join("run"), &config(&[])).unwrap());
     let run = RunDir::resume(&dir.path().join("run"), &config(&[])).unwrap();
@@ -57,10 +57,10 @@ fn a_run_directory_is_created_once_resumed_by_its_own_config_and_held_by_one_pro
     let path = dir.path().join("run");
     assert!(matches!(RunDir::resume(&path, &config(&[])), Err(RunDirError::NothingToResume(_))));
     let run = RunDir::create(&path, &config(&[])).unwrap();
-    assert!(matches!(RunDir::resume(&path, &config(&[])), Err(RunDirError::Locked(_))));
+    assert!(matches!(RunDir::resume(&path, &config(&[])), Err(RunDirError::Locked { .. })));
     drop(run);
     assert!(matches!(RunDir::create(&path, &config(&[])), Err(RunDirError::Taken(_))));
-    assert!(matches!(RunDir::resume(&path, &config(&["seed=2"])), Err(RunDirError::OtherConfig(_))));
+    assert!(matches!(RunDir::resume(&path, &config(&["seed=2"])), Err(RunDirError::OtherConfig { .. })));
     let run = RunDir::resume(&path, &config(&["train.epochs=99"])).unwrap();
     assert_eq!(Config::load(&run.path().join("config.toml"), &[]).unwrap().train.epochs, 99);
 }

@@ -1,0 +1,58 @@
+//! What can go wrong with a run directory. Every message names the path, the
+//! cause and what to do about it.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error("could not {action} `{}`: {source}{}", path.display(), remedy(source))]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("`{}` already holds a run: go on with --resume, or choose another --run-dir", .0.display())]
+    Taken(PathBuf),
+    #[error("`{}` holds no run to resume: leave out --resume to start one there", .0.display())]
+    NothingToResume(PathBuf),
+    #[error("the run directory `{}` is in use by {holder}: wait for it or stop it, or choose another --run-dir", path.display())]
+    Locked { path: PathBuf, holder: String },
+    #[error(
+        "the run in `{}` cannot go on with another {keys}, because its weights would be those of neither: restore what its config.toml says, or choose another --run-dir",
+        path.display()
+    )]
+    OtherConfig { path: PathBuf, keys: String },
+    #[error("`{}` {problem}", path.display())]
+    Damaged { path: PathBuf, problem: String },
+}
+
+impl RunDirError {
+    /// For `map_err`: what was being done to which path.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, path: path.to_owned(), source }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "; free some space there (fewer train.keep_checkpoints need less) and continue with --resume"
+        }
+        ErrorKind::ReadOnlyFilesystem => "; that disk is read-only: name a directory on a writable one with --run-dir",
+        ErrorKind::PermissionDenied => "; name a directory that this user may write with --run-dir",
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "; a file stands where a directory should be: name another one with --run-dir"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_and_a_read_only_disk_say_what_to_do() {
+        let text = |kind: ErrorKind| RunDirError::io("write", Path::new("runs/a/config.toml"))(kind.into()).to_string();
+        assert!(text(ErrorKind::StorageFull).contains("free some space"));
+        assert!(text(ErrorKind::ReadOnlyFilesystem).contains("writable"));
+        assert!(text(ErrorKind::PermissionDenied).starts_with("could not write `runs/a/config.toml`: permission denied; name"));
+    }
+}
