@@ -49,7 +49,8 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
         config = Config::parse(&config.to_toml(), "--workers", &[])?;
     }
     let run = prepare(config, &args.run, quiet)?;
-    let endpoint = Endpoint::bind(args.listen, &run.authority.identity(COORDINATOR)?, Role::Coordinator).context("choose another --listen")?;
+    let endpoint =
+        Endpoint::bind(args.listen, &run.authority.identity(COORDINATOR)?, Role::Coordinator).context("choose another --listen")?;
     let port = endpoint.local_addr()?.port();
     let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
     println!("run directory: {}", run.run_dir.path().display());

@@ -42,12 +42,8 @@ pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
 }
 
 async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> {
-    let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi())
-        .await
-        .context("said nothing")??;
-    let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL))
-        .await
-        .context("said nothing")??;
+    let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi()).await.context("said nothing")??;
+    let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL)).await.context("said nothing")??;
     let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank }) = first else {
         bail!("did not say hello");
     };
@@ -64,7 +60,11 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
         Some(Ok(addr)) => addr,
         Some(Err(_)) => bail!("advertised an address that is none"),
     };
-    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone(), first_step: shared.first_step }).await?;
+    write_message(
+        &mut send,
+        &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone(), first_step: shared.first_step },
+    )
+    .await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
     let input = Input::Joined { worker, name, addr: addr.to_string(), preferred_rank };

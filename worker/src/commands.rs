@@ -119,7 +119,9 @@ fn read_token(args: &JoinArgs) -> Result<Token> {
             std::io::stdin().read_line(&mut line).context("could not read the token from stdin")?;
             line
         }
-        (None, Some(path)) => std::fs::read_to_string(path).with_context(|| format!("could not read the token from `{}`", path.display()))?,
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("could not read the token from `{}`", path.display()))?
+        }
         (None, None) => return Err(anyhow!("a token is needed: give the --token of the coordinator's join line")),
     };
     Ok(text.trim().parse()?)

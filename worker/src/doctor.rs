@@ -6,8 +6,11 @@ use crate::device::ComputeDevice;
 /// A line for each thing that a run depends on.
 pub fn report() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let features: Vec<&str> =
-        [("libtorch", cfg!(feature = "libtorch")), ("flex", cfg!(feature = "flex"))].iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    let features: Vec<&str> = [("libtorch", cfg!(feature = "libtorch")), ("flex", cfg!(feature = "flex"))]
+        .iter()
+        .filter(|(_, on)| *on)
+        .map(|(name, _)| *name)
+        .collect();
     let mut rows = vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("built with", features.join(", ")),

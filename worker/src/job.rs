@@ -38,7 +38,11 @@ impl Job {
 
     /// What goes into the model.
     pub fn input(config: &Config, info: &DatasetInfo) -> InputShape {
-        InputShape { channels: info.format.channels() as usize, image_size: config.data.pixels.image_size as usize, classes: info.classes.len() }
+        InputShape {
+            channels: info.format.channels() as usize,
+            image_size: config.data.pixels.image_size as usize,
+            classes: info.classes.len(),
+        }
     }
 
     /// Compute threads of this worker.

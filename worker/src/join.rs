@@ -89,7 +89,15 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
         ring_endpoint: Arc::clone(&ring_endpoint),
         bulk,
     };
-    let member = Member { config, info, first_step, data: options.data, device: options.device, cache_dir: options.cache_dir, cache_bytes: options.cache_bytes };
+    let member = Member {
+        config,
+        info,
+        first_step,
+        data: options.data,
+        device: options.device,
+        cache_dir: options.cache_dir,
+        cache_bytes: options.cache_bytes,
+    };
     let (done, mut trained) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("train".to_owned()).spawn(move || {
         let _ = done.send(member::run(member, link));

@@ -74,7 +74,12 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     record.wait_for_upload()?;
     say(
         &link,
-        ToCoordinator::Finished(Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent: exchange.bytes_sent(), peak_rss_bytes: peak_rss_bytes() }),
+        ToCoordinator::Finished(Finished {
+            step,
+            weights_blake3: replica.weights_blake3(),
+            bytes_sent: exchange.bytes_sent(),
+            peak_rss_bytes: peak_rss_bytes(),
+        }),
     )
 }
 

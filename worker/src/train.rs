@@ -40,8 +40,22 @@ pub trait Record {
 
 /// Runs the steps from `first` to the end of the job, or until some rank is
 /// asked to stop. Returns the number of committed steps.
-pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, record: &mut dyn Record, first: u64) -> Result<u64> {
-    let mut loader = TrainLoader::start(job.samples(source), job.plan.clone(), job.shards(), job.config.seed, first..job.length.steps, job.loader_options())?;
+pub fn train(
+    job: &Job,
+    replica: &mut Replica,
+    exchange: &mut Exchange,
+    source: &Arc<dyn SampleSource>,
+    record: &mut dyn Record,
+    first: u64,
+) -> Result<u64> {
+    let mut loader = TrainLoader::start(
+        job.samples(source),
+        job.plan.clone(),
+        job.shards(),
+        job.config.seed,
+        first..job.length.steps,
+        job.loader_options(),
+    )?;
     let mut step = first;
     while step < job.length.steps {
         let mut clock = StepClock::start();
@@ -58,11 +72,21 @@ pub fn train(job: &Job, replica: &mut Replica, exchange: &mut Exchange, source: 
         sent?;
         clock.gradient_computed();
 
-        let all = exchange.finish(Totals { loss: mine.loss, top1: mine.top1.into(), top5: mine.top5.into(), count: mine.count.into(), stop: record.stop_requested() })?;
+        let all = exchange.finish(Totals {
+            loss: mine.loss,
+            top1: mine.top1.into(),
+            top5: mine.top5.into(),
+            count: mine.count.into(),
+            stop: record.stop_requested(),
+        })?;
         clock.gradient_summed();
 
         if !all.loss.is_finite() {
-            bail!("the loss is {} at step {step} (epoch {}): lower train.lr, or set train.clip_norm; the last checkpoint is kept", all.loss, job.plan.position(step).epoch);
+            bail!(
+                "the loss is {} at step {step} (epoch {}): lower train.lr, or set train.clip_norm; the last checkpoint is kept",
+                all.loss,
+                job.plan.position(step).epoch
+            );
         }
         correct_for_skipped(exchange.gradient(), planned, all.count);
         let lr = job.learning_rate(step);

@@ -46,7 +46,8 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let run_dir = RunDir::create(&folder.path().join("run"), &config).unwrap();
     let authority = Authority::open(&folder.path().join("keys")).unwrap();
     let token = authority.token();
-    let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
+    let endpoint =
+        Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
     let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
     let addr = endpoint.local_addr().unwrap();
     let (_keep, interrupts) = tokio::sync::mpsc::channel(1);

@@ -2,7 +2,7 @@
 //! as a whole before anything starts.
 //!
 //! [`Config`] is what the file says, with every default filled in. Unknown keys
-//! are refused and the nearest known key is named; [`Config::validate`] refuses
+//! are refused and the nearest known key is named; validation refuses
 //! what cannot work together. Nothing here touches a dataset or a device.
 
 mod data;

@@ -35,7 +35,10 @@ impl Idx {
         let (train, height, width) = part(folder, "train")?;
         let (val, val_height, val_width) = part(folder, "t10k")?;
         if (height, width) != (val_height, val_width) {
-            return Err(DatasetError::invalid(&val.path, format!("has pictures of {val_height}x{val_width}, the training set of {height}x{width}")));
+            return Err(DatasetError::invalid(
+                &val.path,
+                format!("has pictures of {val_height}x{val_width}, the training set of {height}x{width}"),
+            ));
         }
         let largest = train.labels.iter().chain(&val.labels).copied().max().unwrap_or_default();
         let classes = class_names(folder, usize::from(largest) + 1)?;
@@ -112,13 +115,20 @@ fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), D
                 Err(e) => return Err(DatasetError::io(&path)(e)),
             };
             let mut bytes = Vec::new();
-            let outcome = if ending.is_empty() { file.take(MAX_BYTES).read_to_end(&mut bytes) } else { GzDecoder::new(file).take(MAX_BYTES).read_to_end(&mut bytes) };
+            let outcome = if ending.is_empty() {
+                file.take(MAX_BYTES).read_to_end(&mut bytes)
+            } else {
+                GzDecoder::new(file).take(MAX_BYTES).read_to_end(&mut bytes)
+            };
             outcome.map_err(DatasetError::io(&path))?;
             return Ok((path, bytes));
         }
     }
     let path = folder.join(format!("{stem}-{suffix}"));
-    Err(DatasetError::invalid(&path, "is missing (nor is there a .gz of it): `worker data get fashion-mnist` fetches one such set".to_owned()))
+    Err(DatasetError::invalid(
+        &path,
+        "is missing (nor is there a .gz of it): `worker data get fashion-mnist` fetches one such set".to_owned(),
+    ))
 }
 
 /// Checks the header and returns dimensions and content.

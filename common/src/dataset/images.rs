@@ -35,7 +35,10 @@ impl Images {
     /// nothing has changed since.
     pub fn open(root: &Path, val_fraction: Option<f64>, seed: u64, progress: &dyn Fn(Progress)) -> Result<Self, DatasetError> {
         if !root.is_dir() {
-            return Err(DatasetError::invalid(root, "is not a folder: data.path must name one with a folder per class, under train/ and val/ or not".to_owned()));
+            return Err(DatasetError::invalid(
+                root,
+                "is not a folder: data.path must name one with a folder per class, under train/ and val/ or not".to_owned(),
+            ));
         }
         let (train, val) = (root.join("train"), root.join("val"));
         let key = index_cache::key(root, val_fraction, seed);
@@ -45,11 +48,18 @@ impl Images {
                 let index = match (train.is_dir(), val.is_dir(), val_fraction) {
                     (true, true, _) => two_trees(root, &train, &val, progress)?,
                     (true, false, None) => {
-                        return Err(DatasetError::invalid(root, "has train/ but no val/: add it, or set data.path to the train folder and data.val_fraction to, say, 0.1".to_owned()));
+                        return Err(DatasetError::invalid(
+                            root,
+                            "has train/ but no val/: add it, or set data.path to the train folder and data.val_fraction to, say, 0.1"
+                                .to_owned(),
+                        ));
                     }
                     (_, _, Some(fraction)) => one_tree(root, fraction, seed, progress)?,
                     (_, _, None) => {
-                        return Err(DatasetError::invalid(root, "has no train/ and val/: add them, or set data.val_fraction to, say, 0.1 to divide it".to_owned()));
+                        return Err(DatasetError::invalid(
+                            root,
+                            "has no train/ and val/: add them, or set data.val_fraction to, say, 0.1 to divide it".to_owned(),
+                        ));
                     }
                 };
                 index_cache::store(&key, root, &index);
@@ -133,7 +143,10 @@ fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(Progress)) 
     for (label, class) in classes.iter().enumerate() {
         let own: Vec<&Entry> = entries.iter().filter(|e| e.label as usize == label).collect();
         if own.len() < 2 {
-            return Err(DatasetError::invalid(&root.join(class), "has a single picture: it needs at least two, one to train and one to validate".to_owned()));
+            return Err(DatasetError::invalid(
+                &root.join(class),
+                "has a single picture: it needs at least two, one to train and one to validate".to_owned(),
+            ));
         }
         let kept = ((own.len() as f64 * fraction).round() as usize).clamp(1, own.len() - 1);
         let mut order: Vec<usize> = (0..own.len()).collect();
@@ -166,14 +179,20 @@ impl Lister<'_> {
         }
         folders.sort_by(|a, b| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
         if folders.len() < 2 {
-            return Err(DatasetError::invalid(folder, format!("has {} class folders: it needs a folder for each of at least two classes", folders.len())));
+            return Err(DatasetError::invalid(
+                folder,
+                format!("has {} class folders: it needs a folder for each of at least two classes", folders.len()),
+            ));
         }
         let (mut classes, mut entries) = (Vec::new(), Vec::new());
         for (label, class) in folders.iter().enumerate() {
             let before = entries.len();
             self.class(class, label as u32, &mut entries)?;
             if entries.len() == before {
-                return Err(DatasetError::invalid(class, "is a class without a single JPEG or PNG picture: fill it or remove the folder".to_owned()));
+                return Err(DatasetError::invalid(
+                    class,
+                    "is a class without a single JPEG or PNG picture: fill it or remove the folder".to_owned(),
+                ));
             }
             classes.push(class.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }

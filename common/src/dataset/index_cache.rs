@@ -39,7 +39,9 @@ struct Stored {
 pub(super) fn key(root: &Path, val_fraction: Option<f64>, seed: u64) -> Option<PathBuf> {
     let root = root.canonicalize().ok()?;
     let mut hasher = blake3::Hasher::new();
-    hasher.update(root.as_os_str().as_bytes()).update(format!("\0{val_fraction:?} {}", if val_fraction.is_some() { seed } else { 0 }).as_bytes());
+    hasher
+        .update(root.as_os_str().as_bytes())
+        .update(format!("\0{val_fraction:?} {}", if val_fraction.is_some() { seed } else { 0 }).as_bytes());
     let folder = match std::env::var_os("XDG_CACHE_HOME") {
         Some(cache) if !cache.is_empty() => PathBuf::from(cache),
         _ => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
@@ -74,7 +76,11 @@ pub(super) fn store(key: &Option<PathBuf>, root: &Path, index: &Index) {
         };
         let bytes = serde_json::to_vec(&stored).ok()?;
         let temporary = path.with_extension(std::process::id().to_string());
-        Some(std::fs::create_dir_all(path.parent()?).and_then(|()| std::fs::write(&temporary, bytes)).and_then(|()| std::fs::rename(&temporary, path)))
+        Some(
+            std::fs::create_dir_all(path.parent()?)
+                .and_then(|()| std::fs::write(&temporary, bytes))
+                .and_then(|()| std::fs::rename(&temporary, path)),
+        )
     };
     if let Some(Err(e)) = attempt() {
         tracing::debug!("could not keep the index in `{}`: {e}", path.display());

@@ -82,7 +82,8 @@ fn jpeg(bytes: &[u8]) -> Result<Picture, DecodeError> {
 fn png(bytes: &[u8]) -> Result<Picture, DecodeError> {
     let bad = |e: image::ImageError| DecodeError::Png(e.to_string());
     let mut reader = image::ImageReader::with_format(std::io::Cursor::new(bytes), image::ImageFormat::Png);
-    let (width, height) = image::ImageReader::with_format(std::io::Cursor::new(bytes), image::ImageFormat::Png).into_dimensions().map_err(bad)?;
+    let (width, height) =
+        image::ImageReader::with_format(std::io::Cursor::new(bytes), image::ImageFormat::Png).into_dimensions().map_err(bad)?;
     check_size(width.into(), height.into())?;
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * 8);

@@ -28,7 +28,14 @@ pub struct Input {
 impl TrainLoader {
     /// Starts to make the batches of steps `steps` for `shards`. Augmentation is
     /// drawn from `seed`, step, shard and place in the shard's part of the step.
-    pub fn start(input: Input, plan: Plan, shards: Range<u32>, seed: u64, steps: Range<u64>, options: LoaderOptions) -> Result<Self, LoadError> {
+    pub fn start(
+        input: Input,
+        plan: Plan,
+        shards: Range<u32>,
+        seed: u64,
+        steps: Range<u64>,
+        options: LoaderOptions,
+    ) -> Result<Self, LoadError> {
         let make = || {
             let mut maker = Maker { input: input.clone(), renderer: Renderer::default() };
             let (plan, shards) = (plan.clone(), shards.clone());
@@ -38,14 +45,17 @@ impl TrainLoader {
                 if orders.0 != Some(at.epoch) {
                     orders = (Some(at.epoch), shards.clone().map(|shard| plan.shard_order(at.epoch, shard)).collect());
                 }
-                let parts: Vec<(u32, &[u32])> = shards.clone().zip(&orders.1).map(|(shard, order)| (shard, &order[plan.span(at.step_in_epoch, shard)])).collect();
+                let parts: Vec<(u32, &[u32])> =
+                    shards.clone().zip(&orders.1).map(|(shard, order)| (shard, &order[plan.span(at.step_in_epoch, shard)])).collect();
                 let ids: Vec<u32> = parts.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
                 let mut samples = maker.input.source.read(Split::Train, &ids)?.into_iter();
                 for (shard, ids) in parts {
                     let from = batch.labels.len();
                     for (place, sample) in samples.by_ref().take(ids.len()).enumerate() {
                         let mut rng = seed::stream(seed, "augment", &[step, shard.into(), place as u64]);
-                        maker.add(batch, Split::Train, &sample, |pixels, width, height, whole| Recipe::draw(pixels, width, height, whole, &mut rng))?;
+                        maker.add(batch, Split::Train, &sample, |pixels, width, height, whole| {
+                            Recipe::draw(pixels, width, height, whole, &mut rng)
+                        })?;
                     }
                     batch.shards.push((shard, from..batch.labels.len()));
                 }
@@ -105,7 +115,13 @@ struct Maker {
 }
 
 impl Maker {
-    fn add(&mut self, batch: &mut Batch, split: Split, sample: &Sample, recipe: impl FnOnce(&Pixels, u32, u32, bool) -> Recipe) -> Result<(), LoadError> {
+    fn add(
+        &mut self,
+        batch: &mut Batch,
+        split: Split,
+        sample: &Sample,
+        recipe: impl FnOnce(&Pixels, u32, u32, bool) -> Recipe,
+    ) -> Result<(), LoadError> {
         let (source, pixels) = (&self.input.source, &self.input.pixels);
         let format = source.info().format;
         let size = pixels.image_size as usize;

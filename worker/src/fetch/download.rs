@@ -16,7 +16,8 @@ const MAX_BYTES: u64 = 4 << 30;
 
 /// Fetches `url` into `path`, after the bytes that are there already.
 pub(super) fn resume(url: &str, path: &Path) -> Result<()> {
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(FILE_TIMEOUT)).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(FILE_TIMEOUT)).build().into();
     let mut file = File::options().create(true).append(true).open(path).with_context(|| format!("could not open `{}`", path.display()))?;
     let there = file.seek(SeekFrom::End(0))?;
     let mut request = agent.get(url);

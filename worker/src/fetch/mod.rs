@@ -112,7 +112,8 @@ fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
         // A new system may not have its package lists yet; root can fetch them.
         run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download()).map_err(|_| first)?;
     }
-    let package = files_in(work.path())?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt-get left no package behind")?;
+    let package =
+        files_in(work.path())?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt-get left no package behind")?;
     let unpacked = work.path().join("unpacked");
     run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
     for (file, digest) in set.files {
