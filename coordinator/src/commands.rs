@@ -76,9 +76,16 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
     let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
     let path = run.run_dir.path().to_owned();
     let mut workers = Workers::start(&launch, endpoint.local_addr()?, &token).await?;
+    let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
+    let mut serving = std::pin::pin!(serve(run, endpoint, interrupts()));
     let served = tokio::select! {
-        outcome = serve(run, endpoint, interrupts()) => outcome,
-        reason = workers.failed() => Err(anyhow!("{reason}; its last lines stand above; the run's files are in `{}`", path.display())),
+        outcome = &mut serving => outcome,
+        // The coordinator notices by itself what happens to a worker that has
+        // joined, and then its word is the better one.
+        reason = workers.failed() => match tokio::time::timeout(timeout + GRACE, &mut serving).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow!("{reason}; its last lines stand above; the run's files are in `{}`", path.display())),
+        },
     };
     workers.end(if served.is_ok() { GRACE } else { Duration::from_millis(500) }).await;
     served

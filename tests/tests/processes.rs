@@ -57,7 +57,7 @@ fn a_lost_worker_ends_the_run_and_is_named() {
     let workers = workers_of(running.id());
     // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
     unsafe { libc::kill(workers[0], libc::SIGKILL) };
-    running.wait().failed(1, &["run directory", "worker"]);
+    running.wait().failed(1, &["--resume", "worker-", "rank"]);
 }
 
 #[test]

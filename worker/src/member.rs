@@ -72,15 +72,11 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     link.step.store(generation.first_step, Ordering::Relaxed);
     let step = train(&job, &mut replica, &mut exchange, &source, &mut record, generation.first_step)?;
     record.wait_for_upload()?;
-    say(
-        &link,
-        ToCoordinator::Finished(Finished {
-            step,
-            weights_blake3: replica.weights_blake3(),
-            bytes_sent: exchange.bytes_sent(),
-            peak_rss_bytes: peak_rss_bytes(),
-        }),
-    )
+    let bytes_sent = exchange.bytes_sent();
+    if let Some(ring) = exchange.into_ring() {
+        link.runtime.block_on(ring.close());
+    }
+    say(&link, ToCoordinator::Finished(Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent, peak_rss_bytes: peak_rss_bytes() }))
 }
 
 /// The local copy if there is one and it is the same data; the coordinator's
