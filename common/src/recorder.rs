@@ -49,18 +49,13 @@ pub fn plan(config: &Config, info: &DatasetInfo) -> Result<Plan, String> {
 
 impl Recorder {
     /// Starts the record at `first_step`; `quiet` shows nothing.
-    pub fn new(
-        mut run_dir: RunDir,
-        config: &Config,
-        length: Length,
-        world: u32,
-        first_step: u64,
-        quiet: bool,
-    ) -> Result<Self, RunDirError> {
+    pub fn new(mut run_dir: RunDir, config: &Config, plan: &Plan, world: u32, first_step: u64, quiet: bool) -> Result<Self, RunDirError> {
         run_dir.start_metrics(first_step)?;
+        let length = Length::of(config, plan);
+        let before = (0..first_step).map(|step| u64::from(plan.global_count(step))).sum();
         let epochs = length.steps.div_ceil(length.steps_per_epoch);
         Ok(Self {
-            summary: SummaryBuilder::new(&config.name, config.model.kind(), world),
+            summary: SummaryBuilder::new(&config.name, config.model.kind(), world).resumed(before),
             progress: Progress::new(quiet, length.steps, epochs, first_step),
             run_dir,
             skipped: 0,

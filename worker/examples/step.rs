@@ -8,7 +8,7 @@ use clap::Parser;
 use common::config::{AlexnetConfig, AlexnetPreset, ModelConfig, Precision, TrainConfig};
 use common::seed;
 use worker::device::ComputeDevice;
-use worker::models::InputShape;
+use worker::models::{DropoutGroup, InputShape};
 use worker::replica::Replica;
 
 #[derive(Parser)]
@@ -72,7 +72,9 @@ fn measure(args: Args) -> anyhow::Result<()> {
     for step in 0..=args.steps {
         let start = Instant::now();
         let scale = 1.0 / args.batch as f32;
-        let sums = replica.gradient(&images, &labels, scale, step, &mut |at, span| bucket[0][at..at + span.len()].copy_from_slice(span))?;
+        let sums = replica.gradient(&images, &labels, scale, &[DropoutGroup { seed: step, samples: labels.len() }], &mut |at, span| {
+            bucket[0][at..at + span.len()].copy_from_slice(span)
+        })?;
         let phases = replica.phases();
         let gradient = start.elapsed().as_secs_f64();
         let report = replica.update(&bucket, step, 1e-3)?;

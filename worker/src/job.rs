@@ -11,7 +11,7 @@ use common::recorder::{Length, plan};
 use common::seed;
 
 use crate::data::{Input, LoaderOptions};
-use crate::models::InputShape;
+use crate::models::{DropoutGroup, InputShape};
 use crate::schedule::learning_rate;
 
 /// Batches that may wait, decoded, for the model.
@@ -75,9 +75,14 @@ impl Job {
         learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
     }
 
-    /// Dropout follows the step and the first shard of the fused batch.
-    pub fn dropout_seed(&self, step: u64) -> u64 {
-        seed::derive(self.config.seed, "dropout", &[step, u64::from(self.shards().start)])
+    /// Dropout follows the step and the shard, so that it is the same whatever
+    /// the world; `shards` says which places of the batch belong to which shard.
+    pub fn dropout(&self, step: u64, shards: &[(u32, Range<usize>)]) -> Vec<DropoutGroup> {
+        let group = |(shard, places): &(u32, Range<usize>)| DropoutGroup {
+            seed: seed::derive(self.config.seed, "dropout", &[step, u64::from(*shard)]),
+            samples: places.len(),
+        };
+        shards.iter().map(group).collect()
     }
 
     /// Whether an evaluation follows when `steps` steps are committed.

@@ -76,7 +76,10 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     if let Some(ring) = exchange.into_ring() {
         link.runtime.block_on(ring.close());
     }
-    say(&link, ToCoordinator::Finished(Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent, peak_rss_bytes: peak_rss_bytes() }))
+    say(
+        &link,
+        ToCoordinator::Finished(Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent, peak_rss_bytes: peak_rss_bytes() }),
+    )
 }
 
 /// The local copy if there is one and it is the same data; the coordinator's
@@ -104,7 +107,7 @@ fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Resul
         generation: generation.number,
         rank: job.rank,
         peers,
-        layout: layout.clone(),
+        layout: *layout,
         encoding: job.config.cluster.wire,
         connections: job.config.cluster.connections,
         timeout: Duration::from_millis(job.config.cluster.timeout_ms),

@@ -59,16 +59,22 @@ pub fn train(
     let mut step = first;
     while step < job.length.steps {
         let mut clock = StepClock::start();
-        let batch = loader.next()?;
+        let batch = loader.next_batch()?;
         clock.data_arrived();
 
         let planned = job.plan.global_count(step);
         let mut sent = Ok(());
-        let mine = replica.gradient(&batch.images, &batch.labels, 1.0 / planned as f32, job.dropout_seed(step), &mut |offset, span| {
-            if sent.is_ok() {
-                sent = exchange.add(offset, span);
-            }
-        })?;
+        let mine = replica.gradient(
+            &batch.images,
+            &batch.labels,
+            1.0 / planned as f32,
+            &job.dropout(step, &batch.shards),
+            &mut |offset, span| {
+                if sent.is_ok() {
+                    sent = exchange.add(offset, span);
+                }
+            },
+        )?;
         sent?;
         clock.gradient_computed();
 
@@ -130,7 +136,7 @@ pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
     let mut loader = EvalLoader::start(job.samples(source), job.evaluation(), batch, job.loader_options())?;
     let mut mine = Totals::default();
-    while let Some(batch) = loader.next()? {
+    while let Some(batch) = loader.next_batch()? {
         let sums = replica.evaluate(&batch.images, &batch.labels)?;
         mine.loss += sums.loss;
         mine.top1 += u64::from(sums.top1);

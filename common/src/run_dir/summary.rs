@@ -22,7 +22,6 @@ pub struct Summary {
     /// Steps, epochs and samples of the whole run, resumed parts included.
     pub steps: u64,
     pub epochs: u64,
-    /// Samples trained on since this process started.
     pub samples: u64,
     /// Median over the steps after the first five.
     pub images_per_second: f64,
@@ -30,8 +29,9 @@ pub struct Summary {
     /// Medians of the parts of a step, in milliseconds.
     pub parts: Parts,
     /// Mean training loss of the last step.
-    pub loss: f64,
-    /// Of the last evaluation, as shares.
+    pub train_loss: f64,
+    /// Mean loss of the last evaluation, and accuracy as shares.
+    pub loss: Option<f64>,
     pub top1: Option<f64>,
     pub top5: Option<f64>,
     /// Gradient bytes that all workers together sent.
@@ -93,6 +93,12 @@ impl SummaryBuilder {
         }
     }
 
+    /// The run goes on after `samples` samples that an earlier process trained on.
+    pub fn resumed(mut self, samples: u64) -> Self {
+        self.samples = samples;
+        self
+    }
+
     /// A generation of `world` workers starts.
     pub fn generation(&mut self, world: u32) {
         self.generations += 1;
@@ -141,7 +147,8 @@ impl SummaryBuilder {
                 all_reduce_exposed: quantile(&column(|m| m.all_reduce_exposed_ms), 0.5),
                 update: quantile(&column(|m| m.update_ms), 0.5),
             },
-            loss: last.map_or(0.0, |m| m.loss),
+            train_loss: last.map_or(0.0, |m| m.loss),
+            loss: eval.map(|e| e.loss),
             top1: eval.map(|e| e.top1),
             top5: eval.map(|e| e.top5),
             bytes_sent,

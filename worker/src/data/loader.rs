@@ -66,8 +66,8 @@ impl TrainLoader {
     }
 
     /// The batch of the next step.
-    pub fn next(&mut self) -> Result<Batch, LoadError> {
-        self.0.next()?.ok_or(LoadError::Ended)
+    pub fn next_batch(&mut self) -> Result<Batch, LoadError> {
+        self.0.next_batch()?.ok_or(LoadError::Ended)
     }
 
     /// Gives a used batch back; without this the loader runs out of buffers.
@@ -98,8 +98,8 @@ impl EvalLoader {
     }
 
     /// The next part; none after the last.
-    pub fn next(&mut self) -> Result<Option<Batch>, LoadError> {
-        self.0.next()
+    pub fn next_batch(&mut self) -> Result<Option<Batch>, LoadError> {
+        self.0.next_batch()
     }
 
     /// Gives a used batch back; without this the loader runs out of buffers.

@@ -111,7 +111,7 @@ impl Pipeline {
     }
 
     /// The next batch in order; none after the last.
-    pub(super) fn next(&mut self) -> Result<Option<Batch>, LoadError> {
+    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>, LoadError> {
         if self.next >= self.end {
             return Ok(None);
         }

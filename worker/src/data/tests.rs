@@ -222,7 +222,7 @@ fn all(input: &Input, threads: usize) -> Vec<Batch> {
     let mut loader = TrainLoader::start(input.clone(), plan, 1..4, 9, 2..8, options).unwrap();
     (2..8)
         .map(|_| {
-            let batch = loader.next().unwrap();
+            let batch = loader.next_batch().unwrap();
             loader.recycle(Batch::default());
             batch
         })
@@ -254,7 +254,7 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
         LoaderOptions { threads: 2, prefetch_steps: 2 },
     )
     .unwrap();
-    let error = (0..4).find_map(|_| loader.next().map(|b| loader.recycle(b)).err()).expect("one batch holds it").to_string();
+    let error = (0..4).find_map(|_| loader.next_batch().map(|b| loader.recycle(b)).err()).expect("one batch holds it").to_string();
     assert!(error.contains("folder/11.png") && error.contains("damaged PNG"), "{error}");
 
     let mut loader = EvalLoader::start(
@@ -265,7 +265,7 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
     )
     .unwrap();
     let (mut ids, mut skipped) = (Vec::new(), Vec::new());
-    while let Some(batch) = loader.next().unwrap() {
+    while let Some(batch) = loader.next_batch().unwrap() {
         assert_eq!(batch.images.len(), batch.ids.len() * 192);
         ids.extend(batch.ids.clone());
         skipped.extend(batch.skipped.iter().map(|s| s.name.clone()));

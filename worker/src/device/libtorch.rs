@@ -19,7 +19,7 @@ use burn::tensor::{Device, Tensor};
 use common::config::{ModelConfig, Precision};
 use tch::{Kind, no_grad};
 
-use crate::models::{InputShape, Model, Pass};
+use crate::models::{DropoutGroup, InputShape, Model, Pass};
 use crate::optim::bf16_to_f32;
 use crate::replica::engine::{Engine, Head, Phases, Sink, Write};
 use crate::replica::{Images, ParamLayout, ReplicaError};
@@ -158,10 +158,10 @@ impl Engine for LibtorchEngine {
         }
     }
 
-    fn gradient(&mut self, images: Images<'_>, dropout_seed: u64, head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError> {
+    fn gradient(&mut self, images: Images<'_>, dropout: &[DropoutGroup], head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError> {
         let mut phases = Phases::default();
         let start = Instant::now();
-        let mut pass = Pass::train(dropout_seed);
+        let mut pass = Pass::train(dropout);
         let split = self.model.feature_parameters();
         let features = inner(self.model.features(wrap(self.images(images)), &mut pass))?;
         // Cut here, so that the classifier's gradients are final before the rest is begun.

@@ -50,11 +50,14 @@ pub fn get(dataset: &str, into: &Path) -> Result<()> {
         bail!("`{dataset}` is not a dataset that can be fetched: these are: {}", names.join(", "));
     };
     fs::create_dir_all(into).with_context(|| format!("could not create `{}`", into.display()))?;
-    if !complete(set, into) {
-        if let Err(site) = from_site(set, into) {
-            tracing::info!("{site:#}; trying Debian's package");
-            from_debian(set, into).with_context(|| format!("{site:#}")).with_context(|| format!("could not fetch {dataset}"))?;
-        }
+    if !complete(set, into)
+        && let Err(site) = from_site(set, into)
+    {
+        tracing::info!("{site:#}; trying Debian's package");
+        from_debian(set, into).with_context(|| format!("{site:#}")).with_context(|| format!("could not fetch {dataset}"))?;
+    }
+    for (file, _) in set.files {
+        let _ = fs::remove_file(into.join(file).with_extension("gz.part"));
     }
     // Written last: its presence says that the rest is there and checked.
     let names = set.classes.join("\n") + "\n";

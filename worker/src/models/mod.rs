@@ -16,7 +16,7 @@ use common::config::ModelConfig;
 
 pub use alexnet::Alexnet;
 pub use initial::initial_weights;
-pub use pass::Pass;
+pub use pass::{DropoutGroup, Pass};
 
 /// What a model reads and how many classes it tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,33 +5,44 @@ use common::seed;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
-/// Training or evaluation. Dropout draws from this value's own seeded stream on
+/// Consecutive samples of a batch that draw their dropout from one seed: those of
+/// one shard. So a sample's mask does not depend on what else is in the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DropoutGroup {
+    pub seed: u64,
+    pub samples: usize,
+}
+
+/// Training or evaluation. Dropout draws from this value's own seeded streams on
 /// the host, so that a seed means the same mask on every device.
 #[derive(Debug)]
 pub struct Pass {
-    dropout: Option<ChaCha8Rng>,
+    /// A stream and a number of samples for each group; none in evaluation.
+    dropout: Vec<(ChaCha8Rng, usize)>,
 }
 
 impl Pass {
     /// Dropout does nothing.
     pub fn evaluate() -> Self {
-        Self { dropout: None }
+        Self { dropout: Vec::new() }
     }
 
-    /// Dropout is active and drawn from `dropout_seed`.
-    pub fn train(dropout_seed: u64) -> Self {
-        Self { dropout: Some(seed::stream(dropout_seed, "dropout", &[])) }
+    /// Dropout is active; the groups together are the whole batch, in order.
+    pub fn train(groups: &[DropoutGroup]) -> Self {
+        Self { dropout: groups.iter().map(|g| (seed::stream(g.seed, "dropout", &[]), g.samples)).collect() }
     }
 
     /// Inverted dropout (Srivastava et al., "Dropout: A Simple Way to Prevent
     /// Neural Networks from Overfitting", 2014): each value becomes zero with
     /// `probability`, the others grow so that the expected sum stays.
     pub fn dropout<const D: usize>(&mut self, x: Tensor<D>, probability: f64) -> Tensor<D> {
-        let Some(rng) = self.dropout.as_mut().filter(|_| probability > 0.0) else {
+        if self.dropout.is_empty() || probability == 0.0 {
             return x;
-        };
+        }
         let shape = x.shape();
-        let mask = mask(rng, shape.num_elements(), probability);
+        let samples: usize = self.dropout.iter().map(|(_, samples)| samples).sum();
+        let per_sample = shape.num_elements() / samples.max(1);
+        let mask: Vec<f32> = self.dropout.iter_mut().flat_map(|(rng, samples)| mask(rng, *samples * per_sample, probability)).collect();
         let mask = Tensor::<D>::from_data(TensorData::new(mask, shape), &x.device()).cast(x.dtype());
         // The clone keeps the backend from multiplying in place: the values of x
         // are still needed by the backward pass of the layer that made them.

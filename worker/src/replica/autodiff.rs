@@ -10,7 +10,7 @@ use common::config::{ModelConfig, Precision};
 
 use super::engine::{Engine, Head, Phases, Sink, Write};
 use super::{Images, ParamLayout, ReplicaError};
-use crate::models::{InputShape, Model, Pass};
+use crate::models::{DropoutGroup, InputShape, Model, Pass};
 
 pub(super) struct AutodiffEngine {
     /// `None` only while parameters are being replaced.
@@ -57,11 +57,11 @@ impl Engine for AutodiffEngine {
         self.model = model;
     }
 
-    fn gradient(&mut self, images: Images<'_>, dropout_seed: u64, head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError> {
+    fn gradient(&mut self, images: Images<'_>, dropout: &[DropoutGroup], head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError> {
         let mut phases = Phases::default();
         let start = Instant::now();
         let model = self.model()?;
-        let mut pass = Pass::train(dropout_seed);
+        let mut pass = Pass::train(dropout);
         let features = model.features(self.images(images, &self.device), &mut pass);
         // Cut here, so that the classifier's gradients are final before the rest is begun.
         let cut = features.clone().detach().require_grad();

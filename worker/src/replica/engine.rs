@@ -2,6 +2,7 @@
 //! memory, one for any burn backend.
 
 use super::{Images, ReplicaError};
+use crate::models::DropoutGroup;
 
 /// Turns a batch's logits `[n, classes]` into the gradient of the loss by them.
 pub(crate) type Head<'a> = &'a mut dyn FnMut(&[f32]) -> Vec<f32>;
@@ -31,7 +32,7 @@ pub(crate) trait Engine: Send {
     fn write(&mut self, write: Write<'_>);
 
     /// Forward, `head`, backward; hands every value of the gradient to `sink` once.
-    fn gradient(&mut self, images: Images<'_>, dropout_seed: u64, head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError>;
+    fn gradient(&mut self, images: Images<'_>, dropout: &[DropoutGroup], head: Head<'_>, sink: Sink<'_>) -> Result<Phases, ReplicaError>;
 
     /// Logits `[n, classes]` without dropout.
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, ReplicaError>;

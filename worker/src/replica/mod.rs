@@ -13,7 +13,7 @@ mod tests;
 use common::config::{ModelConfig, TrainConfig};
 
 use crate::device::ComputeDevice;
-use crate::models::{InputShape, Model, initial_weights};
+use crate::models::{DropoutGroup, InputShape, Model, initial_weights};
 use crate::optim::{NotFinite, Optimizer, f32_to_bf16};
 use engine::Engine;
 pub use engine::Phases;
@@ -25,6 +25,8 @@ pub use state::State;
 pub enum ReplicaError {
     #[error("{images} image values for {labels} labels: each image has {per_image}")]
     Batch { images: usize, labels: usize, per_image: usize },
+    #[error("dropout groups cover {grouped} samples of a batch of {labels}")]
+    Groups { grouped: usize, labels: usize },
     #[error("label {label} of sample {index} in the batch is not one of the {classes} classes: check the data set's class list")]
     Label { index: usize, label: i32, classes: usize },
     #[error("the gradient's buckets hold {found} values, the model has {expected} weights")]
@@ -138,7 +140,8 @@ impl Replica {
     /// The gradient of `scale` times the summed loss goes to `sink` as spans
     /// (offset in the flat vector, values) that together cover it once, the
     /// classifier's before those of the features, while the latter are still to
-    /// be computed. Label smoothing and dropout (from `dropout_seed`) are active.
+    /// be computed. Label smoothing and dropout are active; `dropout`
+    /// says which samples draw theirs from which seed, and covers the batch.
     /// The loss may be NaN or infinite; [`update`](Self::update) refuses what
     /// comes of it.
     ///
@@ -149,10 +152,14 @@ impl Replica {
         images: &[f32],
         labels: &[i32],
         scale: f32,
-        dropout_seed: u64,
+        dropout: &[DropoutGroup],
         sink: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Sums, ReplicaError> {
         let images = self.batch(images, labels)?;
+        let grouped: usize = dropout.iter().map(|g| g.samples).sum();
+        if grouped != labels.len() {
+            return Err(ReplicaError::Groups { grouped, labels: labels.len() });
+        }
         if labels.is_empty() {
             let total = self.layout.total();
             (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, &ZEROS[..ZEROS.len().min(total - at)]));
@@ -166,7 +173,7 @@ impl Replica {
             sums = loss::cross_entropy(logits, labels, smoothing, scale, Some(&mut slope));
             slope
         };
-        self.phases = self.engine.gradient(images, dropout_seed, &mut head, sink)?;
+        self.phases = self.engine.gradient(images, dropout, &mut head, sink)?;
         Ok(sums)
     }
 

@@ -39,7 +39,7 @@ fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, d
     let mut flat = vec![f32::NAN; replica.layout().total()];
     let mut handed = 0;
     let sums = replica
-        .gradient(images, labels, scale, dropout_seed, &mut |at, span| {
+        .gradient(images, labels, scale, &[DropoutGroup { seed: dropout_seed, samples: labels.len() }], &mut |at, span| {
             flat[at..at + span.len()].copy_from_slice(span);
             handed += span.len();
         })
@@ -169,6 +169,19 @@ fn dropout_follows_its_seed_and_is_off_in_evaluation() {
 }
 
 #[test]
+fn dropout_of_a_sample_does_not_depend_on_the_rest_of_the_batch() {
+    for device in devices() {
+        let mut replica = replica(0.5, &train(), device);
+        let (images, labels) = batch(BATCH, 0);
+        let (first, rest) = images.split_at(2 * INPUT.values());
+        let groups = [DropoutGroup { seed: 5, samples: 2 }, DropoutGroup { seed: 6, samples: BATCH - 2 }];
+        let whole = replica.gradient(&images, &labels, 1.0, &groups, &mut |_, _| ()).unwrap().loss;
+        let parts = gradient(&mut replica, first, &labels[..2], 1.0, 5).1.loss + gradient(&mut replica, rest, &labels[2..], 1.0, 6).1.loss;
+        assert!((whole - parts).abs() < 1e-4 * whole, "{device}: {whole} and {parts}");
+    }
+}
+
+#[test]
 fn loss_falls_in_both_precisions() {
     for device in devices() {
         for precision in [Precision::F32, Precision::Bf16] {
@@ -281,7 +294,8 @@ fn clipping_scales_the_gradient_to_its_limit() {
 fn batches_that_do_not_fit_are_refused() {
     let mut replica = replica(0.0, &train(), devices()[0]);
     let (images, labels) = batch(2, 0);
-    let short = replica.gradient(&images[1..], &labels, 1.0, 0, &mut |_, _| ());
+    let group = [DropoutGroup { seed: 0, samples: labels.len() }];
+    let short = replica.gradient(&images[1..], &labels, 1.0, &group, &mut |_, _| ());
     assert!(matches!(short, Err(ReplicaError::Batch { labels: 2, .. })));
     let unknown = replica.evaluate(&images, &[0, 10]);
     assert!(matches!(unknown, Err(ReplicaError::Label { index: 1, label: 10, classes: 10 })));
