@@ -56,7 +56,10 @@ impl LocalCluster {
     /// `config` is relative to the project's root.
     pub fn new(config: impl AsRef<Path>) -> Self {
         let run_dir = TempDir::new().unwrap_or_else(|e| panic!("no temporary folder: {e}"));
-        Self { config: project().join(config), arguments: Vec::new(), run_dir: RunDirectory::Own(run_dir) }.workers(1)
+        // Tests share few cores; what is not about failures must not fail by slowness.
+        Self { config: project().join(config), arguments: Vec::new(), run_dir: RunDirectory::Own(run_dir) }
+            .workers(1)
+            .set("cluster.timeout_ms=10000")
     }
 
     /// How many workers; 1 unless told.

@@ -52,7 +52,7 @@ fn killing_the_coordinator_leaves_no_worker_behind() {
 
 #[test]
 fn a_lost_worker_ends_the_run_and_is_named() {
-    let mut running = LocalCluster::new(CONFIG).workers(2).set("train.epochs=1000").start();
+    let mut running = LocalCluster::new(CONFIG).workers(2).set_all(&["train.epochs=1000", "cluster.timeout_ms=1000"]).start();
     running.wait_for_steps(2);
     let workers = workers_of(running.id());
     // SAFETY: kill(2) takes plain numbers; the process is a child of our child.

@@ -13,7 +13,7 @@ use common::dataset::DatasetInfo;
 use common::net::enrolment::enrol;
 use common::net::{Alpn, COORDINATOR, Endpoint, Role, Token};
 use common::wire::messages::{Generation, MAX_CONTROL, ToCoordinator, ToWorker};
-use common::wire::{PROTOCOL, read_message, write_message};
+use common::wire::{PROTOCOL, WireError, read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
 
@@ -104,10 +104,11 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
     })?;
 
     let writer = tokio::spawn(write(send, outbox, heartbeat, step));
+    let mut inbox = read(recv);
     let mut training = true;
     let outcome = loop {
         tokio::select! {
-            message = read_message::<ToWorker>(&mut recv, MAX_CONTROL) => match message {
+            Some(message) = inbox.recv() => match message {
                 Ok(Some(ToWorker::Generation(generation))) => { let _ = generations.try_send(generation); }
                 Ok(Some(ToWorker::Stop)) => stop.store(true, Ordering::Relaxed),
                 Ok(Some(ToWorker::Goodbye)) => break Ok(()),
@@ -151,6 +152,22 @@ async fn welcome(recv: &mut RecvStream) -> Result<Welcomed> {
         Some(ToWorker::Refused { reason }) => bail!("the coordinator refused this worker: {reason}"),
         _ => bail!("the coordinator did not answer the greeting"),
     }
+}
+
+/// Reads on a task of its own: reading half a message and then doing something
+/// else would lose it. After an end or an error nothing more comes.
+fn read(mut recv: RecvStream) -> mpsc::Receiver<Result<Option<ToWorker>, WireError>> {
+    let (messages, inbox) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        loop {
+            let message = read_message::<ToWorker>(&mut recv, MAX_CONTROL).await;
+            let last = !matches!(message, Ok(Some(_)));
+            if messages.send(message).await.is_err() || last {
+                break;
+            }
+        }
+    });
+    inbox
 }
 
 /// Writes what the training thread has to say, and heartbeats in between.

@@ -29,6 +29,8 @@ epochs = 2
 global_batch = 14
 shards = 7
 threads = 1
+[cluster]
+timeout_ms = 10000
 "#;
 
 /// A running coordinator, the address to join it at, and its token.

@@ -6,8 +6,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use common::ui::counter;
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
@@ -110,6 +112,8 @@ fn from_site(set: &IdxSet, into: &Path) -> Result<()> {
 /// Unpacks Debian's package without installing it: no root needed.
 fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
     let work = tempfile::tempdir().context("no temporary folder")?;
+    let bar = counter(&format!("fetching Debian's {}", set.package), None);
+    bar.enable_steady_tick(Duration::from_millis(100));
     let download = || run(Command::new("apt-get").args(["download", set.package]).current_dir(work.path()));
     if let Err(first) = download() {
         // A new system may not have its package lists yet; root can fetch them.
@@ -117,6 +121,7 @@ fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
     }
     let package =
         files_in(work.path())?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt-get left no package behind")?;
+    bar.set_message("unpacking");
     let unpacked = work.path().join("unpacked");
     run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
     for (file, digest) in set.files {
@@ -124,6 +129,7 @@ fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
         check(&found, digest)?;
         fs::copy(&found, into.join(file)).with_context(|| format!("could not write to `{}`", into.display()))?;
     }
+    bar.finish_and_clear();
     Ok(())
 }
 
