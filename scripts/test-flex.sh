@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 flags=(--release --target-dir target/flex --no-default-features --features flex)
-cargo test "${flags[@]}" -p worker --lib --bins
+cargo test "${flags[@]}" -p worker --lib --bins --test course
 cargo build "${flags[@]}" -p worker -p coordinator
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT

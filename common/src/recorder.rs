@@ -3,9 +3,9 @@
 //! coordinator) and for one process.
 
 use crate::config::Config;
-use crate::dataset::DatasetInfo;
+use crate::dataset::{DatasetInfo, SampleSource};
 use crate::plan::Plan;
-use crate::run_dir::{Evaluation, Event, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
+use crate::run_dir::{DataDescription, Evaluation, Event, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
 use crate::ui::{Progress, duration};
 use crate::wire::messages::Finished;
 
@@ -44,12 +44,22 @@ pub fn plan(config: &Config, info: &DatasetInfo) -> Result<Plan, String> {
             info.train, config.train.shards
         ));
     }
+    config.model.check_classes(info.classes.len())?;
     Ok(Plan::new(config.seed, info.train, config.train.shards, config.train.global_batch))
 }
 
 impl Recorder {
     /// Starts the record at `first_step`; `quiet` shows nothing.
-    pub fn new(mut run_dir: RunDir, config: &Config, plan: &Plan, world: u32, first_step: u64, quiet: bool) -> Result<Self, RunDirError> {
+    pub fn new(
+        mut run_dir: RunDir,
+        config: &Config,
+        source: &dyn SampleSource,
+        plan: &Plan,
+        world: u32,
+        first_step: u64,
+        quiet: bool,
+    ) -> Result<Self, RunDirError> {
+        run_dir.write_dataset(&DataDescription::of(source))?;
         run_dir.start_metrics(first_step)?;
         let length = Length::of(config, plan);
         let before = (0..first_step).map(|step| u64::from(plan.global_count(step))).sum();

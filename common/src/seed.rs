@@ -49,6 +49,14 @@ pub fn unit(rng: &mut impl RngCore) -> f32 {
     (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
 }
 
+/// A standard normal number (Box and Muller, "A Note on the Generation of Random
+/// Normal Deviates", 1958).
+pub fn normal(rng: &mut impl RngCore) -> f32 {
+    // 1 - u is in (0, 1]: its logarithm is finite.
+    let (u, v) = (1.0 - unit(rng), unit(rng));
+    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+}
+
 /// Fisher-Yates. Written out here because a run must be resumable by a later
 /// version, while libraries reserve the right to change how they shuffle.
 pub fn shuffle<T>(items: &mut [T], rng: &mut impl RngCore) {

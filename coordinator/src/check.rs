@@ -5,7 +5,7 @@ use common::config::{Config, WireEncoding};
 use common::dataset;
 use common::plan::owned_shards;
 use common::recorder::{Length, plan};
-use common::ui::index_progress;
+use common::ui::{group, index_progress};
 
 use crate::cli::CheckArgs;
 
@@ -18,7 +18,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let info = source.info();
     let plan = plan(&config, info).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
-    let parameters = config.model.parameters(config.data.pixels.image_size, info.format.channels(), info.classes.len() as u32);
+    let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
     let workers = args.workers.clamp(1, config.train.shards);
     let width = if config.cluster.wire == WireEncoding::Bf16 { 2 } else { 4 };
     let sent = 2 * u64::from(workers - 1) * parameters * width / u64::from(workers);
@@ -52,27 +52,4 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ("wire", format!("{:.1} MB sent by each worker a step ({})", sent as f64 * 1e-6, if width == 2 { "bf16" } else { "f32" })),
     ];
     Ok(rows.iter().map(|(name, value)| format!("{name:>22}  {value}\n")).collect())
-}
-
-/// `1234567` as `1,234,567`.
-fn group(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(d);
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::group;
-
-    #[test]
-    fn digits_are_grouped_by_three() {
-        assert_eq!([group(7), group(999), group(1000), group(61_100_840)], ["7", "999", "1,000", "61,100,840"]);
-    }
 }

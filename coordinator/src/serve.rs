@@ -91,7 +91,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
         last_generation: run_dir.last_generation()?,
     });
     let files = run_dir.checkpoints();
-    let mut recorder = Recorder::new(run_dir, &config, &plan, config.cluster.min_workers, first_step, quiet)?;
+    let mut recorder = Recorder::new(run_dir, &config, source.as_ref(), &plan, config.cluster.min_workers, first_step, quiet)?;
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step })?;
 
     let (news, mut inbox) = mpsc::channel(QUEUE);

@@ -1,11 +1,12 @@
 //! Measures gradient and update of a model on random pictures.
 //!
 //! `cargo run --release -p worker --example step -- --size 128 --batch 64 --threads 1 --precision bf16`
+//! `cargo run --release -p worker --example step -- --config configs/lenet.toml --channels 1 --size 28 --classes 10 --batch 256`
 
 use std::time::Instant;
 
 use clap::Parser;
-use common::config::{AlexnetConfig, AlexnetPreset, ModelConfig, Precision, TrainConfig};
+use common::config::{AlexnetConfig, AlexnetPreset, Config, ModelConfig, Precision, TrainConfig};
 use common::seed;
 use worker::device::ComputeDevice;
 use worker::models::{DropoutGroup, InputShape};
@@ -13,6 +14,12 @@ use worker::replica::Replica;
 
 #[derive(Parser)]
 struct Args {
+    /// Take the model of this config instead of AlexNet
+    #[arg(long)]
+    config: Option<std::path::PathBuf>,
+    /// 3 for colour, 1 for grey
+    #[arg(long, default_value_t = 3)]
+    channels: usize,
     /// notes, original or torchvision
     #[arg(long, default_value = "notes")]
     preset: String,
@@ -58,8 +65,11 @@ fn measure(args: Args) -> anyhow::Result<()> {
     let device = ComputeDevice::parse(&args.device)?;
     device.set_threads(args.threads);
     let train = TrainConfig { precision, threads: Some(args.threads as u32), ..TrainConfig::default() };
-    let model = ModelConfig::Alexnet(AlexnetConfig { preset, ..AlexnetConfig::default() });
-    let input = InputShape { channels: 3, image_size: args.size, classes: args.classes };
+    let model = match &args.config {
+        Some(path) => Config::load(path, &[])?.model,
+        None => ModelConfig::Alexnet(AlexnetConfig { preset, ..AlexnetConfig::default() }),
+    };
+    let input = InputShape { channels: args.channels, image_size: args.size, classes: args.classes };
     let start = Instant::now();
     let mut replica = Replica::new(&model, &train, input, 1, device)?;
     println!("{}; {} parameters made in {:.2} s", device.describe(), replica.layout().total(), start.elapsed().as_secs_f64());
@@ -80,7 +90,7 @@ fn measure(args: Args) -> anyhow::Result<()> {
         let report = replica.update(&bucket, step, 1e-3)?;
         let total = start.elapsed().as_secs_f64();
         println!(
-            "step {step}: {total:.3} s = forward {:.3} + backward {:.3} + copy {:.3} + update {:.3}; loss {:.4}, gradient norm {:.3}",
+            "step {step}: {total:.4} s = forward {:.4} + backward {:.4} + copy {:.4} + update {:.4}; loss {:.4}, gradient norm {:.3}",
             phases.forward,
             phases.backward,
             phases.copy,
@@ -95,6 +105,6 @@ fn measure(args: Args) -> anyhow::Result<()> {
     }
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    println!("median {median:.3} s, {:.1} images/s", args.batch as f64 / median);
+    println!("median {median:.4} s, {:.1} images/s", args.batch as f64 / median);
     Ok(())
 }

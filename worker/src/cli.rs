@@ -22,7 +22,17 @@ pub enum Command {
     Train(TrainArgs),
     /// Join the run of a coordinator.
     Join(JoinArgs),
-    /// Get a dataset.
+    /// Say how good a trained model is, class by class.
+    Eval(EvalArgs),
+    /// Ask a trained model about pictures, or about the rows of a CSV file.
+    Predict(PredictArgs),
+    /// Draw curves, filters and decision regions of runs.
+    Plot(PlotArgs),
+    /// Show the layers of a model: shapes, parameters, arithmetic, memory.
+    Summary(SummaryArgs),
+    /// Filter a picture, a column of numbers or a film with a small kernel.
+    Filter(FilterArgs),
+    /// Get a dataset, or look at one.
     #[command(subcommand)]
     Data(DataCommand),
     /// Say what this machine and this build can do.
@@ -84,14 +94,138 @@ pub struct JoinArgs {
     pub supervised: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A run directory.
+    pub run: PathBuf,
+    /// Other data of the same kind [default: the run's own]. Of class folders
+    /// without val/, and of a CSV file, all of it is evaluated.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Evaluate the training set.
+    #[arg(long)]
+    pub train: bool,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where eval.json and confusion.png go [default: the run directory].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// A run directory.
+    pub run: PathBuf,
+    /// JPEG or PNG files; CSV files for a model that was trained on one.
+    #[arg(required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// How many classes to name.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub top: usize,
+    /// Swap black and white first: digits on paper are dark, MNIST's are light.
+    #[arg(long)]
+    pub invert: bool,
+    /// Print a JSON array.
+    #[arg(long)]
+    pub json: bool,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PlotArgs {
+    /// Run directories; several share one picture of curves.
+    pub runs: Vec<PathBuf>,
+    /// What to draw [default: of one run all that it has, of several the curves,
+    /// without a run the activation functions].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub what: Vec<crate::plots::What>,
+    /// Where the pictures go [default: the run directory if there is one run].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "png")]
+    pub format: crate::plot::Format,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SummaryArgs {
+    /// A config.
+    #[arg(required_unless_present_any = ["compare", "megapixels"])]
+    pub config: Option<PathBuf>,
+    /// Print the ratios of a second config's model to a first one's.
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"])]
+    pub compare: Vec<PathBuf>,
+    /// What one hidden layer would take on a colour picture of so many megapixels.
+    #[arg(long, value_name = "N")]
+    pub megapixels: Option<f64>,
+    /// Units of that hidden layer.
+    #[arg(long, value_name = "UNITS", default_value_t = 100)]
+    pub hidden: u64,
+    /// Classes, instead of what the data has.
+    #[arg(long, value_name = "N")]
+    pub classes: Option<usize>,
+    /// Change one key of the config, for example data.image_size=64.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// edge, sharpen, gaussian, or a file with the numbers of a kernel.
+    #[arg(long)]
+    pub kernel: String,
+    /// A JPEG or PNG file, a CSV file, or a folder of frames.
+    pub input: PathBuf,
+    /// A PNG file, a CSV file, or a folder for frames.
+    pub output: PathBuf,
+    /// Turn the kernel around first: convolution instead of cross-correlation.
+    #[arg(long)]
+    pub flip: bool,
+    /// Zeros around the input [default: half the kernel, which keeps the size].
+    #[arg(long, value_name = "N")]
+    pub padding: Option<usize>,
+    /// Take every Nth place.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub stride: usize,
+    /// The column of a CSV file.
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     /// Fetch a public dataset; what is there already is checked and kept.
     Get {
-        /// fashion-mnist
+        /// mnist or fashion-mnist
         dataset: String,
         /// The folder to put it in [default: data/NAME].
         #[arg(long, value_name = "DIR")]
         into: Option<PathBuf>,
+        /// A folder that has the files, or an http:// address, to be used
+        /// instead of the known places.
+        #[arg(long, value_name = "PLACE")]
+        from: Option<String>,
+    },
+    /// Print classes and counts, and draw some samples of each class.
+    Show {
+        /// A folder with class folders or IDX files, a CSV file, or a config.
+        data: PathBuf,
+        /// The label column of a CSV file.
+        #[arg(long, value_name = "COLUMN", default_value = "label")]
+        label: String,
+        /// Where the picture goes [default: NAME-sheet.png].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
 }

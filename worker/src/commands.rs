@@ -1,5 +1,7 @@
 //! What each command of `worker` does, once its arguments are parsed.
 
+mod look;
+
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,17 +19,23 @@ use crate::cli::{Cli, Command, DataCommand, JoinArgs, TrainArgs};
 use crate::device::ComputeDevice;
 use crate::join::{JoinOptions, join};
 use crate::single::{self, SingleRun};
-use crate::{doctor, fetch};
+use crate::{doctor, ending, fetch};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Train(args) => train(args, cli.log.quiet),
         Command::Join(args) => join_command(args),
-        Command::Data(DataCommand::Get { dataset, into }) => {
+        Command::Eval(args) => look::eval(args),
+        Command::Predict(args) => look::predict(args),
+        Command::Plot(args) => look::plot(args),
+        Command::Summary(args) => look::summary(args),
+        Command::Filter(args) => look::filter(args),
+        Command::Data(DataCommand::Get { dataset, into, from }) => {
             let into = into.unwrap_or_else(|| PathBuf::from("data").join(&dataset));
-            fetch::get(&dataset, &into)
+            fetch::get(&dataset, &into, from.as_deref())
         }
+        Command::Data(DataCommand::Show { data, label, out }) => look::show(&data, &label, out),
         Command::Doctor => {
             print!("{}", doctor::report());
             Ok(())
@@ -45,8 +53,13 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let path = run_dir.path().to_owned();
     let stop = Arc::new(AtomicBool::new(false));
     on_interrupt(Arc::clone(&stop))?;
-    let summary = single::run(SingleRun { config, source, run_dir, device, quiet, stop })?;
+    let summary = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, device, quiet, stop })?;
     println!("{}", describe(&summary, &path));
+    // The run is safe whatever becomes of its pictures.
+    match ending::after(&path, source.as_ref(), device) {
+        Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+        Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
+    }
     Ok(())
 }
 

@@ -38,11 +38,7 @@ impl Job {
 
     /// What goes into the model.
     pub fn input(config: &Config, info: &DatasetInfo) -> InputShape {
-        InputShape {
-            channels: info.format.channels() as usize,
-            image_size: config.data.pixels.image_size as usize,
-            classes: info.classes.len(),
-        }
+        info.input(config.data.pixels.image_size)
     }
 
     /// Compute threads of this worker.
@@ -95,5 +91,35 @@ impl Job {
     pub fn checkpoints_after(&self, steps: u64) -> bool {
         let every = self.config.train.checkpoint_steps.unwrap_or(self.length.steps_per_epoch);
         steps == self.length.steps || steps.is_multiple_of(every)
+    }
+}
+
+/// Knows when training is over before its last step: after an epoch in which
+/// every sample was right when its turn came, if the model stops there.
+#[derive(Debug, Clone)]
+pub struct Goal {
+    applies: bool,
+    steps_per_epoch: u64,
+    /// Mistakes in this epoch; none while the epoch was not seen from its start.
+    mistakes: Option<u64>,
+}
+
+impl Goal {
+    /// Training (again) starts at step `first`.
+    pub fn new(job: &Job, first: u64) -> Self {
+        let steps_per_epoch = job.length.steps_per_epoch;
+        let mistakes = first.is_multiple_of(steps_per_epoch).then_some(0);
+        Self { applies: job.config.model.stops_when_right(), steps_per_epoch, mistakes }
+    }
+
+    /// Takes in a step's sums over all ranks, after which `steps` steps are
+    /// committed. True when training is over.
+    pub fn reached(&mut self, steps: u64, right: u64, count: u64) -> bool {
+        self.mistakes = self.mistakes.map(|n| n + count.saturating_sub(right));
+        if !steps.is_multiple_of(self.steps_per_epoch) {
+            return false;
+        }
+        let faultless = self.mistakes.replace(0) == Some(0);
+        self.applies && faultless
     }
 }

@@ -3,7 +3,8 @@
 //! Read [`train`] first: it is the algorithm. [`job`] says what a rank has to
 //! do, [`data`] brings its samples, [`replica`] holds the model, [`exchange`]
 //! has the gradient summed; [`join`] and [`single`] are the two ways to run it.
-//! Only [`device`] knows libtorch.
+//! Only [`device`] knows libtorch. What is done with a run afterwards starts from
+//! [`trained`]; [`plot`] draws, [`plots`] says what.
 
 pub mod checkpoints;
 pub mod cli;
@@ -12,15 +13,25 @@ pub mod commands;
 pub mod data;
 pub mod device;
 pub mod doctor;
+pub mod ending;
+pub mod evaluate;
 pub mod exchange;
 pub mod fetch;
+pub mod filter;
 pub mod job;
 pub mod join;
 pub mod member;
 pub mod models;
 pub mod optim;
+pub mod perceptron;
+pub mod plot;
+pub mod plots;
+pub mod predict;
 pub mod remote;
 pub mod replica;
 pub mod schedule;
+pub mod show;
 pub mod single;
+pub mod summary;
 pub mod train;
+pub mod trained;

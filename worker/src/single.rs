@@ -46,7 +46,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
     }
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let mut exchange = Exchange::new(None, layout);
-    let mut recorder = Recorder::new(run_dir, &job.config, &job.plan, 1, first, quiet)?;
+    let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, first, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
     recorder.generation(1);
     let mut record = Own { recorder, identity: job.config.identity(), keep: job.config.train.keep_checkpoints as usize, stop };

@@ -6,14 +6,14 @@
 //! every rank. The loop needs nobody's word to go on: the ring is the barrier.
 
 use anyhow::{Context, Result, bail};
-use common::dataset::SampleSource;
+use common::dataset::{SampleSource, Split};
 use common::run_dir::{Evaluation, StepMetrics};
 use std::sync::Arc;
 
 use crate::clock::StepClock;
 use crate::data::{EvalLoader, TrainLoader};
 use crate::exchange::{Exchange, Totals};
-use crate::job::Job;
+use crate::job::{Goal, Job};
 use crate::replica::{Replica, State};
 
 /// A state to store, with the digest of its weights.
@@ -38,8 +38,8 @@ pub trait Record {
     fn stop_requested(&self) -> bool;
 }
 
-/// Runs the steps from `first` to the end of the job, or until some rank is
-/// asked to stop. Returns the number of committed steps.
+/// Runs the steps from `first` to the end of the job, until its goal is reached,
+/// or until some rank is asked to stop. Returns the number of committed steps.
 pub fn train(
     job: &Job,
     replica: &mut Replica,
@@ -56,6 +56,7 @@ pub fn train(
         first..job.length.steps,
         job.loader_options(),
     )?;
+    let mut goal = Goal::new(job, first);
     let mut step = first;
     while step < job.length.steps {
         let mut clock = StepClock::start();
@@ -107,14 +108,15 @@ pub fn train(
         record.step(&clock.metrics(step, job.plan.position(step).epoch, all, lr, update.grad_norm))?;
         step += 1;
 
-        if job.evaluates_after(step) && !all.stop {
+        let reached = goal.reached(step, all.top1, all.count);
+        if (job.evaluates_after(step) || reached) && !all.stop {
             let evaluation = evaluate(job, replica, exchange, source, step)?;
             record.evaluation(&evaluation)?;
         }
-        if job.checkpoints_after(step) || all.stop {
+        if job.checkpoints_after(step) || reached || all.stop {
             record.checkpoint(&mut || Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() }))?;
         }
-        if all.stop {
+        if reached || all.stop {
             break;
         }
     }
@@ -134,7 +136,7 @@ fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
 /// no padding. Every rank returns the same result.
 pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
-    let mut loader = EvalLoader::start(job.samples(source), job.evaluation(), batch, job.loader_options())?;
+    let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
     let mut mine = Totals::default();
     while let Some(batch) = loader.next_batch()? {
         let sums = replica.evaluate(&batch.images, &batch.labels)?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::data_toml::RawData;
 use super::{ConfigError, invalid};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
@@ -32,9 +33,25 @@ pub enum DataSource {
     Idx { path: PathBuf },
     /// Generated pictures: each class a pattern of its own under noise.
     Synthetic { classes: u32, train: u32, val: u32 },
+    /// A CSV file with a header; every column but `label` is a feature.
+    Csv {
+        path: PathBuf,
+        label: String,
+        /// The share of each class that is kept for validation.
+        val_fraction: f64,
+        /// Shifts and scales each feature to mean 0 and deviation 1.
+        standardize: bool,
+    },
+    /// Generated: the corners of the unit square and their exclusive or, with
+    /// normal noise of this deviation on each coordinate.
+    Xor { train: u32, val: u32, noise: f32 },
+    /// Generated: points of the unit ball, at least `margin` from a hyperplane
+    /// that separates the two classes.
+    Separable { train: u32, val: u32, features: u32, margin: f32 },
 }
 
-/// From a decoded picture to the model's input: keys that every kind shares.
+/// From a decoded picture to the model's input: keys that all kinds of pictures
+/// share. Tables of numbers have one pixel, with a channel for each feature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pixels {
     /// Side of the model's square input.
@@ -88,173 +105,57 @@ pub enum CorruptPolicy {
     Skip,
 }
 
-/// ImageNet's channel statistics.
-const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Images,
-    Idx,
-    Synthetic,
-}
-
-/// `[data]` as it stands in the file.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawData {
-    kind: Kind,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    val_fraction: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    on_corrupt: Option<CorruptPolicy>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    classes: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    train: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    val: Option<u32>,
-    image_size: Option<u32>,
-    augment: Option<Vec<Augment>>,
-    crop_scale: Option<[f32; 2]>,
-    crop_ratio: Option<[f32; 2]>,
-    brightness: Option<f32>,
-    contrast: Option<f32>,
-    temperature: Option<f32>,
-    lighting: Option<f32>,
-    eval_resize: Option<f32>,
-    mean: Option<[f32; 3]>,
-    std: Option<[f32; 3]>,
-}
-
-impl TryFrom<RawData> for DataConfig {
-    type Error = String;
-
-    fn try_from(raw: RawData) -> Result<Self, String> {
-        let foreign = |allowed: &[&str]| {
-            let given = [
-                ("path", raw.path.is_some()),
-                ("val_fraction", raw.val_fraction.is_some()),
-                ("on_corrupt", raw.on_corrupt.is_some()),
-                ("classes", raw.classes.is_some()),
-                ("train", raw.train.is_some()),
-                ("val", raw.val.is_some()),
-            ];
-            match given.iter().find(|(key, there)| *there && !allowed.contains(key)) {
-                Some((key, _)) => Err(format!("`data.{key}` does not go with this data.kind, which takes {}", allowed.join(", "))),
-                None => Ok(()),
-            }
-        };
-        let missing = |key: &str| format!("`data.{key}` is missing");
-        let source = match raw.kind {
-            Kind::Images => {
-                foreign(&["path", "val_fraction", "on_corrupt"])?;
-                DataSource::Images {
-                    path: raw.path.ok_or_else(|| missing("path"))?,
-                    val_fraction: raw.val_fraction,
-                    on_corrupt: raw.on_corrupt.unwrap_or_default(),
-                }
-            }
-            Kind::Idx => {
-                foreign(&["path"])?;
-                DataSource::Idx { path: raw.path.ok_or_else(|| missing("path"))? }
-            }
-            Kind::Synthetic => {
-                foreign(&["classes", "train", "val"])?;
-                DataSource::Synthetic {
-                    classes: raw.classes.ok_or_else(|| missing("classes"))?,
-                    train: raw.train.ok_or_else(|| missing("train"))?,
-                    val: raw.val.ok_or_else(|| missing("val"))?,
-                }
-            }
-        };
-        let (mean, std) = if raw.kind == Kind::Images { IMAGENET } else { ([0.0; 3], [1.0; 3]) };
-        let pixels = Pixels {
-            image_size: raw.image_size.unwrap_or(224),
-            augment: raw.augment.unwrap_or_default(),
-            crop_scale: raw.crop_scale.unwrap_or([0.08, 1.0]),
-            crop_ratio: raw.crop_ratio.unwrap_or([0.75, 4.0 / 3.0]),
-            brightness: raw.brightness.unwrap_or(0.4),
-            contrast: raw.contrast.unwrap_or(0.4),
-            temperature: raw.temperature.unwrap_or(0.2),
-            lighting: raw.lighting.unwrap_or(0.1),
-            eval_resize: raw.eval_resize.unwrap_or(1.14),
-            mean: raw.mean.unwrap_or(mean),
-            std: raw.std.unwrap_or(std),
-        };
-        Ok(Self { source, pixels })
-    }
-}
-
-impl From<DataConfig> for RawData {
-    fn from(config: DataConfig) -> Self {
-        let p = config.pixels;
-        let mut raw = Self {
-            kind: Kind::Idx,
-            path: None,
-            val_fraction: None,
-            on_corrupt: None,
-            classes: None,
-            train: None,
-            val: None,
-            image_size: Some(p.image_size),
-            augment: Some(p.augment),
-            crop_scale: Some(p.crop_scale),
-            crop_ratio: Some(p.crop_ratio),
-            brightness: Some(p.brightness),
-            contrast: Some(p.contrast),
-            temperature: Some(p.temperature),
-            lighting: Some(p.lighting),
-            eval_resize: Some(p.eval_resize),
-            mean: Some(p.mean),
-            std: Some(p.std),
-        };
-        match config.source {
-            DataSource::Images { path, val_fraction, on_corrupt } => {
-                (raw.kind, raw.path, raw.val_fraction, raw.on_corrupt) = (Kind::Images, Some(path), val_fraction, Some(on_corrupt));
-            }
-            DataSource::Idx { path } => raw.path = Some(path),
-            DataSource::Synthetic { classes, train, val } => {
-                (raw.kind, raw.classes, raw.train, raw.val) = (Kind::Synthetic, Some(classes), Some(train), Some(val));
-            }
-        }
-        raw
-    }
-}
-
 impl DataConfig {
     /// The folder that holds the data, if it lies in one.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
-            DataSource::Images { path, .. } | DataSource::Idx { path } => Some(path),
-            DataSource::Synthetic { .. } => None,
+            DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => Some(path),
+            DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => None,
         }
     }
 
     /// The same data at another place.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
-            DataSource::Images { path, .. } | DataSource::Idx { path } => *path = to,
-            DataSource::Synthetic { .. } => {}
+            DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => *path = to,
+            DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => {}
         }
     }
 
     pub fn on_corrupt(&self) -> CorruptPolicy {
         match &self.source {
             DataSource::Images { on_corrupt, .. } => *on_corrupt,
-            DataSource::Idx { .. } | DataSource::Synthetic { .. } => CorruptPolicy::Stop,
+            _ => CorruptPolicy::Stop,
+        }
+    }
+
+    /// Whether a sample is a row of numbers, not a picture.
+    pub fn is_table(&self) -> bool {
+        match &self.source {
+            DataSource::Images { .. } | DataSource::Idx { .. } | DataSource::Synthetic { .. } => false,
+            DataSource::Csv { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => true,
         }
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         match &self.source {
-            DataSource::Images { val_fraction: Some(f), .. } if !(*f > 0.0 && *f < 1.0) => {
+            DataSource::Images { val_fraction: Some(f), .. } | DataSource::Csv { val_fraction: f, .. } if !(*f > 0.0 && *f < 1.0) => {
                 return Err(invalid("data.val_fraction", format!("is {f}: it must lie between 0 and 1")));
             }
             DataSource::Synthetic { classes, train, val } if *classes < 2 || train < classes || val < classes => {
                 return Err(invalid("data.classes", "needs at least 2, with at least one picture each in data.train and data.val"));
+            }
+            DataSource::Xor { train, val, .. } | DataSource::Separable { train, val, .. } if *train < 4 || *val < 4 => {
+                return Err(invalid("data.train", "and data.val need at least 4 points each"));
+            }
+            DataSource::Xor { noise, .. } if !(0.0..=1.0).contains(noise) => {
+                return Err(invalid("data.noise", format!("is {noise}: it must be between 0 and 1")));
+            }
+            DataSource::Separable { features, .. } if !(1..=32).contains(features) => {
+                return Err(invalid("data.features", format!("is {features}: it must be between 1 and 32")));
+            }
+            DataSource::Separable { margin, .. } if !(*margin > 0.0 && *margin <= 0.3) => {
+                return Err(invalid("data.margin", format!("is {margin}: it must be above 0 and at most 0.3")));
             }
             _ => {}
         }

@@ -20,8 +20,20 @@ pub(super) fn apply(table: &mut toml::Table, argument: &str) -> Result<(), Strin
         let entry = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         at = entry.as_table_mut().ok_or_else(|| format!("`{part}` is a value, not a section"))?;
     }
+    if let Some(other) = other_name(last) {
+        at.remove(other);
+    }
     at.insert(last.to_owned(), value);
     Ok(())
+}
+
+/// The one key that has two names: setting either replaces both.
+fn other_name(key: &str) -> Option<&'static str> {
+    match key {
+        "epochs" => Some("max_epochs"),
+        "max_epochs" => Some("epochs"),
+        _ => None,
+    }
 }
 
 /// The parser's message; for an unknown key, with the nearest known key.

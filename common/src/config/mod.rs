@@ -5,7 +5,9 @@
 //! are refused and the nearest known key is named; validation refuses
 //! what cannot work together. Nothing here touches a dataset or a device.
 
+mod architecture;
 mod data;
+mod data_toml;
 mod edit;
 mod model;
 mod train;
@@ -14,8 +16,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub use architecture::{AlexnetWidths, InputShape, Layer};
 pub use data::{Augment, CorruptPolicy, DataConfig, DataSource, Pixels};
-pub use model::{AlexnetConfig, AlexnetPreset, AlexnetWidths, ModelConfig};
+pub use model::{
+    Activation, AlexnetConfig, AlexnetPreset, LenetConfig, LossKind, MlpConfig, ModelConfig, PerceptronConfig, Pool, SoftmaxConfig,
+};
 pub use train::{ClusterConfig, OptimizerKind, Precision, ScheduleKind, TrainConfig, WireEncoding};
 
 /// Everything that defines a run. Serialising it gives the resolved config.
@@ -101,7 +106,7 @@ impl Config {
                 format!("is `{}`: it names a folder, so it must not be empty, start with a dot or hold a slash", self.name),
             ));
         }
-        self.model.validate(self.data.pixels.image_size)?;
+        self.model.validate(&self.data, &self.train)?;
         self.data.validate()?;
         self.train.validate()?;
         self.cluster.validate(self.train.shards)

@@ -2,13 +2,104 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, invalid};
+use super::{ConfigError, DataConfig, TrainConfig, invalid};
 
 /// The network to train, chosen by `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ModelConfig {
+    Perceptron(PerceptronConfig),
+    Softmax(SoftmaxConfig),
+    Mlp(MlpConfig),
+    Lenet(LenetConfig),
     Alexnet(AlexnetConfig),
+}
+
+/// The perceptron with its classic rule (Rosenblatt, "The Perceptron: A
+/// Probabilistic Model for Information Storage and Organization in the Brain",
+/// 1958): it starts at w = 0, b = 0, adds y x and y on each mistake, and stops
+/// after an epoch without one. Two classes, one sample a step.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PerceptronConfig {}
+
+/// One dense layer from all inputs to the classes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SoftmaxConfig {
+    pub loss: LossKind,
+    /// `margin`: by how much the score of the right class should beat each other one.
+    pub margin: f64,
+}
+
+impl Default for SoftmaxConfig {
+    fn default() -> Self {
+        Self { loss: LossKind::CrossEntropy, margin: 1.0 }
+    }
+}
+
+/// What softmax regression minimises, from scores o and the label y.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// -log softmax(o)[y].
+    CrossEntropy,
+    /// Half the squared distance between o and the one-hot vector of y.
+    Mse,
+    /// The sum of max(0, margin + o[j] - o[y]) over the other classes j (Weston
+    /// and Watkins, "Support Vector Machines for Multi-Class Pattern
+    /// Recognition", 1999).
+    Margin,
+}
+
+/// A multilayer perceptron: hidden dense layers, each followed by `activation`;
+/// none on the output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MlpConfig {
+    /// Units of each hidden layer.
+    pub hidden: Vec<u32>,
+    pub activation: Activation,
+}
+
+impl Default for MlpConfig {
+    fn default() -> Self {
+        Self { hidden: vec![256], activation: Activation::Relu }
+    }
+}
+
+/// What follows a hidden layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    Relu,
+    Sigmoid,
+    Tanh,
+    /// None: layers that follow each other are one linear map.
+    Identity,
+}
+
+/// LeNet-5 as the course notes give it (LeCun, Bottou, Bengio, Haffner,
+/// "Gradient-Based Learning Applied to Document Recognition", 1998).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LenetConfig {
+    pub pool: Pool,
+    pub activation: Activation,
+}
+
+impl Default for LenetConfig {
+    fn default() -> Self {
+        Self { pool: Pool::Average, activation: Activation::Sigmoid }
+    }
+}
+
+/// How a 2x2 window becomes one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pool {
+    Average,
+    Max,
 }
 
 /// AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep
@@ -43,76 +134,109 @@ impl Default for AlexnetConfig {
     }
 }
 
-/// The smallest input for which each of AlexNet's pools still sees a window.
+/// The smallest inputs for which each pool still sees a window.
 const ALEXNET_MIN_SIZE: u32 = 63;
+const LENET_MIN_SIZE: u32 = 12;
+
+/// The most hidden layers, and units in one.
+const MAX_HIDDEN: usize = 64;
+const MAX_UNITS: u32 = 1 << 20;
 
 impl ModelConfig {
-    pub(super) fn validate(&self, image_size: u32) -> Result<(), ConfigError> {
-        let Self::Alexnet(m) = self;
-        if !(m.width > 0.0 && m.width <= 16.0) {
-            return Err(invalid("model.width", format!("is {}: it must be above 0 and at most 16", m.width)));
-        }
-        if !(0.0..1.0).contains(&m.dropout) {
-            return Err(invalid("model.dropout", format!("is {}: it must be at least 0 and below 1", m.dropout)));
-        }
-        if image_size < ALEXNET_MIN_SIZE {
-            return Err(invalid("data.image_size", format!("is {image_size}: AlexNet needs at least {ALEXNET_MIN_SIZE} pixels")));
-        }
-        Ok(())
-    }
-
     /// The name by which summaries call the model.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Perceptron(_) => "perceptron",
+            Self::Softmax(_) => "softmax",
+            Self::Mlp(_) => "mlp",
+            Self::Lenet(_) => "lenet",
             Self::Alexnet(_) => "alexnet",
+        }
+    }
+
+    /// Whether training is over after an epoch in which every sample was right
+    /// when its turn came.
+    pub fn stops_when_right(&self) -> bool {
+        matches!(self, Self::Perceptron(_))
+    }
+
+    /// Refuses a number of classes that the model cannot tell apart.
+    pub fn check_classes(&self, classes: usize) -> Result<(), String> {
+        match self {
+            Self::Perceptron(_) if classes != 2 => {
+                Err(format!("the data has {classes} classes, and a perceptron tells two apart: use model.kind = \"softmax\" instead"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn validate(&self, data: &DataConfig, train: &TrainConfig) -> Result<(), ConfigError> {
+        if train.label_smoothing > 0.0 && !self.uses_cross_entropy() {
+            return Err(invalid("train.label_smoothing", "belongs to cross-entropy; this model has another loss: set it to 0"));
+        }
+        match self {
+            Self::Perceptron(_) => classic_rule(train),
+            Self::Softmax(m) if !(m.margin > 0.0 && m.margin.is_finite()) => {
+                Err(invalid("model.margin", format!("is {}: it must be above 0", m.margin)))
+            }
+            Self::Softmax(_) => Ok(()),
+            Self::Mlp(m) if m.hidden.is_empty() || m.hidden.len() > MAX_HIDDEN || m.hidden.iter().any(|n| !(1..=MAX_UNITS).contains(n)) => {
+                let message =
+                    format!("is {:?}: it must be 1 to {MAX_HIDDEN} layers of 1 to {MAX_UNITS} units, for example [256]", m.hidden);
+                Err(invalid("model.hidden", message))
+            }
+            Self::Mlp(_) => Ok(()),
+            Self::Lenet(_) => wants_pictures("LeNet", LENET_MIN_SIZE, data),
+            Self::Alexnet(m) if !(m.width > 0.0 && m.width <= 16.0) => {
+                Err(invalid("model.width", format!("is {}: it must be above 0 and at most 16", m.width)))
+            }
+            Self::Alexnet(m) if !(0.0..1.0).contains(&m.dropout) => {
+                Err(invalid("model.dropout", format!("is {}: it must be at least 0 and below 1", m.dropout)))
+            }
+            Self::Alexnet(_) => wants_pictures("AlexNet", ALEXNET_MIN_SIZE, data),
+        }
+    }
+
+    fn uses_cross_entropy(&self) -> bool {
+        match self {
+            Self::Perceptron(_) => false,
+            Self::Softmax(m) => m.loss == LossKind::CrossEntropy,
+            Self::Mlp(_) | Self::Lenet(_) | Self::Alexnet(_) => true,
         }
     }
 }
 
-/// The channels of AlexNet's five convolutions and the size of its two hidden
-/// dense layers, after `width`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AlexnetWidths {
-    pub convolutions: [u32; 5],
-    pub dense: u32,
-    /// Side of the picture that enters the first dense layer.
-    pub side: u32,
-}
-
-impl AlexnetConfig {
-    /// The layer sizes for a square input of `image_size` pixels.
-    pub fn widths(&self, image_size: u32) -> AlexnetWidths {
-        let published = match self.preset {
-            AlexnetPreset::Notes => [96, 256, 384, 384, 384],
-            AlexnetPreset::Original => [96, 256, 384, 384, 256],
-            AlexnetPreset::Torchvision => [64, 192, 384, 256, 256],
-        };
-        let scale = |n: u32| ((f64::from(n) * self.width).round() as u32).max(1);
-        let pool = |side: u32| (side - 3) / 2 + 1;
-        let side = match self.preset {
-            // Its adaptive pool makes any input 6x6.
-            AlexnetPreset::Torchvision => 6,
-            AlexnetPreset::Notes | AlexnetPreset::Original => pool(pool(pool((image_size + 4 - 11) / 4 + 1))),
-        };
-        AlexnetWidths { convolutions: published.map(scale), dense: scale(4096), side }
+fn wants_pictures(model: &str, least: u32, data: &DataConfig) -> Result<(), ConfigError> {
+    if data.is_table() {
+        return Err(invalid("data.kind", format!("gives rows of numbers, and {model} needs pictures: use model.kind = \"mlp\" for them")));
     }
+    let size = data.pixels.image_size;
+    if size < least {
+        return Err(invalid("data.image_size", format!("is {size}: {model} needs at least {least} pixels")));
+    }
+    Ok(())
 }
 
-impl ModelConfig {
-    /// How many parameters the model has.
-    pub fn parameters(&self, image_size: u32, channels: u32, classes: u32) -> u64 {
-        let Self::Alexnet(m) = self;
-        let w = m.widths(image_size);
-        let [c1, c2, c3, c4, c5] = w.convolutions.map(u64::from);
-        let (dense, flat) = (u64::from(w.dense), c5 * u64::from(w.side) * u64::from(w.side));
-        let layer = |inputs: u64, outputs: u64| inputs * outputs + outputs;
-        layer(u64::from(channels) * 121, c1)
-            + layer(c1 * 25, c2)
-            + layer(c2 * 9, c3)
-            + layer(c3 * 9, c4)
-            + layer(c4 * 9, c5)
-            + layer(flat, dense)
-            + layer(dense, dense)
-            + layer(dense, u64::from(classes))
+/// The perceptron's rule is SGD with a rate of 1, one sample a step and nothing
+/// else; anything else would not be what the convergence theorem speaks of.
+fn classic_rule(train: &TrainConfig) -> Result<(), ConfigError> {
+    use super::{OptimizerKind, Precision, ScheduleKind};
+    let rule = [
+        ("train.optimizer", train.optimizer == OptimizerKind::Sgd, "\"sgd\""),
+        ("train.lr", train.lr == 1.0, "1"),
+        ("train.momentum", train.momentum == 0.0, "0"),
+        ("train.weight_decay", train.weight_decay == 0.0, "0"),
+        ("train.schedule", train.schedule == ScheduleKind::Constant, "\"constant\""),
+        ("train.warmup_epochs", train.warmup_epochs == 0.0, "0"),
+        ("train.global_batch", train.global_batch == 1, "1"),
+        ("train.shards", train.shards == 1, "1"),
+        ("train.precision", train.precision == Precision::F32, "\"f32\""),
+        ("train.clip_norm", train.clip_norm.is_none(), "left out"),
+    ];
+    match rule.into_iter().find(|(_, right, _)| !right) {
+        Some((key, _, value)) => {
+            Err(invalid(key, format!("must be {value} with model.kind = \"perceptron\": its rule has no such choice")))
+        }
+        None => Ok(()),
     }
 }

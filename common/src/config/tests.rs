@@ -84,8 +84,69 @@ fn identity_ignores_place_and_length_but_not_what_decides_the_weights() {
 
 #[test]
 fn the_published_models_have_their_published_sizes() {
-    let parameters =
-        |preset: AlexnetPreset| ModelConfig::Alexnet(AlexnetConfig { preset, ..AlexnetConfig::default() }).parameters(224, 3, 1000);
+    let input = InputShape { channels: 3, image_size: 224, classes: 1000 };
+    let parameters = |preset: AlexnetPreset| ModelConfig::Alexnet(AlexnetConfig { preset, ..AlexnetConfig::default() }).parameters(input);
     assert_eq!(parameters(AlexnetPreset::Torchvision), 61_100_840);
     assert_eq!(parameters(AlexnetPreset::Original), 62_378_344);
+}
+
+const POINTS: &str = "name = \"p\"\n[model]\nkind = \"mlp\"\n[data]\nkind = \"xor\"\n[train]\nglobal_batch = 4\nshards = 1\n";
+
+fn points(overrides: &[&str]) -> Result<Config, ConfigError> {
+    let overrides: Vec<String> = overrides.iter().map(|&s| s.to_owned()).collect();
+    Config::parse(POINTS, "points.toml", &overrides)
+}
+
+#[test]
+fn every_kind_of_data_and_model_reads_back_as_itself() {
+    let perceptron = [
+        "model.kind=perceptron",
+        "train.lr=1.0",
+        "train.momentum=0.0",
+        "train.weight_decay=0.0",
+        "train.schedule=constant",
+        "train.global_batch=1",
+    ];
+    let none: Vec<&str> = Vec::new();
+    let cases = [
+        none.clone(),
+        vec!["data.kind=separable", "data.margin=0.2"],
+        vec!["data.kind=csv", "data.path=a.csv"],
+        vec!["model.kind=softmax", "model.loss=margin"],
+        perceptron.to_vec(),
+        vec!["model.activation=tanh", "model.hidden=[3,2]"],
+    ];
+    for case in cases {
+        let config = points(&case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
+        assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);
+    }
+}
+
+#[test]
+fn the_perceptron_rule_and_the_inputs_of_models_are_checked() {
+    let refused = |set: &[&str]| points(set).expect_err("should be refused").to_string();
+    assert!(refused(&["model.kind=perceptron"]).contains("train.lr"));
+    assert!(refused(&["model.kind=lenet"]).contains("rows of numbers"));
+    assert!(refused(&["data.image_size=28"]).contains("data.image_size"));
+    assert!(refused(&["model.hidden=[]"]).contains("model.hidden"));
+    assert!(refused(&["model.activation=gelu"]).contains("`relu`"));
+    assert!(refused(&["model.kind=softmax", "model.loss=mse", "train.label_smoothing=0.1"]).contains("label_smoothing"));
+    assert!(refused(&["data.kind=separable", "data.margin=0.9"]).contains("data.margin"));
+}
+
+#[test]
+fn max_epochs_is_another_name_for_epochs() {
+    let text = POINTS.to_owned() + "max_epochs = 7\n";
+    assert_eq!(Config::parse(&text, "t", &[]).expect("valid").train.epochs, 7);
+    assert_eq!(Config::parse(&text, "t", &["train.epochs=3".to_owned()]).expect("valid").train.epochs, 3);
+    assert_eq!(points(&["train.max_epochs=5"]).expect("valid").train.epochs, 5);
+}
+
+#[test]
+fn lenet_has_the_size_of_the_literature() {
+    let input = InputShape { channels: 1, image_size: 28, classes: 10 };
+    let layers = ModelConfig::Lenet(LenetConfig::default()).layers(input);
+    assert_eq!(layers.iter().map(|l| l.parameters).sum::<u64>(), 61_706);
+    let convolution = layers.iter().find(|l| l.name == "conv2").expect("it has one");
+    assert_eq!((convolution.output.as_slice(), convolution.macs), ([16, 10, 10].as_slice(), 16 * 6 * 25 * 100));
 }

@@ -7,6 +7,9 @@ use super::{ConfigError, invalid};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
+    /// Passes over the training set. With a perceptron, which may be done before,
+    /// the most: there it may be written `max_epochs`.
+    #[serde(alias = "max_epochs")]
     pub epochs: u32,
     /// Ends the run after this many steps even if `epochs` would go on.
     #[serde(skip_serializing_if = "Option::is_none")]

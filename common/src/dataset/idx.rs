@@ -127,7 +127,7 @@ fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), D
     let path = folder.join(format!("{stem}-{suffix}"));
     Err(DatasetError::invalid(
         &path,
-        "is missing (nor is there a .gz of it): `worker data get fashion-mnist` fetches one such set".to_owned(),
+        "is missing (nor is there a .gz of it): `worker data get mnist` and `worker data get fashion-mnist` fetch such sets".to_owned(),
     ))
 }
 

@@ -66,6 +66,17 @@ impl Images {
                 index
             }
         };
+        Ok(Self::new(root, index))
+    }
+
+    /// Takes every picture below the class folders of `root` for validation: for
+    /// data that was set aside for nothing else.
+    pub fn open_all(root: &Path, progress: &dyn Fn(Progress)) -> Result<Self, DatasetError> {
+        let (classes, val) = Lister { root, progress, files: 0 }.list(root)?;
+        Ok(Self::new(root, Index { classes, train: Vec::new(), val }))
+    }
+
+    fn new(root: &Path, index: Index) -> Self {
         let info = DatasetInfo {
             format: SampleFormat::Encoded,
             fingerprint: fingerprint(&index),
@@ -73,7 +84,7 @@ impl Images {
             train: index.train.len() as u32,
             val: index.val.len() as u32,
         };
-        Ok(Self { info, root: root.to_owned(), index })
+        Self { info, root: root.to_owned(), index }
     }
 
     fn entries(&self, split: Split) -> &[Entry] {
@@ -100,6 +111,10 @@ impl SampleSource for Images {
                 Ok(Sample { id, label: entry.label, bytes: Bytes::from(bytes) })
             })
             .collect()
+    }
+
+    fn labels(&self, split: Split) -> Result<Vec<u32>, DatasetError> {
+        Ok(self.entries(split).iter().map(|e| e.label).collect())
     }
 
     fn name(&self, split: Split, id: u32) -> String {

@@ -1,11 +1,15 @@
 //! Datasets as sequences of undecoded samples. A sample is its label and the
-//! bytes as they lie on disk: a JPEG or PNG file, or the raw pixels of an IDX
-//! record. Decoding is the worker's business; nothing here knows a codec.
+//! bytes as they lie on disk: a JPEG or PNG file, the raw pixels of an IDX
+//! record, or the features of a table's row. Decoding is the worker's business;
+//! nothing here knows a codec.
 
+mod csv;
 mod idx;
 mod images;
 mod index_cache;
+mod points;
 mod synthetic;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +20,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DataConfig, DataSource};
+use crate::config::{DataConfig, DataSource, InputShape};
 pub use idx::Idx;
 pub use images::Images;
 pub use synthetic::Synthetic;
+pub use table::{Column, Table};
 
 /// Which of the two disjoint sets of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,14 +42,18 @@ pub enum SampleFormat {
     Encoded,
     /// `height * width * channels` bytes, row by row, channels innermost.
     Raw { height: u32, width: u32, channels: u32 },
+    /// No picture: `count` little-endian f32 values.
+    Features { count: u32 },
 }
 
 impl SampleFormat {
-    /// Channels of the decoded picture.
+    /// Channels of the decoded picture. Features are a picture of one pixel with
+    /// a channel each.
     pub fn channels(self) -> u32 {
         match self {
             Self::Encoded => 3,
             Self::Raw { channels, .. } => channels,
+            Self::Features { count } => count,
         }
     }
 }
@@ -64,6 +73,13 @@ pub struct DatasetInfo {
 }
 
 impl DatasetInfo {
+    /// What a model reads whose config renders pictures at `image_size`.
+    pub fn input(&self, image_size: u32) -> InputShape {
+        let table = matches!(self.format, SampleFormat::Features { .. });
+        let image_size = if table { 1 } else { image_size as usize };
+        InputShape { channels: self.format.channels() as usize, image_size, classes: self.classes.len() }
+    }
+
     pub fn len(&self, split: Split) -> u32 {
         match split {
             Split::Train => self.train,
@@ -81,6 +97,9 @@ pub struct Sample {
     pub bytes: Bytes,
 }
 
+/// Samples that are read at once for their labels alone.
+const LABELS_AT_ONCE: usize = 1024;
+
 /// A dataset that can be read at random, by any number of threads.
 pub trait SampleSource: Send + Sync {
     fn info(&self) -> &DatasetInfo;
@@ -90,6 +109,21 @@ pub trait SampleSource: Send + Sync {
 
     /// A name for messages: the file's path, or the record's place in its file.
     fn name(&self, split: Split, id: u32) -> String;
+
+    /// The label of every sample of a split, in order. Blocks.
+    fn labels(&self, split: Split) -> Result<Vec<u32>, DatasetError> {
+        let ids: Vec<u32> = (0..self.info().len(split)).collect();
+        let mut labels = Vec::with_capacity(ids.len());
+        for part in ids.chunks(LABELS_AT_ONCE) {
+            labels.extend(self.read(split, part)?.iter().map(|s| s.label));
+        }
+        Ok(labels)
+    }
+
+    /// What the features are, for [`SampleFormat::Features`]; empty for pictures.
+    fn columns(&self) -> &[Column] {
+        &[]
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +159,9 @@ pub fn open(config: &DataConfig, seed: u64, progress: &dyn Fn(Progress)) -> Resu
         DataSource::Images { path, val_fraction, .. } => Arc::new(Images::open(path, *val_fraction, seed, progress)?),
         DataSource::Idx { path } => Arc::new(Idx::open(path)?),
         DataSource::Synthetic { classes, train, val } => Arc::new(Synthetic::new(*classes, *train, *val, config.pixels.image_size, seed)),
+        DataSource::Csv { path, label, val_fraction, standardize } => Arc::new(csv::open(path, label, *val_fraction, *standardize, seed)?),
+        DataSource::Xor { train, val, noise } => Arc::new(points::xor(*train, *val, *noise, seed)),
+        DataSource::Separable { train, val, features, margin } => Arc::new(points::separable(*train, *val, *features, *margin, seed)),
     })
 }
 

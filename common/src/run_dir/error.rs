@@ -19,6 +19,10 @@ pub enum RunDirError {
         path.display()
     )]
     OtherConfig { path: PathBuf, keys: String },
+    #[error("`{}` holds no run: it has no config.toml; give the run directory that `worker train` named at its end", .0.display())]
+    NoRun(PathBuf),
+    #[error("the run in `{}` has no checkpoint yet: wait for its first one, or lower train.checkpoint_steps", .0.display())]
+    NoCheckpoint(PathBuf),
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

@@ -64,6 +64,26 @@ struct At {
     step: u64,
 }
 
+/// A whole line of either kind.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Step(StepMetrics),
+    Evaluation { eval: Evaluation },
+}
+
+/// All steps and evaluations of a metrics.jsonl, in their order.
+pub(super) fn read(path: &Path) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
+    let (mut steps, mut evaluations) = (Vec::new(), Vec::new());
+    for line in lines::parse(path)? {
+        match line {
+            Line::Step(step) => steps.push(step),
+            Line::Evaluation { eval } => evaluations.push(eval),
+        }
+    }
+    Ok((steps, evaluations))
+}
+
 #[derive(Debug)]
 pub(super) struct Metrics {
     lines: Lines,

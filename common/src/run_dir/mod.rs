@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.toml      the resolved config
+//! dataset.json     classes and columns of the data
 //! journal.jsonl    who came and went, generations, checkpoints
 //! metrics.jsonl    a line a step, a line an evaluation
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
@@ -17,6 +18,7 @@ mod journal;
 mod lines;
 mod metrics;
 mod summary;
+mod view;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ pub use error::RunDirError;
 pub use journal::Event;
 pub use metrics::{Evaluation, StepMetrics};
 pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
+pub use view::{DataDescription, RunView};
 
 use crate::config::Config;
 use journal::Journal;
@@ -125,6 +128,12 @@ impl RunDir {
     pub fn start_metrics(&mut self, first_step: u64) -> Result<(), RunDirError> {
         self.metrics = Some(Metrics::open(&self.path.join("metrics.jsonl"), first_step)?);
         Ok(())
+    }
+
+    /// Writes dataset.json: what is needed to use the model without its data.
+    pub fn write_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
+        let text = serde_json::to_string_pretty(data).unwrap_or_else(|e| unreachable!("a description is plain data: {e}"));
+        write_atomically(&self.path.join("dataset.json"), text.as_bytes())
     }
 
     /// Appends a step's line; it is in the file within a second. A step that is

@@ -5,4 +5,4 @@ mod logging;
 mod progress;
 
 pub use logging::{LogArgs, LogFormat, LogOptions, exit_code, init, screen};
-pub use progress::{Progress, counter, duration, index_progress};
+pub use progress::{Progress, counter, duration, group, index_progress};

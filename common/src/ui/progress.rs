@@ -142,6 +142,19 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// `1234567` as `1,234,567`.
+pub fn group(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, d) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(d);
+    }
+    out
+}
+
 /// Shows how far the indexing of a dataset is.
 pub fn index_progress(quiet: bool) -> impl Fn(crate::dataset::Progress) {
     let bar = if quiet { ProgressBar::hidden() } else { counter("indexing", None) };
@@ -154,5 +167,15 @@ struct ClearOnDrop(ProgressBar);
 impl Drop for ClearOnDrop {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::group;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!([group(7), group(999), group(1000), group(61_100_840)], ["7", "999", "1,000", "61,100,840"]);
     }
 }

@@ -114,12 +114,19 @@ pub struct Member {
 /// [`DatasetInfo`] on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Dataset {
-    /// Height, width, channels of raw samples; `None` for encoded pictures.
-    pub raw: Option<(u32, u32, u32)>,
+    pub format: Format,
     pub classes: Vec<String>,
     pub train: u32,
     pub val: u32,
     pub fingerprint: String,
+}
+
+/// [`SampleFormat`] on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Format {
+    Encoded,
+    Raw { height: u32, width: u32, channels: u32 },
+    Features { count: u32 },
 }
 
 /// From a worker on a stream of its bulk connection.
@@ -150,9 +157,10 @@ pub enum BulkReply {
 impl From<&DatasetInfo> for Dataset {
     fn from(info: &DatasetInfo) -> Self {
         Self {
-            raw: match info.format {
-                SampleFormat::Encoded => None,
-                SampleFormat::Raw { height, width, channels } => Some((height, width, channels)),
+            format: match info.format {
+                SampleFormat::Encoded => Format::Encoded,
+                SampleFormat::Raw { height, width, channels } => Format::Raw { height, width, channels },
+                SampleFormat::Features { count } => Format::Features { count },
             },
             classes: info.classes.clone(),
             train: info.train,
@@ -165,9 +173,10 @@ impl From<&DatasetInfo> for Dataset {
 impl From<Dataset> for DatasetInfo {
     fn from(wire: Dataset) -> Self {
         Self {
-            format: match wire.raw {
-                None => SampleFormat::Encoded,
-                Some((height, width, channels)) => SampleFormat::Raw { height, width, channels },
+            format: match wire.format {
+                Format::Encoded => SampleFormat::Encoded,
+                Format::Raw { height, width, channels } => SampleFormat::Raw { height, width, channels },
+                Format::Features { count } => SampleFormat::Features { count },
             },
             classes: wire.classes,
             train: wire.train,

@@ -2,7 +2,7 @@
 //! each half can be looked at and tested by itself.
 
 use common::config::{Augment, Pixels};
-use common::seed::unit;
+use common::seed::{normal, unit};
 use rand_chacha::rand_core::RngCore;
 
 /// How often a random crop is tried before the largest central one is taken.
@@ -91,10 +91,4 @@ fn random_crop(pixels: &Pixels, width: u32, height: u32, rng: &mut impl RngCore)
 fn lighting(deviation: f32, rng: &mut impl RngCore) -> [f32; 3] {
     let alphas = LIGHTING_VALUES.map(|value| value * deviation * normal(rng));
     LIGHTING_VECTORS.map(|row| row.iter().zip(alphas).map(|(v, a)| v * a).sum())
-}
-
-/// Standard normal (Box and Muller 1958).
-fn normal(rng: &mut impl RngCore) -> f32 {
-    let (u, v) = (1.0 - unit(rng), unit(rng));
-    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }

@@ -11,6 +11,10 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 /// for an attempt to fill the memory.
 const MAX_PIXELS: u64 = 100_000_000;
 
+/// The shortest side that a picture file may have: a single pixel is a web
+/// page's spacer or damage, and has no content to learn.
+const MIN_SIDE: u32 = 2;
+
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -32,6 +36,8 @@ pub enum DecodeError {
     Png(String),
     #[error("has {width}x{height} pixels; {MAX_PIXELS} are the most that are read")]
     TooLarge { width: u64, height: u64 },
+    #[error("has {width}x{height} pixels: too small to be a picture, which has at least {MIN_SIDE} on each side")]
+    TooSmall { width: u64, height: u64 },
     #[error("has {found} bytes where a picture of {expected} bytes was announced")]
     Raw { found: usize, expected: usize },
 }
@@ -46,6 +52,7 @@ pub fn decode(format: SampleFormat, bytes: &[u8]) -> Result<Picture, DecodeError
             }
             Ok(Picture { width, height, channels, pixels: bytes.to_vec() })
         }
+        SampleFormat::Features { .. } => Err(DecodeError::Unknown),
         // The first bytes count, not the name: mislabelled files are common.
         SampleFormat::Encoded if bytes.starts_with(&[0xff, 0xd8]) => jpeg(bytes),
         SampleFormat::Encoded if bytes.starts_with(b"\x89PNG\r\n\x1a\n") => png(bytes),
@@ -54,7 +61,13 @@ pub fn decode(format: SampleFormat, bytes: &[u8]) -> Result<Picture, DecodeError
 }
 
 fn check_size(width: u64, height: u64) -> Result<(), DecodeError> {
-    if width * height > MAX_PIXELS { Err(DecodeError::TooLarge { width, height }) } else { Ok(()) }
+    if width * height > MAX_PIXELS {
+        Err(DecodeError::TooLarge { width, height })
+    } else if width.min(height) < MIN_SIDE.into() {
+        Err(DecodeError::TooSmall { width, height })
+    } else {
+        Ok(())
+    }
 }
 
 fn jpeg(bytes: &[u8]) -> Result<Picture, DecodeError> {

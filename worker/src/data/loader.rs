@@ -76,11 +76,11 @@ impl TrainLoader {
     }
 }
 
-/// A range of the validation set in parts of `batch` samples.
+/// A range of a split in parts of `batch` samples, without augmentation.
 pub struct EvalLoader(Pipeline);
 
 impl EvalLoader {
-    pub fn start(input: Input, ids: Range<u32>, batch: u32, options: LoaderOptions) -> Result<Self, LoadError> {
+    pub fn start(input: Input, split: Split, ids: Range<u32>, batch: u32, options: LoaderOptions) -> Result<Self, LoadError> {
         let parts = ids.len().div_ceil(batch as usize) as u64;
         let make = || {
             let mut maker = Maker { input: input.clone(), renderer: Renderer::default() };
@@ -88,8 +88,8 @@ impl EvalLoader {
             Box::new(move |part: u64, out: &mut Batch| {
                 let start = ids.start + part as u32 * batch;
                 let own: Vec<u32> = (start..start.saturating_add(batch).min(ids.end)).collect();
-                for sample in maker.input.source.read(Split::Val, &own)? {
-                    maker.add(out, Split::Val, &sample, Recipe::evaluation)?;
+                for sample in maker.input.source.read(split, &own)? {
+                    maker.add(out, split, &sample, Recipe::evaluation)?;
                 }
                 Ok(())
             }) as Make
@@ -124,6 +124,17 @@ impl Maker {
     ) -> Result<(), LoadError> {
         let (source, pixels) = (&self.input.source, &self.input.pixels);
         let format = source.info().format;
+        if let SampleFormat::Features { count } = format {
+            let (values, rest) = sample.bytes.as_chunks::<4>();
+            if values.len() != count as usize || !rest.is_empty() {
+                let problem = format!("has {} bytes where {count} features were announced", sample.bytes.len());
+                return Err(LoadError::Corrupt { name: source.name(split, sample.id), problem });
+            }
+            batch.images.extend(values.iter().map(|v| f32::from_le_bytes(*v)));
+            batch.labels.push(sample.label as i32);
+            batch.ids.push(sample.id);
+            return Ok(());
+        }
         let size = pixels.image_size as usize;
         let from = batch.images.len();
         let outcome = decode(format, &sample.bytes).map_err(|e| e.to_string()).and_then(|picture| {

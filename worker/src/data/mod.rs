@@ -6,6 +6,7 @@
 
 mod augment;
 mod decode;
+mod encode;
 mod loader;
 mod pipeline;
 mod render;
@@ -14,6 +15,7 @@ mod tests;
 
 pub use augment::Recipe;
 pub use decode::{DecodeError, Picture, decode};
+pub use encode::write_png;
 pub use loader::{EvalLoader, Input, TrainLoader};
 pub use pipeline::{Batch, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

@@ -89,7 +89,7 @@ fn every_kind_of_picture_becomes_upright_rgb() {
             &picture.pixels[105..108]
         );
     }
-    assert_eq!(decoded(&png_of(RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into())).pixels, [1, 2, 3]);
+    assert_eq!(decoded(&png_of(RgbImage::from_pixel(2, 2, Rgb([1, 2, 3])).into())).pixels, [1, 2, 3].repeat(4));
 }
 
 #[test]
@@ -110,6 +110,8 @@ fn damaged_files_are_errors_and_never_panic() {
         assert!(matches!(decode(SampleFormat::Encoded, &jpeg[..cut]), Err(DecodeError::Jpeg(_))), "cut at {cut}");
     }
     assert!(matches!(decode(SampleFormat::Encoded, &png[..png.len() / 2]), Err(DecodeError::Png(_))));
+    let dot = png_of(RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into());
+    assert!(matches!(decode(SampleFormat::Encoded, &dot), Err(DecodeError::TooSmall { width: 1, height: 1 })));
     assert!(matches!(decode(SampleFormat::Encoded, b"GIF89a"), Err(DecodeError::Unknown)));
     assert!(matches!(decode(SampleFormat::Encoded, b""), Err(DecodeError::Unknown)));
     assert!(matches!(
@@ -259,6 +261,7 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
 
     let mut loader = EvalLoader::start(
         input(Folder::with(37, &[4, 20]), CorruptPolicy::Skip),
+        Split::Val,
         2..23,
         8,
         LoaderOptions { threads: 2, prefetch_steps: 1 },
@@ -279,7 +282,9 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
 fn dropping_a_loader_in_the_middle_of_a_read_does_not_wait_for_it() {
     let folder = Folder { delay: Duration::from_secs(5), ..Folder::with(37, &[]) };
     let start = Instant::now();
-    let loader = EvalLoader::start(input(folder, CorruptPolicy::Stop), 0..23, 4, LoaderOptions { threads: 2, prefetch_steps: 1 }).unwrap();
+    let loader =
+        EvalLoader::start(input(folder, CorruptPolicy::Stop), Split::Val, 0..23, 4, LoaderOptions { threads: 2, prefetch_steps: 1 })
+            .unwrap();
     drop(loader);
     assert!(start.elapsed() < Duration::from_secs(1));
 }

@@ -16,12 +16,11 @@ use sha2::{Digest, Sha256};
 /// A dataset that consists of four IDX files.
 struct IdxSet {
     name: &'static str,
-    /// Where its authors publish the .gz files. Plain HTTP is enough: the
-    /// content is checked against the digests below.
-    site: &'static str,
-    /// Debian's package of it, and the folder in that package.
-    package: &'static str,
-    package_folder: &'static str,
+    /// Where the .gz files are published, tried in turn. Plain HTTP is enough:
+    /// the content is checked against the digests below.
+    sites: &'static [&'static str],
+    /// Debian's package of it and the folder in that package, if there is one.
+    package: Option<(&'static str, &'static str)>,
     classes: &'static [&'static str],
     /// File and SHA-256 of its uncompressed content.
     files: [(&'static str, &'static str); 4],
@@ -31,9 +30,8 @@ struct IdxSet {
 /// Machine Learning Algorithms", 2017.
 const FASHION_MNIST: IdxSet = IdxSet {
     name: "fashion-mnist",
-    site: "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-    package: "dataset-fashion-mnist",
-    package_folder: "usr/share/datasets/fashion-mnist",
+    sites: &["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"],
+    package: Some(("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist")),
     classes: &["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],
     files: [
         ("train-images-idx3-ubyte.gz", "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
@@ -43,20 +41,41 @@ const FASHION_MNIST: IdxSet = IdxSet {
     ],
 };
 
-const KNOWN: [&IdxSet; 1] = [&FASHION_MNIST];
+/// LeCun, Cortes, Burges: "The MNIST Database of Handwritten Digits", 1998.
+const MNIST: IdxSet = IdxSet {
+    name: "mnist",
+    sites: &[
+        "http://yann.lecun.com/exdb/mnist",
+        "http://ossci-datasets.s3.amazonaws.com/mnist",
+        "http://storage.googleapis.com/cvdf-datasets/mnist",
+    ],
+    package: None,
+    classes: &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    files: [
+        ("train-images-idx3-ubyte.gz", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        ("train-labels-idx1-ubyte.gz", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        ("t10k-images-idx3-ubyte.gz", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        ("t10k-labels-idx1-ubyte.gz", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    ],
+};
 
-/// Puts `dataset` into the folder `into`.
-pub fn get(dataset: &str, into: &Path) -> Result<()> {
+const KNOWN: [&IdxSet; 2] = [&FASHION_MNIST, &MNIST];
+
+/// Puts `dataset` into the folder `into`. `from`, a folder with its files or a
+/// site that has them, is used before the known ones.
+pub fn get(dataset: &str, into: &Path, from: Option<&str>) -> Result<()> {
     let Some(set) = KNOWN.into_iter().find(|s| s.name == dataset) else {
         let names: Vec<&str> = KNOWN.iter().map(|s| s.name).collect();
         bail!("`{dataset}` is not a dataset that can be fetched: these are: {}", names.join(", "));
     };
     fs::create_dir_all(into).with_context(|| format!("could not create `{}`", into.display()))?;
-    if !complete(set, into)
-        && let Err(site) = from_site(set, into)
-    {
-        tracing::info!("{site:#}; trying Debian's package");
-        from_debian(set, into).with_context(|| format!("{site:#}")).with_context(|| format!("could not fetch {dataset}"))?;
+    if !complete(set, into) {
+        fetch(set, into, from).with_context(|| {
+            format!(
+                "could not fetch {dataset}: put its four .gz files into `{}` yourself, or name a folder or site that has them with --from; what is there is checked and kept",
+                into.display()
+            )
+        })?;
     }
     for (file, _) in set.files {
         let _ = fs::remove_file(into.join(file).with_extension("gz.part"));
@@ -65,6 +84,40 @@ pub fn get(dataset: &str, into: &Path) -> Result<()> {
     let names = set.classes.join("\n") + "\n";
     fs::write(into.join("classes.txt"), names).with_context(|| format!("could not write to `{}`", into.display()))?;
     println!("{dataset} is in {}", into.display());
+    Ok(())
+}
+
+/// Tries one place after the other. Errors with the first place's trouble.
+fn fetch(set: &IdxSet, into: &Path, from: Option<&str>) -> Result<()> {
+    match from {
+        Some(url) if url.starts_with("http://") => return from_site(set, url.trim_end_matches('/'), into),
+        Some(url) if url.contains("://") => {
+            bail!("`{url}` cannot be read: a folder or an http:// address can (the content is checked by its digest)")
+        }
+        Some(folder) => return from_folder(set, Path::new(folder), into),
+        None => {}
+    }
+    let mut first = None;
+    for site in set.sites {
+        match from_site(set, site, into) {
+            Ok(()) => return Ok(()),
+            Err(e) => {
+                tracing::info!("{e:#}; trying the next place");
+                first.get_or_insert(e);
+            }
+        }
+    }
+    let first = first.unwrap_or_else(|| anyhow::anyhow!("no site is known that has it"));
+    let Some((package, folder)) = set.package else { return Err(first) };
+    from_debian(set, package, folder, into).with_context(|| format!("{first:#}"))
+}
+
+fn from_folder(set: &IdxSet, folder: &Path, into: &Path) -> Result<()> {
+    for (file, digest) in set.files {
+        let found = folder.join(file);
+        check(&found, digest)?;
+        fs::copy(&found, into.join(file)).with_context(|| format!("could not write to `{}`", into.display()))?;
+    }
     Ok(())
 }
 
@@ -91,14 +144,14 @@ fn check(path: &Path, expected: &str) -> Result<()> {
     Ok(())
 }
 
-fn from_site(set: &IdxSet, into: &Path) -> Result<()> {
+fn from_site(set: &IdxSet, site: &str, into: &Path) -> Result<()> {
     for (file, digest) in set.files {
         let path = into.join(file);
         if check(&path, digest).is_ok() {
             continue;
         }
         let part = path.with_extension("gz.part");
-        let url = format!("{}/{file}", set.site);
+        let url = format!("{site}/{file}");
         download::resume(&url, &part).with_context(|| format!("could not fetch {url}"))?;
         if let Err(e) = check(&part, digest) {
             let _ = fs::remove_file(&part);
@@ -110,25 +163,21 @@ fn from_site(set: &IdxSet, into: &Path) -> Result<()> {
 }
 
 /// Unpacks Debian's package without installing it: no root needed.
-fn from_debian(set: &IdxSet, into: &Path) -> Result<()> {
+fn from_debian(set: &IdxSet, package: &str, folder: &str, into: &Path) -> Result<()> {
     let work = tempfile::tempdir().context("no temporary folder")?;
-    let bar = counter(&format!("fetching Debian's {}", set.package), None);
+    let bar = counter(&format!("fetching Debian's {package}"), None);
     bar.enable_steady_tick(Duration::from_millis(100));
-    let download = || run(Command::new("apt-get").args(["download", set.package]).current_dir(work.path()));
+    let download = || run(Command::new("apt-get").args(["download", package]).current_dir(work.path()));
     if let Err(first) = download() {
         // A new system may not have its package lists yet; root can fetch them.
         run(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| download()).map_err(|_| first)?;
     }
-    let package =
+    let archive =
         files_in(work.path())?.into_iter().find(|p| p.extension().is_some_and(|e| e == "deb")).context("apt-get left no package behind")?;
     bar.set_message("unpacking");
     let unpacked = work.path().join("unpacked");
-    run(Command::new("dpkg").arg("-x").arg(&package).arg(&unpacked))?;
-    for (file, digest) in set.files {
-        let found = unpacked.join(set.package_folder).join(file);
-        check(&found, digest)?;
-        fs::copy(&found, into.join(file)).with_context(|| format!("could not write to `{}`", into.display()))?;
-    }
+    run(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
+    from_folder(set, &unpacked.join(folder), into)?;
     bar.finish_and_clear();
     Ok(())
 }
@@ -169,8 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_with_the_wrong_files_is_refused_by_name() {
+        let (from, into) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let place = from.path().display().to_string();
+        let missing = format!("{:#}", get("mnist", into.path(), Some(&place)).unwrap_err());
+        assert!(missing.contains("train-images-idx3-ubyte.gz") && missing.contains("--from"), "{missing}");
+        let mut gz = flate2::write::GzEncoder::new(File::create(from.path().join(MNIST.files[0].0)).unwrap(), flate2::Compression::fast());
+        gz.write_all(b"abc").unwrap();
+        gz.finish().unwrap();
+        let wrong = format!("{:#}", get("mnist", into.path(), Some(&place)).unwrap_err());
+        assert!(wrong.contains("not what it should be"), "{wrong}");
+        assert!(!into.path().join("classes.txt").exists());
+        assert!(format!("{:#}", get("mnist", into.path(), Some("https://example.org")).unwrap_err()).contains("http://"));
+    }
+
+    #[test]
     fn an_unknown_dataset_names_the_known_ones() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(get("mnst", folder.path()).unwrap_err().to_string().contains("fashion-mnist"));
+        assert!(get("mnst", folder.path(), None).unwrap_err().to_string().contains("fashion-mnist"));
     }
 }

@@ -33,23 +33,17 @@ pub struct Alexnet {
 
 /// Side of torchvision's adaptive pool.
 const ADAPTIVE_SIZE: usize = 6;
-const HIDDEN: usize = 4096;
 
 impl Alexnet {
     /// A weight and a bias for each convolution.
     pub(super) const FEATURE_PARAMETERS: usize = 10;
 
     pub(super) fn new(config: &AlexnetConfig, input: InputShape, device: &Device) -> Self {
-        let scaled = |size: usize| ((size as f64 * config.width).round() as usize).max(1);
-        let [c1, c2, c3, c4, c5] = match config.preset {
-            AlexnetPreset::Notes => [96, 256, 384, 384, 384],
-            AlexnetPreset::Original => [96, 256, 384, 384, 256],
-            AlexnetPreset::Torchvision => [64, 192, 384, 256, 256],
-        }
-        .map(scaled);
+        let widths = config.widths();
+        let [c1, c2, c3, c4, c5] = widths.convolutions.map(|n| n as usize);
+        let hidden = widths.dense as usize;
         let torchvision = config.preset == AlexnetPreset::Torchvision;
         let side = if torchvision { ADAPTIVE_SIZE } else { last_pool_size(input.image_size) };
-        let hidden = scaled(HIDDEN);
         let conv = |channels, kernel, stride, padding| {
             Conv2dConfig::new(channels, [kernel, kernel])
                 .with_stride([stride, stride])

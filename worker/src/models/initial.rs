@@ -1,6 +1,7 @@
 //! Initial weights, drawn on the host from the run's seed, so that they are the
 //! same on every device, for every number of workers and threads.
 
+use common::config::{Activation, ModelConfig};
 use common::seed;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -13,20 +14,53 @@ const BLOCK: usize = 1 << 16;
 /// nearly equal class probabilities.
 const OUTPUT_DEVIATION: f32 = 0.01;
 
-/// The flat initial state of a model: zero biases; weights normal with variance
-/// 2 / fan-in (He et al., "Delving Deep into Rectifiers", 2015), those of the
-/// output layer normal with deviation 0.01.
-pub fn initial_weights(layout: &ParamLayout, seed: u64) -> Vec<f32> {
+/// How wide the weights of a model's layers are spread at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    /// All zero, as the perceptron's theorem has it.
+    Zero,
+    /// Variance 2 / fan-in (He et al., "Delving Deep into Rectifiers", 2015), and
+    /// a narrow output layer: for ReLU.
+    He,
+    /// Variance 2 / (fan-in + fan-out) in every layer (Glorot and Bengio,
+    /// "Understanding the Difficulty of Training Deep Feedforward Neural
+    /// Networks", 2010): for sigmoid and tanh.
+    Xavier,
+}
+
+impl Scheme {
+    fn of(model: &ModelConfig) -> Self {
+        let by = |activation| if activation == Activation::Relu { Self::He } else { Self::Xavier };
+        match model {
+            ModelConfig::Perceptron(_) => Self::Zero,
+            ModelConfig::Softmax(_) | ModelConfig::Alexnet(_) => Self::He,
+            ModelConfig::Mlp(m) => by(m.activation),
+            ModelConfig::Lenet(m) => by(m.activation),
+        }
+    }
+}
+
+/// The flat initial state of a model: zero biases, normal weights whose
+/// deviation follows the model's activation.
+pub fn initial_weights(layout: &ParamLayout, model: &ModelConfig, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; layout.total()];
+    let scheme = Scheme::of(model);
+    if scheme == Scheme::Zero {
+        return flat;
+    }
     let output = layout.params().iter().rposition(|p| p.shape().len() > 1);
     for (index, param) in layout.params().iter().enumerate() {
         // A convolution's weight is [out, in, height, width], a dense one's [in, out].
-        let fan_in = match param.shape() {
-            [fan_in, _] => *fan_in,
-            [_, rest @ ..] if rest.len() > 1 => rest.iter().product(),
+        let (fan_in, fan_out) = match param.shape() {
+            [fan_in, fan_out] => (*fan_in, *fan_out),
+            [out, rest @ ..] if rest.len() > 1 => (rest.iter().product(), out * rest[1..].iter().product::<usize>()),
             _ => continue,
         };
-        let deviation = if Some(index) == output { OUTPUT_DEVIATION } else { (2.0 / fan_in as f32).sqrt() };
+        let deviation = match scheme {
+            Scheme::He if Some(index) == output => OUTPUT_DEVIATION,
+            Scheme::He | Scheme::Zero => (2.0 / fan_in as f32).sqrt(),
+            Scheme::Xavier => (2.0 / (fan_in + fan_out) as f32).sqrt(),
+        };
         flat[param.range()].par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
             fill_normal(&mut seed::stream(seed, "weights", &[index as u64, block as u64]), deviation, values);
         });

@@ -4,8 +4,12 @@
 //! A model is added in three places: its own file, a variant of [`Model`] (with
 //! its arms in the methods below) and a variant of `common::config::ModelConfig`.
 
+mod activation;
 mod alexnet;
 mod initial;
+mod lenet;
+mod linear;
+mod mlp;
 mod pass;
 #[cfg(test)]
 mod tests;
@@ -14,32 +18,24 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 use common::config::ModelConfig;
 
+pub use activation::activate;
 pub use alexnet::Alexnet;
+pub use common::config::InputShape;
 pub use initial::initial_weights;
+pub use lenet::Lenet;
+pub use linear::{Perceptron, Softmax};
+pub use mlp::Mlp;
 pub use pass::{DropoutGroup, Pass};
-
-/// What a model reads and how many classes it tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InputShape {
-    /// 1 (grey) or 3 (RGB).
-    pub channels: usize,
-    /// Height and width in pixels.
-    pub image_size: usize,
-    pub classes: usize,
-}
-
-impl InputShape {
-    /// Values of one image.
-    pub fn values(&self) -> usize {
-        self.channels * self.image_size * self.image_size
-    }
-}
 
 /// A network in two parts, so that the backward pass can be cut between them and
 /// the gradients of the classifier (most of the bytes of AlexNet) can travel
 /// while those of the features are still being computed.
 #[derive(Debug)]
 pub enum Model {
+    Perceptron(Perceptron),
+    Softmax(Softmax),
+    Mlp(Mlp),
+    Lenet(Lenet),
     Alexnet(Alexnet),
 }
 
@@ -48,13 +44,20 @@ impl Model {
     /// were set: see [`initial_weights`].
     pub fn new(config: &ModelConfig, input: InputShape, device: &Device) -> Self {
         match config {
+            ModelConfig::Perceptron(_) => Self::Perceptron(Perceptron::new(input, device)),
+            ModelConfig::Softmax(_) => Self::Softmax(Softmax::new(input, device)),
+            ModelConfig::Mlp(config) => Self::Mlp(Mlp::new(config, input, device)),
+            ModelConfig::Lenet(config) => Self::Lenet(Lenet::new(config, input, device)),
             ModelConfig::Alexnet(config) => Self::Alexnet(Alexnet::new(config, input, device)),
         }
     }
 
-    /// `[n, channels, size, size]` to `[n, features]`.
+    /// `[n, channels, size, size]` to `[n, features]`. Models without
+    /// convolutions take the pixels, row by row, as they are.
     pub fn features(&self, images: Tensor<4>, _pass: &mut Pass) -> Tensor<2> {
         match self {
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => images.flatten(1, 3),
+            Self::Lenet(model) => model.features(images),
             Self::Alexnet(model) => model.features(images),
         }
     }
@@ -62,6 +65,10 @@ impl Model {
     /// `[n, features]` to logits `[n, classes]`.
     pub fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         match self {
+            Self::Perceptron(model) => model.classifier(features),
+            Self::Softmax(model) => model.classifier(features),
+            Self::Mlp(model) => model.classifier(features),
+            Self::Lenet(model) => model.classifier(features),
             Self::Alexnet(model) => model.classifier(features, pass),
         }
     }
@@ -75,6 +82,8 @@ impl Model {
     /// How many parameters, from the first, belong to [`features`](Self::features).
     pub fn feature_parameters(&self) -> usize {
         match self {
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => 0,
+            Self::Lenet(_) => Lenet::FEATURE_PARAMETERS,
             Self::Alexnet(_) => Alexnet::FEATURE_PARAMETERS,
         }
     }
@@ -82,6 +91,10 @@ impl Model {
     /// Shows every parameter to `visitor`, in the order of the flat state.
     pub fn visit(&self, visitor: &mut impl ModuleVisitor) {
         match self {
+            Self::Perceptron(model) => model.visit(visitor),
+            Self::Softmax(model) => model.visit(visitor),
+            Self::Mlp(model) => model.visit(visitor),
+            Self::Lenet(model) => model.visit(visitor),
             Self::Alexnet(model) => model.visit(visitor),
         }
     }
@@ -89,6 +102,10 @@ impl Model {
     /// Replaces every parameter by what `mapper` makes of it.
     pub fn map(self, mapper: &mut impl ModuleMapper) -> Self {
         match self {
+            Self::Perceptron(model) => Self::Perceptron(model.map(mapper)),
+            Self::Softmax(model) => Self::Softmax(model.map(mapper)),
+            Self::Mlp(model) => Self::Mlp(model.map(mapper)),
+            Self::Lenet(model) => Self::Lenet(model.map(mapper)),
             Self::Alexnet(model) => Self::Alexnet(model.map(mapper)),
         }
     }

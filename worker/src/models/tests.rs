@@ -1,13 +1,41 @@
 use super::*;
 use crate::device::ComputeDevice;
 use crate::replica::ParamLayout;
-use common::config::{AlexnetConfig, AlexnetPreset};
+use common::config::{AlexnetConfig, AlexnetPreset, LenetConfig, MlpConfig, PerceptronConfig, SoftmaxConfig};
 
-fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {
-    let config = ModelConfig::Alexnet(AlexnetConfig { preset, width, ..AlexnetConfig::default() });
+fn layout_of(config: &ModelConfig, input: InputShape) -> ParamLayout {
     #[allow(clippy::unwrap_used)]
     let device = ComputeDevice::parse("auto").unwrap();
-    ParamLayout::of(&Model::new(&config, input, &device.burn()))
+    ParamLayout::of(&Model::new(config, input, &device.burn()))
+}
+
+fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {
+    layout_of(&ModelConfig::Alexnet(AlexnetConfig { preset, width, ..AlexnetConfig::default() }), input)
+}
+
+/// `worker summary` and `coordinator check` compute from the config what burn builds.
+#[test]
+fn every_model_has_the_layers_that_its_config_says() {
+    let alexnet = |preset| ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.1, ..AlexnetConfig::default() });
+    let models = [
+        ModelConfig::Perceptron(PerceptronConfig {}),
+        ModelConfig::Softmax(SoftmaxConfig::default()),
+        ModelConfig::Mlp(MlpConfig { hidden: vec![7, 5], ..MlpConfig::default() }),
+        ModelConfig::Lenet(LenetConfig::default()),
+        alexnet(AlexnetPreset::Notes),
+        alexnet(AlexnetPreset::Original),
+        alexnet(AlexnetPreset::Torchvision),
+    ];
+    for (model, size) in models.iter().flat_map(|m| [(m, 64), (m, 97)]) {
+        let input = InputShape { channels: 3, image_size: size, classes: 2 };
+        let layout = layout_of(model, input);
+        for layer in model.layers(input).iter().filter(|l| l.parameters > 0) {
+            let own = layout.params().iter().filter(|p| p.name().strip_prefix(&layer.name).is_some_and(|rest| rest.starts_with('.')));
+            let parameters: usize = own.map(|p| p.range().len()).sum();
+            assert_eq!(parameters as u64, layer.parameters, "{model:?} at {size}: {}", layer.name);
+        }
+        assert_eq!(layout.total() as u64, model.parameters(input), "{model:?} at {size}");
+    }
 }
 
 const IMAGENET: InputShape = InputShape { channels: 3, image_size: 224, classes: 1000 };
@@ -48,9 +76,10 @@ fn layout_names_layers_and_leaves_no_gaps() {
 #[test]
 fn initial_weights_follow_their_distribution_and_seed() {
     let layout = layout(AlexnetPreset::Notes, 0.25, InputShape { channels: 3, image_size: 63, classes: 10 });
-    let weights = initial_weights(&layout, 1);
-    assert_eq!(weights, initial_weights(&layout, 1));
-    assert_ne!(weights, initial_weights(&layout, 2));
+    let model = ModelConfig::Alexnet(AlexnetConfig::default());
+    let weights = initial_weights(&layout, &model, 1);
+    assert_eq!(weights, initial_weights(&layout, &model, 1));
+    assert_ne!(weights, initial_weights(&layout, &model, 2));
     for (name, expected) in
         [("conv2.weight", (2.0f64 / (24.0 * 25.0)).sqrt()), ("dense2.weight", (2.0f64 / 1024.0).sqrt()), ("dense3.weight", 0.01)]
     {
@@ -63,4 +92,47 @@ fn initial_weights_follow_their_distribution_and_seed() {
         assert!(mean.abs() < 5.0 * expected / n.sqrt(), "{name}: mean {mean}");
     }
     assert!(layout.params().iter().filter(|p| p.name().ends_with("bias")).all(|p| weights[p.range()].iter().all(|&w| w == 0.0)));
+}
+
+/// Without an activation two layers are one: W2 (W1 x + b1) + b2 is (W2 W1) x + (W2 b1 + b2).
+#[test]
+fn an_mlp_with_identity_collapses_to_softmax_regression() {
+    use crate::replica::Replica;
+    use common::config::{Activation, TrainConfig};
+    let input = InputShape { channels: 3, image_size: 1, classes: 4 };
+    for name in ["cpu", "flex"] {
+        let Ok(device) = ComputeDevice::parse(name) else { continue };
+        let outputs = |activation| {
+            let model = ModelConfig::Mlp(MlpConfig { hidden: vec![5], activation });
+            let train = TrainConfig { threads: Some(1), ..TrainConfig::default() };
+            #[allow(clippy::unwrap_used)]
+            let mut replica = Replica::new(&model, &train, input, 3, device).unwrap();
+            // Biases start at 0, which would hide their part: one update moves them.
+            let gradient = vec![(0..replica.layout().total()).map(|i| ((i * 37 % 11) as f32 - 5.0) / 10.0).collect::<Vec<f32>>()];
+            #[allow(clippy::unwrap_used)]
+            replica.update(&gradient, 0, 1.0).unwrap();
+            let images: Vec<f32> = (0..6 * 3).map(|i| ((i * 29 % 13) as f32 - 6.0) / 5.0).collect();
+            #[allow(clippy::unwrap_used)]
+            let scores = replica.scores(&images, &[0; 6]).unwrap().1;
+            let param = |name: &str| {
+                let spec = replica.layout().params().iter().find(|p| p.name() == name);
+                spec.map_or_else(Vec::new, |p| replica.weights()[p.range()].to_vec())
+            };
+            let (w1, b1, w2, b2) = (param("hidden.0.weight"), param("hidden.0.bias"), param("output.weight"), param("output.bias"));
+            let linear: Vec<f32> = images
+                .chunks(3)
+                .flat_map(|x| {
+                    // One matrix [3, 4] and one bias, made beforehand.
+                    let w = |i: usize, o: usize| (0..5).map(|h| w1[i * 5 + h] * w2[h * 4 + o]).sum::<f32>();
+                    let b = |o: usize| b2[o] + (0..5).map(|h| b1[h] * w2[h * 4 + o]).sum::<f32>();
+                    (0..4).map(|o| b(o) + (0..3).map(|i| x[i] * w(i, o)).sum::<f32>()).collect::<Vec<_>>()
+                })
+                .collect();
+            scores.iter().zip(&linear).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        assert!(outputs(Activation::Identity) < 1e-4);
+        for activation in [Activation::Relu, Activation::Sigmoid, Activation::Tanh] {
+            assert!(outputs(activation) > 0.05, "{activation:?} should not be linear");
+        }
+    }
 }

@@ -1,12 +1,14 @@
-//! Cross-entropy and accuracy of a batch of logits, on the host: `[n, classes]`
-//! is small, and so the loss is the same code on every device.
+//! Loss and accuracy of a batch of logits, on the host: `[n, classes]` is small,
+//! and so the loss is the same code on every device.
+
+use common::config::{LossKind, ModelConfig, TrainConfig};
 
 use super::ReplicaError;
 
 /// Sums over the samples of a batch; batches and workers add up.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
-    /// Cross-entropy in nats.
+    /// In nats, for cross-entropy.
     pub loss: f64,
     /// Samples whose label has the highest logit.
     pub top1: u32,
@@ -32,35 +34,105 @@ pub(super) fn check_labels(labels: &[i32], classes: usize) -> Result<(), Replica
     }
 }
 
-/// The sums of a batch and, in `slope` (if given), the gradient of `scale` times
-/// the summed loss by the logits.
-///
-/// With `smoothing` s the target is 1 - s + s / classes for the label and
-/// s / classes for the others (Szegedy et al., "Rethinking the Inception
-/// Architecture for Computer Vision", 2015). `labels` must be checked.
-pub(super) fn cross_entropy(logits: &[f32], labels: &[i32], smoothing: f32, scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
-    let classes = logits.len() / labels.len().max(1);
-    let share = smoothing / classes as f32;
-    let mut sums = Sums { count: labels.len() as u32, ..Sums::default() };
-    for (row, (&label, logits)) in labels.iter().zip(logits.chunks_exact(classes)).enumerate() {
-        let label = label as usize;
-        // Shifting by the maximum keeps every exponential at most 1.
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let log_sum = max + logits.iter().map(|l| (l - max).exp()).sum::<f32>().ln();
-        let mean_loss = if smoothing > 0.0 { logits.iter().map(|l| log_sum - l).sum::<f32>() * share } else { 0.0 };
-        sums.loss += f64::from((1.0 - smoothing) * (log_sum - logits[label]) + mean_loss);
-        let better = rank(logits, label);
-        sums.top1 += u32::from(better == 0);
-        sums.top5 += u32::from(better < 5);
-        if let Some(slope) = slope.as_deref_mut() {
-            let slope = &mut slope[row * classes..(row + 1) * classes];
-            for (s, l) in slope.iter_mut().zip(logits) {
-                *s = ((l - log_sum).exp() - share) * scale;
+/// What training minimises, from the logits o of a sample and its label y.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loss {
+    /// -log softmax(o)[y]; its gradient is softmax(o) minus the one-hot vector of
+    /// y. With `smoothing` s the target is 1 - s + s / classes for the label and
+    /// s / classes for the others (Szegedy et al., "Rethinking the Inception
+    /// Architecture for Computer Vision", 2015).
+    CrossEntropy { smoothing: f32 },
+    /// Half the squared distance between o and the one-hot vector of y.
+    Mse,
+    /// The sum of max(0, delta + o[j] - o[y]) over the other classes j.
+    Margin { delta: f32 },
+    /// max(0, -o[y]), where o is (-s, s): minus y s for a sample on the wrong
+    /// side, whose gradient is the classic rule. A sample is right if o[y] > 0,
+    /// so that at w = 0 all are wrong.
+    Perceptron,
+}
+
+impl Loss {
+    pub fn of(model: &ModelConfig, train: &TrainConfig) -> Self {
+        match model {
+            ModelConfig::Perceptron(_) => Self::Perceptron,
+            ModelConfig::Softmax(m) => match m.loss {
+                LossKind::CrossEntropy => Self::CrossEntropy { smoothing: train.label_smoothing as f32 },
+                LossKind::Mse => Self::Mse,
+                LossKind::Margin => Self::Margin { delta: m.margin as f32 },
+            },
+            ModelConfig::Mlp(_) | ModelConfig::Lenet(_) | ModelConfig::Alexnet(_) => {
+                Self::CrossEntropy { smoothing: train.label_smoothing as f32 }
             }
-            slope[label] -= (1.0 - smoothing) * scale;
         }
     }
-    sums
+
+    /// As evaluation measures it.
+    pub(super) fn unsmoothed(self) -> Self {
+        if let Self::CrossEntropy { .. } = self { Self::CrossEntropy { smoothing: 0.0 } } else { self }
+    }
+
+    /// The sums of a batch and, in `slope` (if given), the gradient of `scale`
+    /// times the summed loss by the logits. `labels` must be checked.
+    pub(super) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
+        let classes = logits.len() / labels.len().max(1);
+        let mut sums = Sums { count: labels.len() as u32, ..Sums::default() };
+        let mut unused = vec![0.0; classes];
+        for (row, (&label, logits)) in labels.iter().zip(logits.chunks_exact(classes)).enumerate() {
+            let label = label as usize;
+            let slope = slope.as_deref_mut().map_or(&mut unused[..], |s| &mut s[row * classes..(row + 1) * classes]);
+            sums.loss += f64::from(self.one(logits, label, slope));
+            slope.iter_mut().for_each(|s| *s *= scale);
+            let better = rank(logits, label);
+            let right = if self == Self::Perceptron { logits[label] > 0.0 } else { better == 0 };
+            sums.top1 += u32::from(right);
+            sums.top5 += u32::from(better < 5);
+        }
+        sums
+    }
+
+    /// The loss of one sample; its gradient by the logits goes to `slope`.
+    fn one(self, logits: &[f32], label: usize, slope: &mut [f32]) -> f32 {
+        match self {
+            Self::CrossEntropy { smoothing } => {
+                // Shifting by the maximum keeps every exponential at most 1.
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                slope.iter_mut().zip(logits).for_each(|(s, l)| *s = (l - max).exp());
+                let sum = slope.iter().sum::<f32>();
+                let log_sum = max + sum.ln();
+                let share = smoothing / logits.len() as f32;
+                slope.iter_mut().for_each(|s| *s = *s / sum - share);
+                slope[label] -= 1.0 - smoothing;
+                let mean_loss = if smoothing > 0.0 { logits.iter().map(|l| log_sum - l).sum::<f32>() * share } else { 0.0 };
+                (1.0 - smoothing) * (log_sum - logits[label]) + mean_loss
+            }
+            Self::Mse => {
+                slope.copy_from_slice(logits);
+                slope[label] -= 1.0;
+                0.5 * slope.iter().map(|d| d * d).sum::<f32>()
+            }
+            Self::Margin { delta } => {
+                let mut loss = 0.0;
+                let mut beaten = 0.0;
+                for (class, (s, l)) in slope.iter_mut().zip(logits).enumerate() {
+                    let short = delta + l - logits[label];
+                    // Not `short > 0`: a NaN must reach the loss.
+                    let counts = class != label && !(short <= 0.0);
+                    *s = f32::from(u8::from(counts));
+                    beaten += *s;
+                    loss += if counts { short } else { 0.0 };
+                }
+                slope[label] = -beaten;
+                loss
+            }
+            Self::Perceptron => {
+                let wrong = !(logits[label] > 0.0);
+                slope.fill(0.0);
+                slope[label] = -f32::from(u8::from(wrong));
+                if wrong { -logits[label] } else { 0.0 }
+            }
+        }
+    }
 }
 
 /// How many classes come before `label`: those with a higher logit, or the same
@@ -77,11 +149,13 @@ fn rank(logits: &[f32], label: usize) -> usize {
 mod tests {
     use super::*;
 
+    const PLAIN: Loss = Loss::CrossEntropy { smoothing: 0.0 };
+
     #[test]
     fn loss_and_slope_match_the_definition() {
         let logits = [1.0, 2.0, 0.5, -1.0, 0.0, 3.0];
         let mut slope = [0.0; 6];
-        let sums = cross_entropy(&logits, &[1, 0], 0.0, 0.5, Some(&mut slope));
+        let sums = PLAIN.sums(&logits, &[1, 0], 0.5, Some(&mut slope));
         let exp: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp()).collect();
         let (first, second) = (exp[..3].iter().sum::<f64>(), exp[3..].iter().sum::<f64>());
         let expected = -(exp[1] / first).ln() - (exp[3] / second).ln();
@@ -94,34 +168,75 @@ mod tests {
         }
     }
 
+    /// The gradient of cross-entropy is softmax(o) - y.
     #[test]
-    fn slope_matches_finite_differences_with_smoothing() {
-        let logits = [0.3f32, -0.7, 1.1, 0.2];
-        let mut slope = [0.0; 4];
-        cross_entropy(&logits, &[2], 0.1, 1.0, Some(&mut slope));
-        for i in 0..4 {
-            let at = |delta: f32| {
-                let mut moved = logits;
-                moved[i] += delta;
-                cross_entropy(&moved, &[2], 0.1, 1.0, None).loss
-            };
-            let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
-            assert!((f64::from(slope[i]) - expected).abs() < 1e-4, "{i}: {} {expected}", slope[i]);
+    fn the_slope_of_cross_entropy_is_softmax_minus_one_hot() {
+        let logits = [0.3f32, -0.7, 1.1, 0.2, 40.0, -90.0];
+        for label in 0..6 {
+            let mut slope = [0.0; 6];
+            PLAIN.sums(&logits, &[label], 1.0, Some(&mut slope));
+            let exp: Vec<f64> = logits.iter().map(|&l| (f64::from(l) - 40.0).exp()).collect();
+            let sum: f64 = exp.iter().sum();
+            for (class, (s, e)) in slope.iter().zip(&exp).enumerate() {
+                let expected = e / sum - f64::from(u8::from(class as i32 == label));
+                assert!((f64::from(*s) - expected).abs() < 1e-6, "{class}: {s} {expected}");
+            }
         }
     }
 
     #[test]
+    fn every_slope_matches_finite_differences() {
+        // No score lies within the step of a kink of the margin's loss.
+        let logits = [0.3f32, -0.7, 1.1, 0.2];
+        let losses = [Loss::CrossEntropy { smoothing: 0.1 }, Loss::Mse, Loss::Margin { delta: 1.15 }];
+        for (loss, label) in losses.into_iter().flat_map(|loss| (0..4).map(move |label| (loss, label))) {
+            let mut slope = [0.0; 4];
+            loss.sums(&logits, &[label], 1.0, Some(&mut slope));
+            for i in 0..4 {
+                let at = |delta: f32| {
+                    let mut moved = logits;
+                    moved[i] += delta;
+                    loss.sums(&moved, &[label], 1.0, None).loss
+                };
+                let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
+                assert!((f64::from(slope[i]) - expected).abs() < 1e-4, "{loss:?} {label} {i}: {} {expected}", slope[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_margin_counts_only_what_falls_short_of_it() {
+        let loss = Loss::Margin { delta: 1.0 };
+        assert_eq!(loss.sums(&[3.0, 1.5, 2.0], &[0], 1.0, None).loss, 0.0);
+        assert_eq!(loss.sums(&[2.0, 1.5, 0.0], &[0], 1.0, None).loss, 0.5);
+        assert!(loss.sums(&[f32::NAN, 1.5, 0.0], &[0], 1.0, None).loss.is_nan());
+    }
+
+    #[test]
+    fn a_perceptron_learns_from_mistakes_only_and_zero_is_one() {
+        let slope = |logits: [f32; 2], label| {
+            let mut slope = [9.0; 2];
+            let sums = Loss::Perceptron.sums(&logits, &[label], 1.0, Some(&mut slope));
+            (slope, sums.top1)
+        };
+        assert_eq!(slope([-0.5, 0.5], 1), ([0.0, 0.0], 1));
+        assert_eq!(slope([-0.5, 0.5], 0), ([-1.0, 0.0], 0));
+        assert_eq!(slope([0.0, 0.0], 0), ([-1.0, 0.0], 0));
+        assert_eq!(slope([0.0, 0.0], 1), ([0.0, -1.0], 0));
+    }
+
+    #[test]
     fn huge_logits_stay_finite_and_nan_is_never_right() {
-        let sums = cross_entropy(&[1e4, -1e4], &[1], 0.0, 1.0, None);
+        let sums = PLAIN.sums(&[1e4, -1e4], &[1], 1.0, None);
         assert!((sums.loss - 2e4).abs() < 1.0);
-        let sums = cross_entropy(&[f32::NAN; 3], &[0], 0.0, 1.0, None);
+        let sums = PLAIN.sums(&[f32::NAN; 3], &[0], 1.0, None);
         assert_eq!((sums.top1, sums.top5), (0, 0));
         assert!(sums.loss.is_nan());
     }
 
     #[test]
     fn ties_are_broken_by_the_class_index() {
-        let sums = cross_entropy(&[0.0; 14], &[0, 6], 0.0, 1.0, None);
+        let sums = PLAIN.sums(&[0.0; 14], &[0, 6], 1.0, None);
         assert_eq!((sums.top1, sums.top5), (1, 1));
     }
 

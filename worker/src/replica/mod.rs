@@ -18,7 +18,7 @@ use crate::optim::{NotFinite, Optimizer, f32_to_bf16};
 use engine::Engine;
 pub use engine::Phases;
 pub use layout::{ParamLayout, ParamSpec};
-pub use loss::Sums;
+pub use loss::{Loss, Sums};
 pub use state::State;
 
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,7 @@ pub struct Replica {
     layout: ParamLayout,
     optimizer: Optimizer,
     train: TrainConfig,
+    loss: Loss,
     input: InputShape,
     /// Updates applied so far.
     step: u64,
@@ -100,7 +101,7 @@ impl Replica {
         device: ComputeDevice,
     ) -> Result<Self, ReplicaError> {
         let layout = ParamLayout::of(&Model::new(model, input, &device.burn()));
-        let weights = initial_weights(&layout, seed);
+        let weights = initial_weights(&layout, model, seed);
         let engine: Box<dyn Engine> = match device {
             #[cfg(feature = "libtorch")]
             ComputeDevice::Cpu => Box::new(crate::device::libtorch::LibtorchEngine::new(model, input, train.precision, &weights, None)),
@@ -113,8 +114,10 @@ impl Replica {
         };
         let threads = train.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
         let optimizer = Optimizer::new(train, layout.total(), threads)?;
-        Ok(Self { engine, layout, optimizer, train: train.clone(), input, step: 0, phases: Phases::default() })
+        let loss = Loss::of(model, train);
+        Ok(Self { engine, layout, optimizer, train: train.clone(), loss, input, step: 0, phases: Phases::default() })
     }
+
     pub fn layout(&self) -> &ParamLayout {
         &self.layout
     }
@@ -166,11 +169,11 @@ impl Replica {
             self.phases = Phases::default();
             return Ok(Sums::default());
         }
-        let smoothing = self.train.label_smoothing as f32;
+        let loss = self.loss;
         let mut sums = Sums::default();
         let mut head = |logits: &[f32]| {
             let mut slope = vec![0.0; logits.len()];
-            sums = loss::cross_entropy(logits, labels, smoothing, scale, Some(&mut slope));
+            sums = loss.sums(logits, labels, scale, Some(&mut slope));
             slope
         };
         self.phases = self.engine.gradient(images, dropout, &mut head, sink)?;
@@ -206,11 +209,20 @@ impl Replica {
     /// # Errors
     /// The batch does not fit the model, or the device failed.
     pub fn evaluate(&self, images: &[f32], labels: &[i32]) -> Result<Sums, ReplicaError> {
+        Ok(self.scores(images, labels)?.0)
+    }
+
+    /// As [`evaluate`](Self::evaluate), with the score of each class, `[n, classes]`.
+    ///
+    /// # Errors
+    /// The batch does not fit the model, or the device failed.
+    pub fn scores(&self, images: &[f32], labels: &[i32]) -> Result<(Sums, Vec<f32>), ReplicaError> {
         let images = self.batch(images, labels)?;
         if labels.is_empty() {
-            return Ok(Sums::default());
+            return Ok((Sums::default(), Vec::new()));
         }
-        Ok(loss::cross_entropy(&self.engine.logits(images)?, labels, 0.0, 1.0, None))
+        let scores = self.engine.logits(images)?;
+        Ok((self.loss.unsmoothed().sums(&scores, labels, 1.0, None), scores))
     }
 
     /// Weights, optimizer state and step.

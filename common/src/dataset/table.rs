@@ -1,0 +1,107 @@
+//! Rows of numbers with a label each, held in memory: what CSV files and
+//! generated points have in common.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+
+/// One feature: its name, and how a raw value becomes the model's input:
+/// `(value - mean) / deviation`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    pub mean: f32,
+    pub deviation: f32,
+}
+
+impl Column {
+    /// A feature that the model sees as it is.
+    pub fn plain(name: impl Into<String>) -> Self {
+        Self { name: name.into(), mean: 0.0, deviation: 1.0 }
+    }
+}
+
+/// The rows of one split.
+#[derive(Debug, Default)]
+pub(super) struct Rows {
+    /// `[n, features]`, as the model sees them.
+    pub(super) values: Vec<f32>,
+    pub(super) labels: Vec<u32>,
+    /// Each row's place in its file (its line), for messages.
+    pub(super) places: Vec<u32>,
+}
+
+impl Rows {
+    pub(super) fn push(&mut self, values: &[f32], label: u32, place: u32) {
+        self.values.extend_from_slice(values);
+        self.labels.push(label);
+        self.places.push(place);
+    }
+}
+
+/// A dataset of rows.
+pub struct Table {
+    info: DatasetInfo,
+    columns: Vec<Column>,
+    train: Rows,
+    val: Rows,
+    /// What a row's place is, for messages: "line" of a file, or "point".
+    place: String,
+}
+
+impl Table {
+    pub(super) fn new(columns: Vec<Column>, classes: Vec<String>, train: Rows, val: Rows, place: String) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for name in columns.iter().map(|c| &c.name).chain(&classes) {
+            hasher.update(name.as_bytes()).update(b"\0");
+        }
+        for rows in [&train, &val] {
+            hasher.update(&(rows.labels.len() as u64).to_le_bytes());
+            rows.labels.iter().for_each(|l| _ = hasher.update(&l.to_le_bytes()));
+            rows.values.iter().for_each(|v| _ = hasher.update(&v.to_le_bytes()));
+        }
+        let info = DatasetInfo {
+            format: SampleFormat::Features { count: columns.len() as u32 },
+            classes,
+            train: train.labels.len() as u32,
+            val: val.labels.len() as u32,
+            fingerprint: hasher.finalize().to_hex().to_string(),
+        };
+        Self { info, columns, train, val, place }
+    }
+
+    fn rows(&self, split: Split) -> &Rows {
+        match split {
+            Split::Train => &self.train,
+            Split::Val => &self.val,
+        }
+    }
+}
+
+impl SampleSource for Table {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        let (rows, width) = (self.rows(split), self.columns.len());
+        ids.iter()
+            .map(|&id| {
+                check_id(id, self.info.len(split))?;
+                let at = id as usize;
+                let bytes: Vec<u8> = rows.values[at * width..(at + 1) * width].iter().flat_map(|v| v.to_le_bytes()).collect();
+                Ok(Sample { id, label: rows.labels[at], bytes: Bytes::from(bytes) })
+            })
+            .collect()
+    }
+
+    fn name(&self, split: Split, id: u32) -> String {
+        let place = self.rows(split).places.get(id as usize).copied().unwrap_or(id);
+        format!("{} {place}", self.place)
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+}

@@ -1,0 +1,43 @@
+//! The models without a hidden layer: the perceptron and softmax regression.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{Device, Tensor};
+
+use super::InputShape;
+
+/// A score for each class, linear in the inputs.
+#[derive(Module, Debug)]
+pub struct Softmax {
+    dense: Linear,
+}
+
+impl Softmax {
+    pub(super) fn new(input: InputShape, device: &Device) -> Self {
+        Self { dense: LinearConfig::new(input.values(), input.classes).init(device) }
+    }
+
+    /// `[n, inputs]` to `[n, classes]`.
+    pub(super) fn classifier(&self, inputs: Tensor<2>) -> Tensor<2> {
+        self.dense.forward(inputs)
+    }
+}
+
+/// One score s = w x + b, whose sign is the class. As a model of two classes its
+/// logits are (-s, s), so that a label's logit is y s with y = -1 or 1.
+#[derive(Module, Debug)]
+pub struct Perceptron {
+    dense: Linear,
+}
+
+impl Perceptron {
+    pub(super) fn new(input: InputShape, device: &Device) -> Self {
+        Self { dense: LinearConfig::new(input.values(), 1).init(device) }
+    }
+
+    /// `[n, inputs]` to `[n, 2]`.
+    pub(super) fn classifier(&self, inputs: Tensor<2>) -> Tensor<2> {
+        let score = self.dense.forward(inputs); // [n, 1]
+        Tensor::cat(vec![score.clone().neg(), score], 1)
+    }
+}
