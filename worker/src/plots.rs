@@ -151,7 +151,7 @@ pub fn regions(run: &Path, device: ComputeDevice) -> Result<Option<Regions>> {
 pub fn activations(device: ComputeDevice) -> Result<Activations> {
     let kinds =
         [("relu", Activation::Relu), ("sigmoid", Activation::Sigmoid), ("tanh", Activation::Tanh), ("identity", Activation::Identity)];
-    let n = 401;
+    let n = 101;
     let x = |i: usize| 10.0 * i as f32 / (n - 1) as f32 - 5.0;
     let values = |kind, shift: f32| -> Result<Vec<f64>> {
         let inputs: Vec<f32> = (0..n).map(|i| x(i) + shift).collect();

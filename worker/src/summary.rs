@@ -112,7 +112,7 @@ pub fn table(config: &Config, assumed: &Assumed) -> String {
     );
     let _ = writeln!(
         text,
-        "forward pass          {:>12} FLOP a sample; a training step about three times that",
+        "forward pass          {:>12}FLOP a sample; a training step about three times that",
         scaled(2.0 * totals.macs as f64)
     );
     text
@@ -123,7 +123,8 @@ pub fn compare(first: (&Config, &Assumed), second: (&Config, &Assumed)) -> Strin
     let totals = |(config, assumed): (&Config, &Assumed)| Totals::of(&config.model.layers(assumed.input));
     let (a, b) = (totals(first), totals(second));
     let mut text = format!("{:<26} {:>18} {:>18} {:>12}\n", "", first.0.name, second.0.name, "ratio");
-    let rows: [(&str, fn(&Totals) -> u64); 6] = [
+    type Row = (&'static str, fn(&Totals) -> u64);
+    let rows: [Row; 6] = [
         ("parameters", |t| t.parameters),
         ("  in convolutions", |t| t.convolution_parameters),
         ("  in dense layers", |t| t.parameters - t.convolution_parameters),
@@ -167,7 +168,7 @@ pub fn megapixels(megapixels: f64, hidden: u64, classes: u64) -> String {
          parameters        {}, of which {:.4}% in the first layer\n  \
          weights           {} as f32\n  \
          while training    {} more: gradient and momentum of the same size each\n  \
-         forward pass      {} FLOP a picture\n\
+         forward pass      {}FLOP a picture\n\
          LeNet's first convolution on the same picture, six 5x5 filters: {convolution} parameters, {} times fewer:\n\
          a filter is the same everywhere (translation invariance) and sees only its surroundings (locality).\n",
         group(inputs),

@@ -204,7 +204,7 @@ fn a_csv_file_becomes_standardized_rows_in_two_splits() {
     let (a, b) = (&table.columns()[0], &table.columns()[1]);
     for (label, row) in train.iter().chain(&rows(&table, Split::Val)) {
         let (a, b) = (row[0] * a.deviation + a.mean, row[1] * b.deviation + b.mean);
-        assert!((b - 2.0 * a).abs() < 1e-3 && (a.round() as u32 % 4 == 0) == (*label == 1), "{a} {b} {label}");
+        assert!((b - 2.0 * a).abs() < 1e-3 && (a.round() as u32).is_multiple_of(4) == (*label == 1), "{a} {b} {label}");
     }
 }
 

@@ -35,8 +35,8 @@ pub enum Model {
     Perceptron(Perceptron),
     Softmax(Softmax),
     Mlp(Mlp),
-    Lenet(Lenet),
-    Alexnet(Alexnet),
+    Lenet(Box<Lenet>),
+    Alexnet(Box<Alexnet>),
 }
 
 impl Model {
@@ -47,8 +47,8 @@ impl Model {
             ModelConfig::Perceptron(_) => Self::Perceptron(Perceptron::new(input, device)),
             ModelConfig::Softmax(_) => Self::Softmax(Softmax::new(input, device)),
             ModelConfig::Mlp(config) => Self::Mlp(Mlp::new(config, input, device)),
-            ModelConfig::Lenet(config) => Self::Lenet(Lenet::new(config, input, device)),
-            ModelConfig::Alexnet(config) => Self::Alexnet(Alexnet::new(config, input, device)),
+            ModelConfig::Lenet(config) => Self::Lenet(Box::new(Lenet::new(config, input, device))),
+            ModelConfig::Alexnet(config) => Self::Alexnet(Box::new(Alexnet::new(config, input, device))),
         }
     }
 
@@ -105,8 +105,8 @@ impl Model {
             Self::Perceptron(model) => Self::Perceptron(model.map(mapper)),
             Self::Softmax(model) => Self::Softmax(model.map(mapper)),
             Self::Mlp(model) => Self::Mlp(model.map(mapper)),
-            Self::Lenet(model) => Self::Lenet(model.map(mapper)),
-            Self::Alexnet(model) => Self::Alexnet(model.map(mapper)),
+            Self::Lenet(model) => Self::Lenet(Box::new(model.map(mapper))),
+            Self::Alexnet(model) => Self::Alexnet(Box::new(model.map(mapper))),
         }
     }
 }

@@ -29,20 +29,22 @@ impl Confusion {
         self.classes.len() <= MAX_NUMBERED
     }
 
-    /// Room for the class names on the left.
-    fn side(&self) -> i32 {
-        if !self.numbered() {
-            return 60;
-        }
+    /// Room for the class names.
+    fn names(&self) -> i32 {
         let longest = self.classes.iter().map(|c| c.chars().count()).max().unwrap_or(0).min(24);
-        80 + 10 * longest as i32
+        if self.numbered() { 10 + 9 * longest as i32 } else { 0 }
+    }
+
+    /// Room for the names on the left, and what they are.
+    fn side(&self) -> i32 {
+        50 + self.names()
     }
 }
 
 impl Figure for Confusion {
     fn size(&self) -> (u32, u32) {
         let body = self.cell() * self.classes.len() as i32;
-        ((self.side() + body + 40) as u32, (self.side() + body + 90) as u32)
+        ((self.side() + body + 40).max(420) as u32, (self.names() + body + 110) as u32)
     }
 
     fn draw<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB>

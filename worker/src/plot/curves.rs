@@ -7,7 +7,7 @@ use super::style::{FONT, GRID, INK, LABEL, TITLE, colour, font, tint};
 use super::{Area, Drawn, Figure};
 
 /// Points of one line: more could not be told apart.
-const MAX_POINTS: usize = 300;
+const MAX_POINTS: usize = 160;
 
 /// One run's numbers, over epochs.
 #[derive(Debug, Clone, PartialEq)]

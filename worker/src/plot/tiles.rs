@@ -71,9 +71,8 @@ impl Tiles {
         for (at, pixel) in tile.pixels.as_chunks::<3>().0.iter().enumerate() {
             let (x, y) = (at as u32 % tile.width, at as u32 / tile.width);
             let from = (left + edge(x, tile.width), top + edge(y, tile.height));
-            // A drawn rectangle includes its last pixel.
-            let to = (left + edge(x + 1, tile.width) - 1, top + edge(y + 1, tile.height) - 1);
-            if to.0 >= from.0 && to.1 >= from.1 {
+            let to = (left + edge(x + 1, tile.width), top + edge(y + 1, tile.height));
+            if to.0 > from.0 && to.1 > from.1 {
                 area.draw(&Rectangle::new([from, to], RGBColor(pixel[0], pixel[1], pixel[2]).filled()))?;
             }
         }
@@ -81,12 +80,15 @@ impl Tiles {
     }
 }
 
+/// A weight by filter, channel and pixel.
+type Weight<'a> = Box<dyn Fn(usize, usize, usize) -> f32 + 'a>;
+
 /// The filters of a first layer: a convolution's `[out, in, height, width]`, or
 /// the columns of a dense layer on pictures `[pixels, out]`. None for other
 /// layers. Each is scaled by itself: grey is zero; or its own colours for RGB.
 pub fn filters(shape: &[usize], values: &[f32], input: InputShape) -> Option<Vec<Tile>> {
     let size = input.image_size;
-    let (count, channels, side, at): (usize, usize, usize, Box<dyn Fn(usize, usize, usize) -> f32>) = match *shape {
+    let (count, channels, side, at): (usize, usize, usize, Weight<'_>) = match *shape {
         [out, channels, height, width] if height == width => {
             let plane = height * width;
             (out, channels, height, Box::new(move |filter, channel, pixel| values[(filter * channels + channel) * plane + pixel]))

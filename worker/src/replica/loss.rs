@@ -116,8 +116,8 @@ impl Loss {
                 let mut beaten = 0.0;
                 for (class, (s, l)) in slope.iter_mut().zip(logits).enumerate() {
                     let short = delta + l - logits[label];
-                    // Not `short > 0`: a NaN must reach the loss.
-                    let counts = class != label && !(short <= 0.0);
+                    // A NaN must reach the loss.
+                    let counts = class != label && (short > 0.0 || short.is_nan());
                     *s = f32::from(u8::from(counts));
                     beaten += *s;
                     loss += if counts { short } else { 0.0 };
@@ -126,7 +126,7 @@ impl Loss {
                 loss
             }
             Self::Perceptron => {
-                let wrong = !(logits[label] > 0.0);
+                let wrong = logits[label] <= 0.0 || logits[label].is_nan();
                 slope.fill(0.0);
                 slope[label] = -f32::from(u8::from(wrong));
                 if wrong { -logits[label] } else { 0.0 }
