@@ -2,6 +2,7 @@
 
 mod look;
 
+use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,16 +27,16 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Train(args) => train(args, cli.log.quiet),
         Command::Join(args) => join_command(args),
-        Command::Eval(args) => look::eval(args),
-        Command::Predict(args) => look::predict(args),
-        Command::Plot(args) => look::plot(args),
-        Command::Summary(args) => look::summary(args),
-        Command::Filter(args) => look::filter(args),
+        Command::Eval(args) => look::quietly(|| look::eval(args)),
+        Command::Predict(args) => look::quietly(|| look::predict(args)),
+        Command::Plot(args) => look::quietly(|| look::plot(args)),
+        Command::Summary(args) => look::quietly(|| look::summary(args)),
+        Command::Filter(args) => look::quietly(|| look::filter(args)),
         Command::Data(DataCommand::Get { dataset, into, from }) => {
             let into = into.unwrap_or_else(|| PathBuf::from("data").join(&dataset));
             fetch::get(&dataset, &into, from.as_deref())
         }
-        Command::Data(DataCommand::Show { data, label, out }) => look::show(&data, &label, out),
+        Command::Data(DataCommand::Show { data, label, out }) => look::quietly(|| look::show(&data, &label, out)),
         Command::Doctor => {
             print!("{}", doctor::report());
             Ok(())
@@ -54,12 +55,13 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     on_interrupt(Arc::clone(&stop))?;
     let summary = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, device, quiet, stop })?;
-    println!("{}", describe(&summary, &path));
-    // The run is safe whatever becomes of its pictures.
+    // The run is safe whatever becomes of its pictures, or of whoever reads this.
+    let mut lines = vec![describe(&summary, &path)];
     match ending::after(&path, source.as_ref(), device) {
-        Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+        Ok(more) => lines.extend(more),
         Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
     }
+    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
     Ok(())
 }
 

@@ -11,6 +11,17 @@ use crate::device::ComputeDevice;
 use crate::trained::Trained;
 use crate::{evaluate, filter, plots, predict, show, summary};
 
+/// Runs a command that only prints: when whoever reads its output stops doing so
+/// (`| head`), it ends without a word, as other programs do.
+pub(super) fn quietly(command: impl FnOnce() -> Result<()>) -> Result<()> {
+    #[cfg(unix)]
+    // SAFETY: sets a disposition, before this command starts any thread of its own.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    command()
+}
+
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| args.run.clone());
     let split = if args.train { Split::Train } else { Split::Val };
