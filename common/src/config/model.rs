@@ -42,11 +42,11 @@ impl Default for SoftmaxConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossKind {
-    /// -log softmax(o)[y].
+    /// `-log softmax(o)[y]`.
     CrossEntropy,
     /// Half the squared distance between o and the one-hot vector of y.
     Mse,
-    /// The sum of max(0, margin + o[j] - o[y]) over the other classes j (Weston
+    /// The sum of `max(0, margin + o[j] - o[y])` over the other classes j (Weston
     /// and Watkins, "Support Vector Machines for Multi-Class Pattern
     /// Recognition", 1999).
     Margin,

@@ -37,17 +37,17 @@ pub(super) fn check_labels(labels: &[i32], classes: usize) -> Result<(), Replica
 /// What training minimises, from the logits o of a sample and its label y.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
-    /// -log softmax(o)[y]; its gradient is softmax(o) minus the one-hot vector of
+    /// `-log softmax(o)[y]`; its gradient is softmax(o) minus the one-hot vector of
     /// y. With `smoothing` s the target is 1 - s + s / classes for the label and
     /// s / classes for the others (Szegedy et al., "Rethinking the Inception
     /// Architecture for Computer Vision", 2015).
     CrossEntropy { smoothing: f32 },
     /// Half the squared distance between o and the one-hot vector of y.
     Mse,
-    /// The sum of max(0, delta + o[j] - o[y]) over the other classes j.
+    /// The sum of `max(0, delta + o[j] - o[y])` over the other classes j.
     Margin { delta: f32 },
-    /// max(0, -o[y]), where o is (-s, s): minus y s for a sample on the wrong
-    /// side, whose gradient is the classic rule. A sample is right if o[y] > 0,
+    /// `max(0, -o[y])`, where o is (-s, s): minus y s for a sample on the wrong
+    /// side, whose gradient is the classic rule. A sample is right if `o[y] > 0`,
     /// so that at w = 0 all are wrong.
     Perceptron,
 }
