@@ -9,8 +9,8 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::config::WireEncoding;
 use common::net::{Authority, Endpoint, Role, worker_name};
+use common::ring::Encoding;
 use common::ring::{BucketLayout, Ring, RingPeer, RingSpec};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -19,15 +19,14 @@ type Failure = Box<dyn Error + Send + Sync>;
 struct Settings {
     world: u32,
     elements: usize,
-    wire: WireEncoding,
+    wire: Encoding,
     bucket_bytes: usize,
     connections: u32,
     rounds: u64,
 }
 
 fn settings() -> Result<Settings, Failure> {
-    let mut settings =
-        Settings { world: 2, elements: 62_378_344, wire: WireEncoding::F32, bucket_bytes: 8 << 20, connections: 1, rounds: 15 };
+    let mut settings = Settings { world: 2, elements: 62_378_344, wire: Encoding::F32, bucket_bytes: 8 << 20, connections: 1, rounds: 15 };
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("`{flag}` needs a value"))?;
@@ -37,8 +36,8 @@ fn settings() -> Result<Settings, Failure> {
             "--bucket-bytes" => settings.bucket_bytes = value.parse()?,
             "--connections" => settings.connections = value.parse()?,
             "--rounds" => settings.rounds = value.parse()?,
-            "--wire" if value == "f32" => settings.wire = WireEncoding::F32,
-            "--wire" if value == "bf16" => settings.wire = WireEncoding::Bf16,
+            "--wire" if value == "f32" => settings.wire = Encoding::F32,
+            "--wire" if value == "bf16" => settings.wire = Encoding::Bf16,
             _ => {
                 return Err(
                     format!("`{flag} {value}`: --world, --elements, --bucket-bytes, --connections, --rounds, --wire f32|bf16").into()

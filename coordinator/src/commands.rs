@@ -64,7 +64,7 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
     let binary = worker_binary(args.worker_binary)?;
     let mut config = Config::load(&args.run.config, &args.run.overrides)?;
     config.cluster.min_workers = args.workers;
-    if config.train.threads.is_none() {
+    if config.train.threads.is_none() && !config.train.reproducible {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
         config.train.threads = Some((cores / args.workers.max(1)).max(1));
     }

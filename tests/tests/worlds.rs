@@ -1,7 +1,7 @@
 //! The result does not depend on how many workers compute it, nor on where
 //! their data comes from, nor on an interruption.
 
-use cluster_tests::{Finished, LocalCluster, pictures};
+use cluster_tests::{Finished, LocalCluster, Running, pictures};
 use tempfile::TempDir;
 
 const CONFIG: &str = "configs/alexnet-synthetic.toml";
@@ -88,4 +88,29 @@ fn a_run_that_was_stopped_and_resumed_equals_one_that_was_not() {
     assert_eq!(second.summary()["samples"], 3 * 640);
     let steps: Vec<f64> = (0..30).map(f64::from).collect();
     assert_eq!(second.column("step"), steps, "every step stands in the metrics once");
+}
+
+/// What `train.reproducible` promises: the same bits from any number of workers,
+/// in one process or several, and across an interruption in which it changes.
+#[test]
+fn reproducible_runs_end_with_the_same_bits_in_any_world() {
+    let sets = ["train.reproducible=true", "train.schedule=constant", "data.train=300", "data.val=50", "train.max_steps=8"];
+    let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
+    let single = folder.path().join("single");
+    let mut args = vec!["train", CONFIG, "--run-dir", single.to_str().unwrap_or_default(), "-q"];
+    sets.iter().for_each(|set| args.extend(["--set", set]));
+    Running::start("worker", &args).wait().succeeded();
+    let text = std::fs::read_to_string(single.join("summary.json")).unwrap_or_else(|e| panic!("{e}"));
+    let digest = text.split("weights_blake3\": \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default().to_owned();
+    assert_eq!(digest.len(), 64, "{text}");
+    for workers in 1..=4 {
+        let run = LocalCluster::new(CONFIG).workers(workers).set_all(&sets).run().succeeded();
+        assert_eq!(run.digest(), digest, "{workers} workers");
+    }
+    // Two workers begin, three go on.
+    let shared = folder.path().join("resumed");
+    let begin = LocalCluster::new(CONFIG).workers(2).set_all(&sets).set("train.max_steps=3").run_dir(&shared);
+    assert_ne!(begin.run().succeeded().digest(), digest);
+    let resumed = LocalCluster::new(CONFIG).workers(3).set_all(&sets).run_dir(&shared).arg("--resume").run().succeeded();
+    assert_eq!(resumed.digest(), digest);
 }

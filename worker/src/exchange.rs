@@ -1,8 +1,13 @@
 //! Between the model's flat gradient and the ring: gathers spans into buckets,
 //! sends each bucket as soon as it is full, and hands back the sums.
 //!
+//! In reproducible mode it holds the gradient of each shard by itself until all
+//! are there, agrees with the other ranks on a scale for each bucket, and sums
+//! integers: see [`common::ring::fixed`].
+//!
 //! It knows neither burn nor sockets.
 
+use common::ring::fixed::{Scale, exponent};
 use common::ring::{BucketLayout, Ring, RingError, STATISTICS};
 
 /// The statistics bucket: what ranks sum beside the gradient.
@@ -49,18 +54,39 @@ pub struct Exchange {
     /// the backward pass finishes the last layers first; a rank whose spans come
     /// in another order (it may have no samples) still sends in this one.
     sent_from: usize,
+    exact: Option<Exact>,
+}
+
+/// What reproducible mode keeps of a step.
+struct Exact {
+    /// Shards of the run: how many addends a sum may have.
+    shards: u32,
+    /// The flat gradient of each shard of this rank; memory is kept between steps.
+    parts: Vec<Vec<f32>>,
+    /// How many of them are complete; the next one is being filled.
+    complete: usize,
 }
 
 impl Exchange {
-    pub fn new(ring: Option<Ring>, layout: BucketLayout) -> Self {
+    /// `reproducible` names the number of the run's shards, if sums are to be
+    /// independent of who computed them.
+    pub fn new(ring: Option<Ring>, layout: BucketLayout, reproducible: Option<u32>) -> Self {
         let buckets: Vec<Vec<f32>> = (0..layout.len()).map(|b| vec![0.0; layout.range(b).len()]).collect();
         let missing = buckets.iter().map(Vec::len).collect();
-        Self { ring, layout, round: 0, sent_from: buckets.len(), buckets, missing }
+        let exact = reproducible.map(|shards| Exact { shards, parts: Vec::new(), complete: 0 });
+        Self { ring, layout, round: 0, sent_from: buckets.len(), buckets, missing, exact }
     }
 
     /// Takes a finished span of the flat gradient; spans may come in any order,
-    /// together they cover it once.
+    /// together they cover it once (in each part, in reproducible mode).
     pub fn add(&mut self, offset: usize, span: &[f32]) -> Result<(), RingError> {
+        if let Some(exact) = &mut self.exact {
+            if exact.parts.len() == exact.complete {
+                exact.parts.push(vec![0.0; self.layout.elements()]);
+            }
+            exact.parts[exact.complete][offset..offset + span.len()].copy_from_slice(span);
+            return Ok(());
+        }
         let (mut offset, mut rest) = (offset, span);
         while !rest.is_empty() {
             let b = offset / self.layout.bucket_elements();
@@ -80,8 +106,21 @@ impl Exchange {
         Ok(())
     }
 
+    /// The gradient of a part of the batch (a shard, in reproducible mode) is complete.
+    pub fn end_part(&mut self) {
+        if let Some(exact) = &mut self.exact {
+            exact.complete += 1;
+        }
+    }
+
     /// Waits until every bucket and the statistics are summed over all ranks.
     pub fn finish(&mut self, mine: Totals) -> Result<Totals, RingError> {
+        if let Some(mut exact) = self.exact.take() {
+            let outcome = self.finish_exact(&exact, mine);
+            exact.complete = 0;
+            self.exact = Some(exact);
+            return outcome;
+        }
         let totals = self.sum(mine)?;
         for b in (0..self.buckets.len()).rev() {
             if let Some(ring) = &mut self.ring {
@@ -90,6 +129,43 @@ impl Exchange {
             self.missing[b] = self.buckets[b].len();
         }
         self.sent_from = self.buckets.len();
+        self.round += 1;
+        Ok(totals)
+    }
+
+    fn finish_exact(&mut self, exact: &Exact, mine: Totals) -> Result<Totals, RingError> {
+        let parts = &exact.parts[..exact.complete];
+        let own = (0..self.layout.len()).map(|b| {
+            let all = parts.iter().map(|part| exponent(&part[self.layout.range(b)]));
+            all.fold(exponent(&[]), f32::max)
+        });
+        let mut largest: Vec<f32> = own.collect();
+        if let Some(ring) = &mut self.ring {
+            ring.submit(self.round, self.layout.exponents(), largest)?;
+            largest = ring.wait(self.round, self.layout.exponents())?;
+        }
+        let scales: Vec<Option<Scale>> = largest.iter().map(|&e| Scale::new(e, exact.shards)).collect();
+        for (b, scale) in scales.iter().enumerate() {
+            let Some(scale) = scale else { continue };
+            let sums = &mut self.buckets[b];
+            sums.fill(0.0);
+            parts.iter().for_each(|part| scale.add(&part[self.layout.range(b)], sums));
+            if let Some(ring) = &self.ring {
+                ring.submit(self.round, b, std::mem::take(sums))?;
+            }
+        }
+        let totals = self.sum(mine)?;
+        for (b, scale) in scales.iter().enumerate() {
+            match (scale, &mut self.ring) {
+                // Some value was NaN or infinite: so is the sum, for whoever applies it to refuse.
+                (None, _) => self.buckets[b].fill(f32::NAN),
+                (Some(scale), Some(ring)) => {
+                    self.buckets[b] = ring.wait(self.round, b)?;
+                    scale.restore(&mut self.buckets[b]);
+                }
+                (Some(scale), None) => scale.restore(&mut self.buckets[b]),
+            }
+        }
         self.round += 1;
         Ok(totals)
     }
@@ -137,9 +213,45 @@ mod tests {
     }
 
     #[test]
+    fn exact_sums_do_not_depend_on_who_has_which_part() {
+        let layout = BucketLayout::new(50, 4 * 7);
+        let part = |p: usize| -> Vec<f32> { (0..50).map(|i| ((i * 31 + p * 17) % 97) as f32 / 7.0 - 6.0).collect() };
+        let sum = |order: &[usize]| {
+            let mut exchange = Exchange::new(None, layout, Some(4));
+            for _ in 0..2 {
+                for &p in order {
+                    let values = part(p);
+                    for span in [20..50, 0..20] {
+                        exchange.add(span.start, &values[span]).unwrap_or_else(|e| panic!("{e}"));
+                    }
+                    exchange.end_part();
+                }
+                exchange.finish(Totals::default()).unwrap_or_else(|e| panic!("{e}"));
+            }
+            exchange.gradient().concat()
+        };
+        let first = sum(&[0, 1, 2, 3]);
+        assert_eq!(first, sum(&[3, 1, 0, 2]));
+        for (i, got) in first.iter().enumerate() {
+            let truth: f32 = (0..4).map(|p| part(p)[i]).sum();
+            assert!((got - truth).abs() < 1e-5, "{i}: {got} {truth}");
+        }
+    }
+
+    #[test]
+    fn a_nan_in_one_part_spoils_its_bucket_and_no_other() {
+        let mut exchange = Exchange::new(None, BucketLayout::new(4, 8), Some(2));
+        exchange.add(0, &[1.0, f32::NAN, 2.0, 3.0]).unwrap_or_else(|e| panic!("{e}"));
+        exchange.end_part();
+        exchange.finish(Totals::default()).unwrap_or_else(|e| panic!("{e}"));
+        assert!(exchange.gradient()[0].iter().all(|v| v.is_nan()));
+        assert_eq!(exchange.gradient()[1], [2.0, 3.0]);
+    }
+
+    #[test]
     fn spans_in_any_order_make_up_the_gradient() {
         let layout = BucketLayout::new(50, 4 * 7);
-        let mut exchange = Exchange::new(None, layout);
+        let mut exchange = Exchange::new(None, layout, None);
         for round in 0..3 {
             let flat: Vec<f32> = (0..50).map(|i| (i + round * 100) as f32).collect();
             for span in [30..50, 0..9, 9..30] {

@@ -43,7 +43,7 @@ impl Job {
 
     /// Compute threads of this worker.
     pub fn threads(config: &Config) -> usize {
-        config.train.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize)
+        config.train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// Decoding keeps up with one thread for every few compute threads; more
@@ -69,6 +69,17 @@ impl Job {
 
     pub fn learning_rate(&self, step: u64) -> f64 {
         learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
+    }
+
+    /// The shards of a batch whose gradients are computed together: all of them,
+    /// or, for reproducible sums, each by itself.
+    pub fn parts<'a>(&self, shards: &'a [(u32, Range<usize>)]) -> impl Iterator<Item = &'a [(u32, Range<usize>)]> {
+        shards.chunks(if self.config.train.reproducible { 1 } else { shards.len().max(1) })
+    }
+
+    /// The run's shards, if sums are to be independent of who computed them.
+    pub fn reproducible(&self) -> Option<u32> {
+        self.config.train.reproducible.then_some(self.plan.shards())
     }
 
     /// Dropout follows the step and the shard, so that it is the same whatever

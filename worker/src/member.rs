@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
-use common::ring::{BucketLayout, Ring, RingPeer, RingSpec};
+use common::ring::{BucketLayout, Encoding, Ring, RingPeer, RingSpec};
 use common::run_dir::{Evaluation, StepMetrics, peak_rss_bytes};
 use common::wire::messages::{Finished, Generation, ToCoordinator};
 use tokio::task::JoinHandle;
@@ -65,7 +65,7 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     let job = Job::new(member.config, member.info, generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
-    let mut exchange = Exchange::new(Some(ring), layout);
+    let mut exchange = Exchange::new(Some(ring), layout, job.reproducible());
     tracing::info!("rank {} of {}: shards {:?}", job.rank, job.world, job.shards());
 
     let mut record = Report { link: &link, rank: job.rank, upload: None };
@@ -108,7 +108,7 @@ fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Resul
         rank: job.rank,
         peers,
         layout: *layout,
-        encoding: job.config.cluster.wire,
+        encoding: if job.config.train.reproducible { Encoding::Fixed } else { job.config.cluster.wire.into() },
         connections: job.config.cluster.connections,
         timeout: Duration::from_millis(job.config.cluster.timeout_ms),
     })

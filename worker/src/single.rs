@@ -45,7 +45,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(None, layout);
+    let mut exchange = Exchange::new(None, layout, job.reproducible());
     let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, first, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
     recorder.generation(1);

@@ -14,7 +14,7 @@ use crate::clock::StepClock;
 use crate::data::{EvalLoader, TrainLoader};
 use crate::exchange::{Exchange, Totals};
 use crate::job::{Goal, Job};
-use crate::replica::{Replica, State};
+use crate::replica::{Replica, State, Sums};
 
 /// A state to store, with the digest of its weights.
 pub struct Snapshot {
@@ -64,19 +64,18 @@ pub fn train(
         clock.data_arrived();
 
         let planned = job.plan.global_count(step);
-        let mut sent = Ok(());
-        let mine = replica.gradient(
-            &batch.images,
-            &batch.labels,
-            1.0 / planned as f32,
-            &job.dropout(step, &batch.shards),
-            &mut |offset, span| {
+        let mut mine = Sums::default();
+        for shards in job.parts(&batch.shards) {
+            let (images, labels) = batch.part(shards);
+            let mut sent = Ok(());
+            mine += replica.gradient(images, labels, 1.0 / planned as f32, &job.dropout(step, shards), &mut |offset, span| {
                 if sent.is_ok() {
                     sent = exchange.add(offset, span);
                 }
-            },
-        )?;
-        sent?;
+            })?;
+            sent?;
+            exchange.end_part();
+        }
         clock.gradient_computed();
 
         let all = exchange.finish(Totals {

@@ -94,7 +94,10 @@ impl Config {
         same.train.epochs = 1;
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
-        same.train.threads = None;
+        // Where only speed depends on it.
+        if !self.train.reproducible {
+            same.train.threads = None;
+        }
         same.data.set_path(PathBuf::new());
         blake3::hash(same.to_toml().as_bytes()).to_hex().to_string()
     }

@@ -77,7 +77,9 @@ fn what_cannot_work_is_refused_and_says_what_would() {
 fn identity_ignores_place_and_length_but_not_what_decides_the_weights() {
     let base = with(&[]).expect("valid").identity();
     assert_eq!(base, with(&["train.epochs=99", "cluster.min_workers=4", "train.threads=2"]).expect("valid").identity());
-    for change in ["seed=2", "train.lr=0.5", "train.shards=4", "data.image_size=65", "cluster.wire=bf16"] {
+    let exact = |threads: &str| with(&["train.reproducible=true", threads]).expect("valid").identity();
+    assert_ne!(exact("train.threads=1"), exact("train.threads=2"));
+    for change in ["train.reproducible=true", "seed=2", "train.lr=0.5", "train.shards=4", "data.image_size=65", "cluster.wire=bf16"] {
         assert_ne!(base, with(&[change]).expect("valid").identity(), "{change}");
     }
 }

@@ -40,8 +40,13 @@ pub struct TrainConfig {
     pub clip_norm: Option<f64>,
     pub label_smoothing: f64,
     pub precision: Precision,
+    /// The same weights, bit for bit, from any number of workers and whatever
+    /// happens to them: gradients are computed shard by shard and summed as
+    /// integers. Costs speed and memory: a gradient for each shard of a worker.
+    pub reproducible: bool,
     /// Compute threads per worker; by default all cores, shared between the
-    /// workers of `coordinator local`.
+    /// workers of `coordinator local`; 1 if `reproducible`, where the number of
+    /// threads decides how sums are grouped and is part of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
     /// Evaluates after every so many epochs, and always at the end.
@@ -103,6 +108,7 @@ impl Default for TrainConfig {
             clip_norm: None,
             label_smoothing: 0.0,
             precision: Precision::F32,
+            reproducible: false,
             threads: None,
             eval_epochs: 1,
             checkpoint_steps: None,
@@ -112,6 +118,12 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// Compute threads of a worker that has `cores` to itself.
+    pub fn compute_threads(&self, cores: usize) -> usize {
+        let default = if self.reproducible { 1 } else { cores.max(1) };
+        self.threads.map_or(default, |n| n as usize)
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if self.epochs == 0 || self.max_steps == Some(0) {
             return Err(invalid("train.epochs", "and train.max_steps must be at least 1"));

@@ -9,7 +9,9 @@ pub const STATISTICS: usize = 16;
 /// The buckets of a flat f32 gradient. Buckets `0..len()` cover it in order, all
 /// of one length but the last; one more, the *statistics bucket*
 /// ([`BucketLayout::statistics`]), carries [`STATISTICS`] sums of a step beside
-/// the gradient (loss, counts) and always travels as f32.
+/// the gradient (loss, counts) and always travels as f32. The last, of as many
+/// values as there are gradient buckets, is reduced to the largest of each: the
+/// *exponents bucket*, which reproducible sums need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketLayout {
     elements: usize,
@@ -47,12 +49,22 @@ impl BucketLayout {
         self.len()
     }
 
+    /// The index of the exponents bucket: the last.
+    pub fn exponents(&self) -> usize {
+        self.len() + 1
+    }
+
     /// Which values of the flat gradient bucket `bucket < len()` covers; for the
-    /// statistics bucket, the [`STATISTICS`] places after the gradient.
+    /// statistics bucket the [`STATISTICS`] places after the gradient, for the
+    /// exponents bucket one place for each gradient bucket after that.
     pub fn range(&self, bucket: usize) -> Range<usize> {
-        assert!(bucket <= self.len(), "bucket {bucket} of {}", self.len());
+        assert!(bucket <= self.exponents(), "bucket {bucket} of {}", self.len());
+        let after = self.elements + STATISTICS;
+        if bucket == self.exponents() {
+            return after..after + self.len();
+        }
         if bucket == self.statistics() {
-            return self.elements..self.elements + STATISTICS;
+            return self.elements..after;
         }
         let start = bucket * self.bucket_elements;
         start..(start + self.bucket_elements).min(self.elements)

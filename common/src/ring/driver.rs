@@ -8,11 +8,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::bucket::BucketLayout;
+use super::encoding::Encoding;
 use super::form;
 use super::lane::{self, Context, Job};
 use super::schedule;
 use super::shared::{DONE, RingError, Shared};
-use crate::config::WireEncoding;
 use crate::net::Endpoint;
 
 /// A worker of the ring.
@@ -34,7 +34,7 @@ pub struct RingSpec {
     /// By rank.
     pub peers: Vec<RingPeer>,
     pub layout: BucketLayout,
-    pub encoding: WireEncoding,
+    pub encoding: Encoding,
     /// Connections side by side to the successor: bucket b takes number
     /// b % connections. At least 1.
     pub connections: u32,
@@ -121,7 +121,7 @@ impl Ring {
 
     /// Two steps' buckets.
     fn most_outstanding(&self) -> usize {
-        2 * (self.context.layout.len() + 1)
+        2 * (self.context.layout.len() + 2)
     }
 
     /// Hands in this rank's values of a bucket (or of
@@ -129,7 +129,7 @@ impl Ring {
     pub fn submit(&self, step: u64, bucket: usize, data: Vec<f32>) -> Result<(), RingError> {
         let misuse = |problem: String| RingError::Misuse { step, bucket, problem };
         let layout = &self.context.layout;
-        if bucket > layout.statistics() {
+        if bucket > layout.exponents() {
             return Err(misuse(format!("there are {} buckets", layout.len())));
         }
         let length = layout.range(bucket).len();

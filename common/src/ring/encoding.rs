@@ -1,5 +1,6 @@
-//! Gradient values to and from bytes: little-endian f32, or bf16 rounded to
-//! nearest even. It knows no stream; [`Decoder`] takes bytes in pieces of any
+//! Values to and from bytes, and what it means to combine two of them: sums of
+//! little-endian f32, of bf16 rounded to nearest even, of 32-bit integers, or the
+//! larger of two f32. It knows no stream; [`Decoder`] takes bytes in pieces of any
 //! length, so that values need not be copied together first.
 //!
 //! The loops are plain integer arithmetic over fixed-size chunks, which LLVM
@@ -8,11 +9,45 @@
 
 use crate::config::WireEncoding;
 
-impl WireEncoding {
+/// How a bucket's values travel and what their reduction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// The sum, as f32.
+    F32,
+    /// The sum: bf16 on the wire, f32 in memory.
+    Bf16,
+    /// The sum of 32-bit integers, whose bits the f32 values of the bucket are.
+    /// It wraps around; whoever hands them in leaves room.
+    Fixed,
+    /// The largest, as f32.
+    Largest,
+}
+
+impl From<WireEncoding> for Encoding {
+    fn from(wire: WireEncoding) -> Self {
+        match wire {
+            WireEncoding::F32 => Self::F32,
+            WireEncoding::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl Encoding {
+    const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Fixed, Self::Largest];
+
+    /// Its number on the wire.
+    pub fn code(self) -> u32 {
+        self as u32
+    }
+
+    pub fn of_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| e.code() == code)
+    }
+
     /// Bytes of one value.
     pub fn width(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::Fixed | Self::Largest => 4,
             Self::Bf16 => 2,
         }
     }
@@ -70,6 +105,22 @@ vectorised! {
 }
 
 vectorised! {
+    fn add_fixed(places: &[[u8; 4]], values: &mut [f32]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value = f32::from_bits(value.to_bits().wrapping_add(u32::from_le_bytes(place)));
+        }
+    }
+}
+
+vectorised! {
+    fn keep_largest(places: &[[u8; 4]], values: &mut [f32]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value = value.max(f32::from_le_bytes(place));
+        }
+    }
+}
+
+vectorised! {
     fn add_bf16(places: &[[u8; 2]], values: &mut [f32]) {
         for (value, &place) in values.iter_mut().zip(places) {
             *value += from_bf16(u16::from_le_bytes(place));
@@ -94,44 +145,46 @@ vectorised! {
 }
 
 /// Appends `values` to `out`.
-pub fn encode(encoding: WireEncoding, values: &[f32], out: &mut Vec<u8>) {
+pub fn encode(encoding: Encoding, values: &[f32], out: &mut Vec<u8>) {
     match encoding {
-        WireEncoding::F32 if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
-        WireEncoding::F32 => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
-        WireEncoding::Bf16 => {
+        Encoding::Bf16 => {
             let start = out.len();
             out.resize(start + 2 * values.len(), 0);
             encode_bf16(values, out[start..].as_chunks_mut().0);
         }
+        _ if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
+        _ => out.extend(values.iter().flat_map(|v| v.to_bits().to_le_bytes())),
     }
 }
 
-/// Adds encoded values to `values`. Both must hold the same number of values.
-pub fn decode_add(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
+/// Combines encoded values with `values`. Both must hold the same number of values.
+pub fn decode_add(encoding: Encoding, bytes: &[u8], values: &mut [f32]) {
     debug_assert_eq!(bytes.len(), values.len() * encoding.width());
     match encoding {
-        WireEncoding::F32 => add_f32(bytes.as_chunks().0, values),
-        WireEncoding::Bf16 => add_bf16(bytes.as_chunks().0, values),
+        Encoding::F32 => add_f32(bytes.as_chunks().0, values),
+        Encoding::Bf16 => add_bf16(bytes.as_chunks().0, values),
+        Encoding::Fixed => add_fixed(bytes.as_chunks().0, values),
+        Encoding::Largest => keep_largest(bytes.as_chunks().0, values),
     }
 }
 
 /// Replaces `values` by encoded values. Both must hold the same number of values.
-pub fn decode_store(encoding: WireEncoding, bytes: &[u8], values: &mut [f32]) {
+pub fn decode_store(encoding: Encoding, bytes: &[u8], values: &mut [f32]) {
     debug_assert_eq!(bytes.len(), values.len() * encoding.width());
     match encoding {
-        WireEncoding::F32 => {
+        Encoding::Bf16 => store_bf16(bytes.as_chunks().0, values),
+        Encoding::F32 | Encoding::Fixed | Encoding::Largest => {
             for (value, &place) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(place);
+                *value = f32::from_bits(u32::from_le_bytes(place));
             }
         }
-        WireEncoding::Bf16 => store_bf16(bytes.as_chunks().0, values),
     }
 }
 
 /// Replaces each value by what the other ranks will decode: the owner of a
 /// reduced chunk does this, so that all ranks end with the same bits.
-pub fn round_in_place(encoding: WireEncoding, values: &mut [f32]) {
-    if encoding == WireEncoding::Bf16 {
+pub fn round_in_place(encoding: Encoding, values: &mut [f32]) {
+    if encoding == Encoding::Bf16 {
         round_bf16(values);
     }
 }
@@ -149,7 +202,7 @@ pub enum Merge {
 /// values in order.
 #[derive(Debug)]
 pub struct Decoder {
-    encoding: WireEncoding,
+    encoding: Encoding,
     merge: Merge,
     /// Values merged so far.
     done: usize,
@@ -159,7 +212,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    pub fn new(encoding: WireEncoding, merge: Merge) -> Self {
+    pub fn new(encoding: Encoding, merge: Merge) -> Self {
         Self { encoding, merge, done: 0, cut: [0; 4], cut_len: 0 }
     }
 
@@ -225,7 +278,7 @@ mod tests {
     #[test]
     fn decoding_gives_back_what_was_encoded_and_rounding_is_idempotent() {
         let values: Vec<f32> = (0..1000).map(|i| (i as f32 - 500.0) * 0.37).collect();
-        for encoding in [WireEncoding::F32, WireEncoding::Bf16] {
+        for encoding in [Encoding::F32, Encoding::Bf16] {
             let mut bytes = vec![7];
             encode(encoding, &values, &mut bytes);
             assert_eq!(bytes.len(), 1 + values.len() * encoding.width());
@@ -246,7 +299,7 @@ mod tests {
     fn pieces_cut_anywhere_give_the_same_values() {
         let values: Vec<f32> = (0..257).map(|i| i as f32 * 1.7 - 3.0).collect();
         let own: Vec<f32> = (0..257).map(|i| i as f32 * 0.3).collect();
-        for encoding in [WireEncoding::F32, WireEncoding::Bf16] {
+        for encoding in [Encoding::F32, Encoding::Bf16] {
             let mut bytes = Vec::new();
             encode(encoding, &values, &mut bytes);
             for merge in [Merge::Add, Merge::AddAndRound, Merge::Store] {

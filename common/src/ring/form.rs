@@ -10,7 +10,6 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::driver::RingSpec;
 use super::schedule;
 use super::shared::RingError;
-use crate::config::WireEncoding;
 use crate::net::{Alpn, Endpoint, Peer};
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{read_message, write_message};
@@ -36,7 +35,8 @@ struct Hello {
     connections: u32,
     elements: u64,
     bucket_elements: u64,
-    bf16: bool,
+    /// As in the header of gradient streams.
+    encoding: u32,
 }
 
 #[derive(Debug, Archive, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ impl Hello {
             connections: spec.connections,
             elements: spec.layout.elements() as u64,
             bucket_elements: spec.layout.bucket_elements() as u64,
-            bf16: spec.encoding == WireEncoding::Bf16,
+            encoding: spec.encoding.code(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What precedes the values on a gradient stream. Fixed size, plain bytes: it is
 //! compared with what is expected, not interpreted.
 
-use crate::config::WireEncoding;
+use super::encoding::Encoding;
 use crate::wire::PROTOCOL;
 
 /// One stream carries all hops of one bucket of one step, in the order of the
@@ -11,7 +11,7 @@ pub struct StreamHeader {
     pub generation: u64,
     pub step: u64,
     pub bucket: u32,
-    pub encoding: WireEncoding,
+    pub encoding: Encoding,
     /// The chunk of the first hop.
     pub first_chunk: u32,
     /// Bytes of values that follow.
@@ -22,13 +22,9 @@ impl StreamHeader {
     pub const BYTES: usize = 40;
 
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
-        let encoding = match self.encoding {
-            WireEncoding::F32 => 0u32,
-            WireEncoding::Bf16 => 1,
-        };
         let mut bytes = [0; Self::BYTES];
         bytes[0..4].copy_from_slice(&PROTOCOL.to_le_bytes());
-        bytes[4..8].copy_from_slice(&encoding.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.encoding.code().to_le_bytes());
         bytes[8..16].copy_from_slice(&self.generation.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.step.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.bucket.to_le_bytes());
@@ -43,11 +39,7 @@ impl StreamHeader {
         if word(0) != PROTOCOL {
             return Err(format!("a gradient stream of protocol {}, not {PROTOCOL}", word(0)));
         }
-        let encoding = match word(4) {
-            0 => WireEncoding::F32,
-            1 => WireEncoding::Bf16,
-            other => return Err(format!("a gradient stream of unknown encoding {other}")),
-        };
+        let encoding = Encoding::of_code(word(4)).ok_or_else(|| format!("a gradient stream of unknown encoding {}", word(4)))?;
         Ok(Self { generation: long(8), step: long(16), bucket: word(24), encoding, first_chunk: word(28), length: long(32) })
     }
 }
@@ -63,7 +55,7 @@ mod tests {
             generation: u64::MAX - 1,
             step: 1 << 40,
             bucket: 7,
-            encoding: WireEncoding::Bf16,
+            encoding: Encoding::Bf16,
             first_chunk: 3,
             length: (1 << 33) + 5,
         };

@@ -12,11 +12,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::bucket::BucketLayout;
+use super::encoding::Encoding;
 use super::encoding::{Decoder, Merge, encode};
 use super::header::StreamHeader;
 use super::schedule::{self, Hop, Phase};
 use super::shared::{DONE, Key, RingError, Shared};
-use crate::config::WireEncoding;
 use crate::net::transport::STREAMS_IN_FLIGHT;
 
 /// Values that are encoded and passed on at a time. Small enough that a rank
@@ -31,7 +31,7 @@ pub(super) struct Context {
     pub(super) world: usize,
     pub(super) rank: usize,
     pub(super) layout: BucketLayout,
-    pub(super) encoding: WireEncoding,
+    pub(super) encoding: Encoding,
 }
 
 impl Context {
@@ -44,8 +44,12 @@ impl Context {
     }
 
     /// Statistics are few and their sums are reported: they stay exact.
-    fn encoding(&self, bucket: usize) -> WireEncoding {
-        if bucket == self.layout.statistics() { WireEncoding::F32 } else { self.encoding }
+    fn encoding(&self, bucket: usize) -> Encoding {
+        match bucket {
+            b if b == self.layout.statistics() => Encoding::F32,
+            b if b == self.layout.exponents() => Encoding::Largest,
+            _ => self.encoding,
+        }
     }
 
     /// The header of the stream that `rank` sends for a bucket.
@@ -169,7 +173,7 @@ async fn accept(context: Arc<Context>, connection: Connection, arrived: mpsc::Se
 
 fn check(context: &Context, header: &StreamHeader) -> Result<Key, String> {
     let key = (header.step, header.bucket as usize);
-    if key.1 > context.layout.statistics() {
+    if key.1 > context.layout.exponents() {
         return Err(format!("bucket {} of {}", key.1, context.layout.len()));
     }
     if !context.shared.plausible(header.step) {
@@ -190,7 +194,7 @@ struct InFlight {
     merged: AtomicUsize,
     progress: Notify,
     hops: Vec<Hop>,
-    encoding: WireEncoding,
+    encoding: Encoding,
     length: usize,
 }
 

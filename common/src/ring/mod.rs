@@ -1,10 +1,12 @@
 //! Ring all-reduce: what to send to whom ([`schedule`]), in which spans
-//! ([`bucket`]) and in which number format ([`encoding`]), all pure; and the
+//! ([`bucket`]) in which number format ([`encoding`]), and how sums are made
+//! independent of their order ([`fixed`]), all pure; and the
 //! driver that moves the bytes ([`Ring`]).
 
 pub mod bucket;
 mod driver;
 pub mod encoding;
+pub mod fixed;
 mod form;
 pub mod header;
 mod lane;
@@ -16,4 +18,5 @@ mod tests;
 
 pub use bucket::{BucketLayout, STATISTICS};
 pub use driver::{Ring, RingAborter, RingPeer, RingSpec};
+pub use encoding::Encoding;
 pub use shared::RingError;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rand_chacha::rand_core::RngCore;
 use tokio::runtime::Runtime;
 
+use super::encoding::Encoding;
 use super::*;
-use crate::config::WireEncoding;
 use crate::net::{Authority, Endpoint, Role, worker_name};
 use crate::seed;
 
@@ -42,7 +42,7 @@ fn workers(world: u32) -> Workers {
 }
 
 impl Workers {
-    fn spec(&self, rank: u32, layout: BucketLayout, encoding: WireEncoding) -> RingSpec {
+    fn spec(&self, rank: u32, layout: BucketLayout, encoding: Encoding) -> RingSpec {
         RingSpec { generation: 4, rank, peers: self.peers.clone(), layout, encoding, connections: 1, timeout: TIMEOUT }
     }
 
@@ -91,7 +91,7 @@ fn ring_order_sum(world: u32, step: u64, bucket: usize, length: usize) -> Vec<f3
 fn sums_are_exact_in_f32_and_the_same_bits_everywhere_in_bf16() {
     for world in 1..=4u32 {
         let workers = workers(world);
-        for (encoding, connections) in [(WireEncoding::F32, 1), (WireEncoding::Bf16, 1), (WireEncoding::F32, 2)] {
+        for (encoding, connections) in [(Encoding::F32, 1), (Encoding::Bf16, 1), (Encoding::F32, 2)] {
             // The last bucket has fewer values than there are ranks.
             let layout = BucketLayout::new(140_002, 280_000);
             let spec = |rank| RingSpec { connections, ..workers.spec(rank, layout, encoding) };
@@ -111,7 +111,7 @@ fn sums_are_exact_in_f32_and_the_same_bits_everywhere_in_bf16() {
             });
             for (step, bucket, sum) in &results[0].0 {
                 let expected = ring_order_sum(world, *step, *bucket, layout.range(*bucket).len());
-                if encoding == WireEncoding::F32 || world == 1 || *bucket == layout.statistics() {
+                if encoding == Encoding::F32 || world == 1 || *bucket == layout.statistics() {
                     assert_eq!(*sum, expected, "world {world}, step {step}, bucket {bucket}");
                 } else {
                     // Each of the additions on the way rounds to 8 bits.
@@ -134,7 +134,7 @@ fn buckets_far_larger_than_all_windows_do_not_block_each_other() {
     let workers = workers(2);
     let layout = BucketLayout::new(6 << 20, 8 << 20);
     workers.run(
-        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank| workers.spec(rank, layout, Encoding::F32),
         |rank, mut ring| {
             // Rank 1 hands in all at once, rank 0 one after the other.
             if rank == 1 {
@@ -157,7 +157,7 @@ fn a_rank_that_leaves_is_named_by_all_others_at_once() {
     let layout = BucketLayout::new(100_000, 40_000);
     let began = Instant::now();
     let errors = workers.run(
-        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank| workers.spec(rank, layout, Encoding::F32),
         |rank, mut ring| {
             if rank == 2 {
                 ring.submit(0, 0, vec![1.0; 10_000]).unwrap();
@@ -199,7 +199,7 @@ fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
         for rank in [0, 2usize] {
             let (workers, first_bucket_done) = (&workers, &first_bucket_done);
             scope.spawn(move || {
-                let spec = RingSpec { timeout, ..workers.spec(rank as u32, layout, WireEncoding::F32) };
+                let spec = RingSpec { timeout, ..workers.spec(rank as u32, layout, Encoding::F32) };
                 let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[rank], spec)).unwrap();
                 ring.submit(0, 0, vec![1.0; 1000]).unwrap();
                 ring.wait(0, 0).unwrap();
@@ -212,7 +212,7 @@ fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
                 assert!(killed.elapsed() < timeout + Duration::from_millis(300), "{:?}", killed.elapsed());
             });
         }
-        let spec = RingSpec { timeout, ..workers.spec(1, layout, WireEncoding::F32) };
+        let spec = RingSpec { timeout, ..workers.spec(1, layout, Encoding::F32) };
         let endpoint = &workers.endpoints[1];
         let (stuck, stop) = mpsc::channel::<()>();
         let mut ring = doomed.block_on(Ring::form(endpoint, spec)).unwrap();
@@ -237,7 +237,7 @@ fn a_stale_generation_is_told_and_another_layout_refused() {
         let endpoint = &workers.endpoints[spec.rank as usize];
         async move { Ring::form(endpoint, spec).await.map(drop) }
     };
-    let spec = |rank| workers.spec(rank, layout, WireEncoding::F32);
+    let spec = |rank| workers.spec(rank, layout, Encoding::F32);
     workers.runtime.block_on(async {
         let newer = RingSpec { generation: 5, ..spec(1) };
         let (stale, _) = tokio::select! { r = form(spec(0)) => (r, ()), _ = form(newer) => panic!("it cannot form") };
@@ -253,7 +253,7 @@ fn a_stale_generation_is_told_and_another_layout_refused() {
 fn a_rank_that_is_late_is_waited_for() {
     let workers = workers(2);
     let layout = BucketLayout::new(10, 40);
-    let spec = |rank| workers.spec(rank, layout, WireEncoding::F32);
+    let spec = |rank| workers.spec(rank, layout, Encoding::F32);
     workers.runtime.block_on(async {
         // Rank 1 forms the generation before first, gives up, and then comes.
         let older = RingSpec { generation: 3, ..spec(1) };
@@ -269,11 +269,38 @@ fn a_rank_that_is_late_is_waited_for() {
 }
 
 #[test]
+fn integers_and_largest_values_are_reduced_exactly() {
+    for world in 1..=4u32 {
+        let workers = workers(world);
+        let layout = BucketLayout::new(1001, 1200);
+        let whole = |rank: u32, i: usize| (i as i32 - 500).wrapping_mul(4_000_001 + 77 * rank as i32);
+        let results = workers.run(
+            |rank| workers.spec(rank, layout, Encoding::Fixed),
+            |rank, mut ring| {
+                let largest: Vec<f32> = (0..layout.len()).map(|b| ((b * 7 + rank as usize * 3) % 5) as f32 - 90.0).collect();
+                ring.submit(3, layout.exponents(), largest).unwrap();
+                let largest = ring.wait(3, layout.exponents()).unwrap();
+                for bucket in 0..layout.len() {
+                    ring.submit(3, bucket, layout.range(bucket).map(|i| f32::from_bits(whole(rank, i) as u32)).collect()).unwrap();
+                }
+                let sums: Vec<i32> = (0..layout.len()).flat_map(|b| ring.wait(3, b).unwrap()).map(|v| v.to_bits() as i32).collect();
+                workers.runtime.block_on(ring.close());
+                (largest, sums)
+            },
+        );
+        let sums: Vec<i32> = (0..1001).map(|i| (0..world).fold(0i32, |sum, rank| sum.wrapping_add(whole(rank, i)))).collect();
+        let largest: Vec<f32> =
+            (0..layout.len()).map(|b| (0..world as usize).map(|rank| (b * 7 + rank * 3) % 5).max().unwrap_or(0) as f32 - 90.0).collect();
+        assert!(results.iter().all(|r| *r == (largest.clone(), sums.clone())), "world {world}");
+    }
+}
+
+#[test]
 fn misuse_is_an_error() {
     let workers = workers(1);
     let layout = BucketLayout::new(10, 20);
-    let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[0], workers.spec(0, layout, WireEncoding::F32))).unwrap();
-    assert!(matches!(ring.submit(0, 3, vec![]), Err(RingError::Misuse { .. })));
+    let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[0], workers.spec(0, layout, Encoding::F32))).unwrap();
+    assert!(matches!(ring.submit(0, 4, vec![]), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.submit(0, 0, vec![1.0; 4]), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.wait(0, 0), Err(RingError::Misuse { .. })));
     ring.submit(0, 0, vec![1.0; 5]).unwrap();
@@ -281,7 +308,7 @@ fn misuse_is_an_error() {
     assert_eq!(ring.wait(0, 0).unwrap(), vec![1.0; 5]);
     assert_eq!(ring.bytes_sent(), 0);
     for step in 0..2 {
-        (0..3).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());
+        (0..4).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());
     }
     assert!(matches!(ring.submit(2, 0, vec![1.0; 5]), Err(RingError::Misuse { .. })));
 }
@@ -291,7 +318,7 @@ fn a_stream_for_a_step_that_cannot_be_ends_the_ring_and_names_its_sender() {
     let workers = workers(2);
     let layout = BucketLayout::new(10, 40);
     let errors = workers.run(
-        |rank| workers.spec(rank, layout, WireEncoding::F32),
+        |rank| workers.spec(rank, layout, Encoding::F32),
         |rank, mut ring| {
             ring.submit(0, 0, vec![1.0; 10]).unwrap();
             ring.wait(0, 0).unwrap();

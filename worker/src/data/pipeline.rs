@@ -132,6 +132,14 @@ impl Pipeline {
 }
 
 impl Batch {
+    /// Images and labels of some neighbouring shards of the batch.
+    pub fn part(&self, shards: &[(u32, Range<usize>)]) -> (&[f32], &[i32]) {
+        let (Some(first), Some(last)) = (shards.first(), shards.last()) else { return (&[], &[]) };
+        let (from, to) = (first.1.start, last.1.end);
+        let each = self.images.len() / self.labels.len().max(1);
+        (&self.images[from * each..to * each], &self.labels[from..to])
+    }
+
     fn clear(&mut self, step: u64) {
         self.step = step;
         self.images.clear();

@@ -112,7 +112,7 @@ impl Replica {
             #[cfg(feature = "flex")]
             ComputeDevice::Flex => Box::new(autodiff::AutodiffEngine::new(model, input, train.precision, weights, device.burn())),
         };
-        let threads = train.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |n| n as usize);
+        let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
         let optimizer = Optimizer::new(train, layout.total(), threads)?;
         let loss = Loss::of(model, train);
         Ok(Self { engine, layout, optimizer, train: train.clone(), loss, input, step: 0, phases: Phases::default() })
