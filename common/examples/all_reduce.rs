@@ -76,6 +76,7 @@ fn main() -> Result<(), Failure> {
             encoding: settings.wire,
             connections: settings.connections,
             timeout: Duration::from_secs(10),
+            form_within: Duration::from_secs(10),
         };
         let barrier = barrier.clone();
         threads.push(thread::spawn(move || rank(settings.rounds, &endpoint, spec, runtime, &barrier)));

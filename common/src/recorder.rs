@@ -5,7 +5,7 @@
 use crate::config::Config;
 use crate::dataset::{DatasetInfo, SampleSource};
 use crate::plan::Plan;
-use crate::run_dir::{DataDescription, Evaluation, Event, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
+use crate::run_dir::{DataDescription, Evaluation, Event, Recovery, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
 use crate::ui::{Progress, duration};
 use crate::wire::messages::Finished;
 
@@ -87,6 +87,12 @@ impl Recorder {
     /// A generation of `world` workers starts.
     pub fn generation(&mut self, world: u32) {
         self.summary.generation(world);
+    }
+
+    /// The run has gone on after the loss of a worker.
+    pub fn recovery(&mut self, recovery: Recovery) {
+        tracing::info!("went on {:.0} ms after the loss was noticed", recovery.resume_ms);
+        self.summary.recovery(recovery);
     }
 
     pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {

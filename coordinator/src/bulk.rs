@@ -67,6 +67,7 @@ async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStrea
             write_message(&mut send, &reply).await?;
         }
         BulkRequest::GetCheckpoint { step } => get_checkpoint(service, &mut send, step).await?,
+        BulkRequest::GetState { .. } => bail!("asked the coordinator for a state that only workers hold"),
     }
     Ok(send.finish()?)
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset;
 use common::net::{Authority, COORDINATOR, Endpoint, Role};
@@ -43,12 +43,8 @@ fn report(outcome: &Outcome) {
 }
 
 async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
-    let mut config = Config::load(&args.run.config, &args.run.overrides)?;
-    if let Some(workers) = args.workers {
-        config.cluster.min_workers = workers;
-        config = Config::parse(&config.to_toml(), "--workers", &[])?;
-    }
-    let run = prepare(config, &args.run, quiet)?;
+    let config = Config::load(&args.run.config, &args.run.overrides)?;
+    let run = prepare(config, &args.run, args.workers.unwrap_or(1), quiet)?;
     let endpoint =
         Endpoint::bind(args.listen, &run.authority.identity(COORDINATOR)?, Role::Coordinator).context("choose another --listen")?;
     let port = endpoint.local_addr()?.port();
@@ -63,19 +59,20 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
 async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Outcome> {
     let binary = worker_binary(args.worker_binary)?;
     let mut config = Config::load(&args.run.config, &args.run.overrides)?;
-    config.cluster.min_workers = args.workers;
     if config.train.threads.is_none() && !config.train.reproducible {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
         config.train.threads = Some((cores / args.workers.max(1)).max(1));
     }
-    let config = Config::parse(&config.to_toml(), "--workers", &[])?;
+    let config = Config::parse(&config.to_toml(), "train.threads", &[])?;
     let data = config.data.path().map(std::path::Path::to_owned);
-    let run = prepare(config, &args.run, log.quiet)?;
+    let run = prepare(config, &args.run, args.workers, log.quiet)?;
     let token = run.authority.token();
     let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &run.authority.identity(COORDINATOR)?, Role::Coordinator)?;
+    // Others may join the local ones.
+    leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{} {token}\n", endpoint.local_addr()?))?;
     let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
     let path = run.run_dir.path().to_owned();
-    let mut workers = Workers::start(&launch, endpoint.local_addr()?, &token).await?;
+    let mut workers = Workers::start(launch, endpoint.local_addr()?, token).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
     let mut serving = std::pin::pin!(serve(run, endpoint, interrupts()));
     let served = tokio::select! {
@@ -92,13 +89,19 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
 }
 
 /// Opens data, run directory and the run's certificate authority.
-fn prepare(config: Config, args: &RunArgs, quiet: bool) -> Result<Run> {
+fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> Result<Run> {
+    if start_workers == 0 || start_workers > config.train.shards {
+        bail!(
+            "--workers is {start_workers}: every worker owns at least one shard, so it must be between 1 and train.shards = {}",
+            config.train.shards
+        );
+    }
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
     let run_dir = RunDir::open(args.run_dir.as_deref(), args.resume, &config)?;
     let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
-    Ok(Run { config, source, run_dir, authority, quiet })
+    Ok(Run { config, source, run_dir, authority, start_workers, quiet })
 }
 
 /// Leaves address and token in the run directory, for scripts that start

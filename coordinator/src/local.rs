@@ -40,41 +40,60 @@ pub fn worker_binary(told: Option<PathBuf>) -> Result<PathBuf> {
 
 /// Running worker processes.
 pub struct Workers {
+    launch: Launch,
+    addr: SocketAddr,
+    token: Token,
     children: Vec<Child>,
     output: JoinSet<()>,
 }
 
 impl Workers {
     /// Starts all workers of `launch`; they join at `addr`.
-    pub async fn start(launch: &Launch, addr: SocketAddr, token: &Token) -> Result<Self> {
-        let mut workers = Self { children: Vec::new(), output: JoinSet::new() };
-        for rank in 0..launch.workers {
-            let mut child =
-                command(launch, rank, addr).spawn().with_context(|| format!("could not start `{}`", launch.binary.display()))?;
-            if let Some(stdin) = &mut child.stdin {
-                stdin.write_all(format!("{token}\n").as_bytes()).await.context("could not hand the token to a worker")?;
-            }
-            if let Some(out) = child.stdout.take() {
-                workers.output.spawn(forward(rank, out));
-            }
-            if let Some(err) = child.stderr.take() {
-                workers.output.spawn(forward(rank, err));
-            }
+    pub async fn start(launch: Launch, addr: SocketAddr, token: Token) -> Result<Self> {
+        let mut workers = Self { children: Vec::new(), output: JoinSet::new(), launch, addr, token };
+        for rank in 0..workers.launch.workers {
+            let child = workers.spawn(rank).await?;
             workers.children.push(child);
         }
         Ok(workers)
     }
 
-    /// Resolves when some worker has exited with a failure; never if none does.
+    async fn spawn(&mut self, rank: u32) -> Result<Child> {
+        let launch = &self.launch;
+        let mut child =
+            command(launch, rank, self.addr).spawn().with_context(|| format!("could not start `{}`", launch.binary.display()))?;
+        if let Some(stdin) = &mut child.stdin {
+            stdin.write_all(format!("{}\n", self.token).as_bytes()).await.context("could not hand the token to a worker")?;
+        }
+        if let Some(out) = child.stdout.take() {
+            self.output.spawn(forward(rank, out));
+        }
+        if let Some(err) = child.stderr.take() {
+            self.output.spawn(forward(rank, err));
+        }
+        Ok(child)
+    }
+
+    /// Puts another worker in the place of each that is killed. Resolves when
+    /// some worker has failed by itself, which another one would do too; never
+    /// if none does.
     pub async fn failed(&mut self) -> String {
         loop {
-            for (rank, child) in self.children.iter_mut().enumerate() {
-                if let Ok(Some(status)) = child.try_wait()
-                    && !status.success()
-                {
-                    return format!("worker {rank} ended with {status}");
+            for at in 0..self.children.len() {
+                let Ok(Some(status)) = self.children[at].try_wait() else { continue };
+                if status.success() {
+                    continue;
+                }
+                if status.code().is_some() {
+                    return format!("worker {at} ended with {status}");
+                }
+                tracing::warn!("worker {at} ended with {status}: starting another in its place");
+                match self.spawn(at as u32).await {
+                    Ok(child) => self.children[at] = child,
+                    Err(e) => return format!("worker {at} ended with {status}, and no other could be started: {e:#}"),
                 }
             }
+            while self.output.try_join_next().is_some() {}
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }

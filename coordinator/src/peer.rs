@@ -25,8 +25,6 @@ const HELLO: Duration = Duration::from_secs(10);
 pub struct Shared {
     pub config: Config,
     pub dataset: Dataset,
-    /// Where the run starts.
-    pub first_step: u64,
     pub news: mpsc::Sender<News>,
 }
 
@@ -60,11 +58,7 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
         Some(Ok(addr)) => addr,
         Some(Err(_)) => bail!("advertised an address that is none"),
     };
-    write_message(
-        &mut send,
-        &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone(), first_step: shared.first_step },
-    )
-    .await?;
+    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone() }).await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
     let input = Input::Joined { worker, name, addr: addr.to_string(), preferred_rank };
@@ -73,7 +67,7 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
     }
     let writer = async {
         while let Some(message) = to_send.recv().await {
-            let last = matches!(message, ToWorker::Goodbye | ToWorker::Abort { .. } | ToWorker::Refused { .. });
+            let last = matches!(message, ToWorker::Goodbye | ToWorker::Abort { .. } | ToWorker::Refused { .. } | ToWorker::Dropped { .. });
             write_message(&mut send, &message).await?;
             if last {
                 break;
@@ -105,15 +99,18 @@ fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>> {
     let alive = News::Membership(Input::Alive { worker });
     Ok(match message {
         ToCoordinator::Hello { .. } => bail!("said hello twice"),
-        ToCoordinator::Ready { device } => {
-            tracing::info!("worker {worker} is ready on {device}");
-            vec![News::Membership(Input::Ready { worker })]
+        ToCoordinator::Ready { device, generation, step } => {
+            if generation == 0 {
+                tracing::info!("worker {worker} is ready on {device}");
+            }
+            vec![News::Membership(Input::Ready { worker, generation, step })]
         }
+        ToCoordinator::Leaving => vec![News::Membership(Input::Leaving { worker })],
         ToCoordinator::Heartbeat { .. } => vec![alive],
         ToCoordinator::Step(metrics) => vec![alive, News::Record(Fact::Step(metrics))],
         ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(Fact::Evaluation(evaluation))],
         ToCoordinator::Skipped { name, problem } => vec![alive, News::Record(Fact::Skipped { name, problem })],
         ToCoordinator::Finished(report) => vec![News::Membership(Input::Finished { worker, report })],
-        ToCoordinator::Failed { reason } => vec![News::Membership(Input::Failed { worker, reason: format!("failed: {reason}") })],
+        ToCoordinator::Failed { reason } => vec![News::Membership(Input::Failed { worker, reason })],
     })
 }

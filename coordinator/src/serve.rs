@@ -16,7 +16,7 @@ use common::dataset::SampleSource;
 use common::net::enrolment::admit;
 use common::net::{Alpn, Authority, Endpoint, Peer, worker_name};
 use common::recorder::{Length, Recorder, plan};
-use common::run_dir::{Event, RunDir, Summary};
+use common::run_dir::{Event, Recovery, RunDir, Summary};
 use common::wire::messages::{Generation, ToWorker};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -38,6 +38,8 @@ pub struct Run {
     pub run_dir: RunDir,
     /// Signs the certificates of workers that know its token's secret.
     pub authority: Arc<Authority>,
+    /// Workers to wait for before the first step; at least `cluster.min_workers`.
+    pub start_workers: u32,
     pub quiet: bool,
 }
 
@@ -75,7 +77,7 @@ pub struct Outcome {
 /// Serves `run` on `endpoint` until it is over. `shutdown` resolves once for
 /// each time a person asks to stop.
 pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()>) -> Result<Outcome> {
-    let Run { config, source, run_dir, authority, quiet } = run;
+    let Run { config, source, run_dir, authority, start_workers, quiet } = run;
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
     let checkpoint = run_dir.newest_checkpoint()?;
@@ -84,6 +86,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
         bail!("the run in `{}` is complete at step {first_step}: raise train.epochs to go on", run_dir.path().display());
     }
     let mut membership = Membership::new(Rules {
+        start_workers: start_workers.max(config.cluster.min_workers),
         min_workers: config.cluster.min_workers,
         shards: config.train.shards,
         timeout: Duration::from_millis(config.cluster.timeout_ms),
@@ -95,7 +98,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step })?;
 
     let (news, mut inbox) = mpsc::channel(QUEUE);
-    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), first_step, news: news.clone() });
+    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), news: news.clone() });
     let bulk = Arc::new(BulkService::new(source, files, config.identity(), news));
     let mut outboxes: BTreeMap<WorkerId, mpsc::Sender<ToWorker>> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
@@ -105,6 +108,8 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     let mut stops = 0;
     let mut ended: Option<Result<Vec<common::wire::messages::Finished>, String>> = None;
     let mut interrupted = false;
+    let mut evaluated = first_step;
+    let mut recovery = Recovering::default();
 
     let result = loop {
         let inputs = tokio::select! {
@@ -124,7 +129,17 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
             Some(news) = inbox.recv() => match news {
                 News::Connected { worker, outbox, input } => { outboxes.insert(worker, outbox); vec![input] }
                 News::Membership(input) => vec![input],
-                News::Record(fact) => { record(&mut recorder, fact, &config)?; Vec::new() }
+                News::Record(fact) => {
+                    if let Fact::Step(metrics) = &fact {
+                        recovery.stepped(metrics.step, &mut recorder);
+                    }
+                    if let Fact::Evaluation(evaluation) = &fact {
+                        evaluated = evaluated.max(evaluation.step);
+                    }
+                    let stored = if let Fact::CheckpointStored { step } = &fact { Some(Input::Stored { step: *step }) } else { None };
+                    record(&mut recorder, fact, &config)?;
+                    stored.into_iter().collect()
+                }
             },
             _ = tick.tick() => vec![Input::Tick],
             Some(()) = shutdown.recv() => {
@@ -143,7 +158,23 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
                 match output {
                     Output::Refuse { worker, reason } => send(&outboxes, worker, ToWorker::Refused { reason }),
                     Output::Waiting { ready, needed } => tracing::info!("{ready} of {needed} workers are ready"),
+                    Output::Lost { name, reason, silent } => {
+                        tracing::warn!("{name} is lost: it {reason}");
+                        recovery.lost(silent);
+                    }
+                    Output::End { members, generation, reason } => {
+                        let end = ToWorker::End { generation, reason };
+                        members.into_iter().for_each(|m| send(&outboxes, m, end.clone()));
+                    }
+                    Output::Yield { members, generation } => {
+                        members.into_iter().for_each(|m| send(&outboxes, m, ToWorker::Yield { generation }));
+                    }
+                    Output::Spare { worker } => send(&outboxes, worker, ToWorker::Spare),
+                    Output::Goodbye { worker } => send(&outboxes, worker, ToWorker::Goodbye),
+                    Output::Drop { worker, reason } => send(&outboxes, worker, ToWorker::Dropped { reason }),
                     Output::Start { members, generation } => {
+                        let generation = Generation { evaluated, ..generation };
+                        recovery.started(generation.first_step);
                         recorder.generation(generation.members.len() as u32);
                         recorder.event(&Event::Generation {
                             generation: generation.number,
@@ -196,6 +227,38 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     outcome
 }
 
+/// Times how long the loss of a worker holds the run up.
+#[derive(Default)]
+struct Recovering {
+    /// When somebody was lost, and for how long nothing had been heard of it then.
+    lost: Option<(Instant, Duration)>,
+    /// The first step of the generation that followed.
+    first_step: Option<u64>,
+}
+
+impl Recovering {
+    fn lost(&mut self, silent: Duration) {
+        self.first_step = None;
+        self.lost.get_or_insert((Instant::now(), silent));
+    }
+
+    fn started(&mut self, first_step: u64) {
+        self.first_step = self.lost.map(|_| first_step);
+    }
+
+    /// A step is on the record.
+    fn stepped(&mut self, step: u64, recorder: &mut Recorder) {
+        if self.first_step.is_none_or(|first| step < first) {
+            return;
+        }
+        self.first_step = None;
+        if let Some((since, silent)) = self.lost.take() {
+            let ms = |d: Duration| d.as_secs_f64() * 1e3;
+            recorder.recovery(Recovery { detect_ms: ms(silent), resume_ms: ms(since.elapsed()) });
+        }
+    }
+}
+
 /// Gives a newcomer its certificate if it knows the token's secret.
 async fn enrol(authority: Arc<Authority>, peer: Peer, enrolled: Arc<AtomicU64>) {
     match admit(peer, &authority, || worker_name(enrolled.fetch_add(1, Ordering::Relaxed) + 1)).await {
@@ -236,8 +299,8 @@ fn record(recorder: &mut Recorder, fact: Fact, config: &Config) -> Result<()> {
 fn note(recorder: &mut Recorder, input: &Input) -> Result<()> {
     match input {
         Input::Joined { name, addr, .. } => recorder.event(&Event::WorkerJoined { name: name.clone(), addr: addr.clone() })?,
-        Input::Left { worker, reason } | Input::Failed { worker, reason } => {
-            recorder.event(&Event::WorkerLeft { name: format!("worker-{worker}"), reason: reason.clone() })?;
+        Input::Failed { worker, reason } | Input::Left { worker, reason } => {
+            recorder.event(&Event::WorkerLeft { name: format!("connection {worker}"), reason: reason.clone() })?;
         }
         _ => {}
     }

@@ -173,6 +173,30 @@ impl Running {
         assert_eq!(sent, 0, "could not signal the process");
     }
 
+    /// The running children of this process: a local cluster's workers, in the
+    /// order in which they were started.
+    pub fn children(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap_or_else(|e| panic!("{e}")).flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+            // pid (name) state ppid ...; a zombie has ended.
+            let Some((_, rest)) = stat.rsplit_once(')') else { continue };
+            let mut fields = rest.split_whitespace();
+            let (state, parent) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+            if parent == self.id().to_string() && state != "Z" {
+                found.push(pid);
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// Steps in the metrics of the run.
+    pub fn step_count(&self) -> usize {
+        step_lines(&self.path).len()
+    }
+
     /// Waits until `steps` steps are in the metrics of the run.
     pub fn wait_for_steps(&mut self, steps: usize) {
         let start = Instant::now();
@@ -204,6 +228,36 @@ impl Running {
         let stdout = outputs.next().unwrap_or_default();
         let stderr = outputs.next().unwrap_or_default();
         Finished { status, stdout, stderr, path: self.path.clone(), _running: self }
+    }
+}
+
+/// Sends a signal to a process that a test has started.
+pub fn signal(pid: i32, signal: i32) {
+    // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
+    let sent = unsafe { libc::kill(pid, signal) };
+    assert_eq!(sent, 0, "process {pid} is not there to be signalled");
+}
+
+/// Whether all of these have ended.
+pub fn gone(pids: &[i32]) -> bool {
+    pids.iter().all(|pid| match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(_) => true,
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
+    })
+}
+
+/// Waits for a run's address and token, which the coordinator leaves in its run
+/// directory.
+pub fn join_line(run_dir: &Path) -> (String, String) {
+    let path = run_dir.join("keys/join");
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if let Some((addr, token)) = text.strip_suffix('\n').and_then(|line| line.split_once(' ')) {
+            return (addr.to_owned(), token.to_owned());
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{} does not appear", path.display());
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

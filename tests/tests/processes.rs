@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cluster_tests::{LocalCluster, Running, pictures, project};
+use cluster_tests::{LocalCluster, Running, gone, join_line, pictures, project};
 use tempfile::TempDir;
 
 const CONFIG: &str = "configs/alexnet-synthetic.toml";
@@ -12,35 +12,11 @@ fn temp() -> TempDir {
     TempDir::new().unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Processes whose parent was, or whose command line names, the given run.
-fn workers_of(coordinator: u32) -> Vec<i32> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap_or_else(|e| panic!("{e}")).flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        // pid (name) state ppid ...; a zombie has ended.
-        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
-        let mut fields = rest.split_whitespace();
-        let (state, parent) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-        if parent == coordinator.to_string() && state != "Z" {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-fn gone(pids: &[i32]) -> bool {
-    pids.iter().all(|pid| match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Err(_) => true,
-        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
-    })
-}
-
 #[test]
 fn killing_the_coordinator_leaves_no_worker_behind() {
     let mut running = LocalCluster::new(CONFIG).workers(2).set("train.epochs=1000").start();
     running.wait_for_steps(2);
-    let workers = workers_of(running.id());
+    let workers = running.children();
     assert_eq!(workers.len(), 2, "two workers should run");
     running.signal(libc::SIGKILL);
     let start = Instant::now();
@@ -48,16 +24,6 @@ fn killing_the_coordinator_leaves_no_worker_behind() {
         assert!(start.elapsed() < Duration::from_secs(10), "a worker outlived its coordinator");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-#[test]
-fn a_lost_worker_ends_the_run_and_is_named() {
-    let mut running = LocalCluster::new(CONFIG).workers(2).set_all(&["train.epochs=1000", "cluster.timeout_ms=1000"]).start();
-    running.wait_for_steps(2);
-    let workers = workers_of(running.id());
-    // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
-    unsafe { libc::kill(workers[0], libc::SIGKILL) };
-    running.wait().failed(1, &["--resume", "worker-", "rank"]);
 }
 
 #[test]
@@ -130,8 +96,8 @@ fn serve_and_join_train_together_and_refuse_a_wrong_token() {
         "data.image_size=64",
     ];
     let coordinator = Running::start("coordinator", &serve);
-    let line = join_line(&run_dir);
-    let (addr, token) = (line[0].as_str(), line[1].as_str());
+    let (addr, token) = join_line(&run_dir);
+    let (addr, token) = (addr.as_str(), token.as_str());
 
     let mut wrong = token.to_owned();
     let last = wrong.pop();
@@ -148,19 +114,4 @@ fn serve_and_join_train_together_and_refuse_a_wrong_token() {
     let other = folder.path().join("other");
     pictures::class_folders(&other, 3, 15, 4);
     assert!(project().join("configs").is_dir());
-}
-
-/// Waits for the join line, which the coordinator leaves in its run directory too.
-fn join_line(run_dir: &Path) -> Vec<String> {
-    let path = run_dir.join("keys/join");
-    let start = Instant::now();
-    loop {
-        if let Ok(text) = std::fs::read_to_string(&path)
-            && text.ends_with('\n')
-        {
-            return text.split_whitespace().map(str::to_owned).collect();
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "{} does not appear", path.display());
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

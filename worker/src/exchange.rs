@@ -18,8 +18,10 @@ pub struct Totals {
     pub top1: u64,
     pub top5: u64,
     pub count: u64,
-    /// Some rank was asked to stop.
+    /// Some rank was asked to end the run.
     pub stop: bool,
+    /// Some rank was asked to end the generation.
+    pub pause: bool,
 }
 
 impl Totals {
@@ -29,13 +31,17 @@ impl Totals {
         let coarse = self.loss as f32;
         let fine = (self.loss - f64::from(coarse)) as f32;
         let mut values = vec![0.0; STATISTICS];
-        values[..6].copy_from_slice(&[coarse, fine, self.top1 as f32, self.top5 as f32, self.count as f32, f32::from(u8::from(self.stop))]);
+        let flag = |set: bool| f32::from(u8::from(set));
+        let counts = [self.top1 as f32, self.top5 as f32, self.count as f32];
+        values[..2].copy_from_slice(&[coarse, fine]);
+        values[2..5].copy_from_slice(&counts);
+        values[5..7].copy_from_slice(&[flag(self.stop), flag(self.pause)]);
         values
     }
 
     fn decode(values: &[f32]) -> Self {
         let at = |i: usize| f64::from(values.get(i).copied().unwrap_or_default());
-        Self { loss: at(0) + at(1), top1: at(2) as u64, top5: at(3) as u64, count: at(4) as u64, stop: at(5) > 0.0 }
+        Self { loss: at(0) + at(1), top1: at(2) as u64, top5: at(3) as u64, count: at(4) as u64, stop: at(5) > 0.0, pause: at(6) > 0.0 }
     }
 }
 
@@ -205,7 +211,7 @@ mod tests {
 
     #[test]
     fn totals_travel_exactly() {
-        let totals = Totals { loss: 12345.678901, top1: 16_000_001, top5: 7, count: 16_777_215, stop: true };
+        let totals = Totals { loss: 12345.678901, top1: 16_000_001, top5: 7, count: 16_777_215, stop: true, pause: true };
         let back = Totals::decode(&totals.encode());
         assert!((back.loss - totals.loss).abs() < 1e-6);
         assert_eq!(Totals { loss: 0.0, ..back }, Totals { loss: 0.0, ..totals });

@@ -4,19 +4,21 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::DatasetInfo;
 use common::net::enrolment::enrol;
-use common::net::{Alpn, COORDINATOR, Endpoint, Role, Token};
-use common::wire::messages::{Generation, MAX_CONTROL, ToCoordinator, ToWorker};
+use common::net::{Alpn, COORDINATOR, Endpoint, Identity, Role, Token};
+use common::wire::messages::{MAX_CONTROL, ToCoordinator, ToWorker};
 use common::wire::{PROTOCOL, WireError, read_message, write_message};
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::donor::Donor;
+use crate::link::{self, CurrentRing, Link, Order};
 use crate::member::{self, Member};
 
 /// Messages to the coordinator that may wait to be written.
@@ -42,60 +44,98 @@ pub struct JoinOptions {
     pub cache_bytes: u64,
 }
 
-/// What the training thread and the async side share.
-pub struct Link {
-    pub runtime: tokio::runtime::Handle,
-    pub to_coordinator: mpsc::Sender<ToCoordinator>,
-    pub generation: std::sync::mpsc::Receiver<Generation>,
-    pub stop: Arc<AtomicBool>,
-    /// Steps committed so far, for heartbeats.
-    pub step: Arc<AtomicU64>,
-    pub ring_endpoint: Arc<Endpoint>,
-    pub bulk: Connection,
+/// How long a worker that has lost its coordinator tries to get back in.
+const REJOIN_WITHIN: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Why one stay in the run ended, if it did not end well.
+enum Parted {
+    /// This worker was given up, or the connection is gone: it may come back.
+    Lost(anyhow::Error),
+    /// There is no point in coming back.
+    Ended(anyhow::Error),
 }
 
-/// Joins, trains and returns when the coordinator says goodbye. `shutdown`
-/// turning true asks the run to stop after the step in flight.
+impl<E: Into<anyhow::Error>> From<E> for Parted {
+    fn from(error: E) -> Self {
+        Self::Ended(error.into())
+    }
+}
+
+/// Joins, trains and returns when the coordinator says goodbye. A worker that
+/// was frozen or cut off, and was given up for it, joins again as a newcomer.
+/// `shutdown` turning true asks to leave after the step in flight.
 pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    let identity = enrol(options.coordinator, &options.token).await?;
+    // When the coordinator was last there: what was never reached cannot be lost.
+    let mut welcomed: Option<Instant> = None;
+    loop {
+        match stay(&options, &identity, &mut shutdown, &mut welcomed).await {
+            Ok(()) => return Ok(()),
+            Err(Parted::Ended(e)) => return Err(e),
+            Err(Parted::Lost(e)) => {
+                if welcomed.is_none_or(|at| at.elapsed() > REJOIN_WITHIN) || *shutdown.borrow() {
+                    return Err(e);
+                }
+                tracing::warn!("{e:#}; joining again");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// One stay in the run, from the greeting to the parting. `welcomed` keeps the
+/// time at which the coordinator was last there.
+async fn stay(
+    options: &JoinOptions,
+    identity: &Identity,
+    shutdown: &mut watch::Receiver<bool>,
+    welcomed: &mut Option<Instant>,
+) -> Result<(), Parted> {
     let coordinator = options.coordinator;
-    let identity = enrol(coordinator, &options.token).await?;
+    let lost = |e: anyhow::Error| Parted::Lost(e.context(format!("lost the coordinator at {coordinator}")));
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let client_addr = if coordinator.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], 0)) } else { any };
-    let endpoint = Endpoint::bind(client_addr, &identity, Role::Worker)?;
-    let ring_endpoint = Arc::new(Endpoint::bind(options.ring_listen, &identity, Role::Worker).context("choose another --ring-listen")?);
+    let endpoint = Endpoint::bind(client_addr, identity, Role::Worker)?;
+    let ring_endpoint = Arc::new(Endpoint::bind(options.ring_listen, identity, Role::Worker).context("choose another --ring-listen")?);
 
-    let control = endpoint.connect(coordinator, COORDINATOR, Alpn::Control).await?;
-    let bulk = endpoint.connect(coordinator, COORDINATOR, Alpn::Bulk).await?;
-    let (mut send, mut recv) = control.open_bi().await?;
+    let control = endpoint.connect(coordinator, COORDINATOR, Alpn::Control).await.map_err(|e| lost(e.into()))?;
+    let bulk = endpoint.connect(coordinator, COORDINATOR, Alpn::Bulk).await.map_err(|e| lost(e.into()))?;
+    let (mut send, mut recv) = control.open_bi().await.map_err(|e| lost(e.into()))?;
     let hello = ToCoordinator::Hello {
         protocol: PROTOCOL,
         ring_port: ring_endpoint.local_addr()?.port(),
         advertise: options.advertise.clone(),
         preferred_rank: options.preferred_rank,
     };
-    write_message(&mut send, &hello).await?;
-    let Welcomed { config, info, first_step } = welcome(&mut recv).await?;
+    write_message(&mut send, &hello).await.map_err(|e| lost(e.into()))?;
+    let Welcomed { config, info } = welcome(&mut recv).await?;
 
     let (to_coordinator, outbox) = mpsc::channel(QUEUE);
-    let (generations, generation) = std::sync::mpsc::sync_channel(1);
-    let (stop, step) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (orders_in, orders) = std::sync::mpsc::channel();
+    let (over_in, over) = watch::channel(0);
     let heartbeat = Duration::from_millis(config.cluster.heartbeat_ms);
     let link = Link {
         runtime: tokio::runtime::Handle::current(),
-        to_coordinator,
-        generation,
-        stop: Arc::clone(&stop),
-        step: Arc::clone(&step),
+        to_coordinator: to_coordinator.clone(),
+        orders,
+        stop: Arc::default(),
+        pause: Arc::default(),
+        over,
+        ring: CurrentRing::default(),
+        step: Arc::default(),
         ring_endpoint: Arc::clone(&ring_endpoint),
         bulk,
+        donor: Donor::default(),
     };
+    let (stop, pause, step, ring) = (Arc::clone(&link.stop), Arc::clone(&link.pause), Arc::clone(&link.step), Arc::clone(&link.ring));
+    let giving = tokio::spawn(link.donor.clone().serve(Arc::clone(&ring_endpoint)));
     let member = Member {
         config,
         info,
-        first_step,
-        data: options.data,
-        device: options.device,
-        cache_dir: options.cache_dir,
+        data: options.data.clone(),
+        device: options.device.clone(),
+        cache_dir: options.cache_dir.clone(),
         cache_bytes: options.cache_bytes,
     };
     let (done, mut trained) = tokio::sync::oneshot::channel();
@@ -109,30 +149,45 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
     let outcome = loop {
         tokio::select! {
             Some(message) = inbox.recv() => match message {
-                Ok(Some(ToWorker::Generation(generation))) => { let _ = generations.try_send(generation); }
+                Ok(Some(ToWorker::Generation(generation))) => { let _ = orders_in.send(Order::Generation(generation)); }
+                Ok(Some(ToWorker::End { generation, reason })) => {
+                    over_in.send_replace(generation);
+                    link::abort(&ring, generation, &reason);
+                    let _ = orders_in.send(Order::End(generation));
+                }
+                Ok(Some(ToWorker::Yield { generation })) => pause.store(generation, Ordering::Relaxed),
+                Ok(Some(ToWorker::Spare)) => tracing::info!("there are as many workers as shards: waiting as a spare"),
                 Ok(Some(ToWorker::Stop)) => stop.store(true, Ordering::Relaxed),
                 Ok(Some(ToWorker::Goodbye)) => break Ok(()),
-                Ok(Some(ToWorker::Abort { reason })) => break Err(anyhow!("the run was ended: {reason}")),
-                Ok(Some(ToWorker::Refused { reason })) => break Err(anyhow!("the coordinator refused this worker: {reason}")),
-                Ok(Some(ToWorker::Welcome { .. })) => break Err(anyhow!("the coordinator welcomed this worker twice")),
-                Ok(None) => break Err(anyhow!("the coordinator at {coordinator} closed the connection")),
-                Err(e) => break Err(anyhow!(e).context(format!("lost the coordinator at {coordinator}"))),
+                Ok(Some(ToWorker::Dropped { reason })) => break Err(Parted::Lost(anyhow!("the coordinator has given this worker up: it {reason}"))),
+                Ok(Some(ToWorker::Abort { reason })) => break Err(Parted::Ended(anyhow!("the run was ended: {reason}"))),
+                Ok(Some(ToWorker::Refused { reason })) => break Err(Parted::Ended(anyhow!("the coordinator refused this worker: {reason}"))),
+                Ok(Some(ToWorker::Welcome { .. })) => break Err(Parted::Ended(anyhow!("the coordinator welcomed this worker twice"))),
+                Ok(None) => break Err(Parted::Lost(anyhow!("the coordinator at {coordinator} closed the connection"))),
+                Err(e) => break Err(lost(anyhow!(e))),
             },
             Ok(()) = shutdown.changed() => if *shutdown.borrow() {
-                tracing::info!("asking the run to stop after this step");
-                stop.store(true, Ordering::Relaxed);
+                tracing::info!("leaving the run after this step");
+                let _ = to_coordinator.try_send(ToCoordinator::Leaving);
             },
             result = &mut trained, if training => match result {
-                // The report is on its way; the goodbye comes when all have reported.
                 Ok(Ok(())) => training = false,
                 // The reason is told to the coordinator before this process ends.
-                Ok(Err(e)) => { tokio::time::sleep(PARTING).await; break Err(e) }
-                Err(_) => break Err(anyhow!("the training thread panicked")),
+                Ok(Err(e)) => { tokio::time::sleep(PARTING).await; break Err(Parted::Ended(e)) }
+                Err(_) => break Err(Parted::Ended(anyhow!("the training thread panicked"))),
             },
         }
     };
-    drop(generations);
+    *welcomed = Some(Instant::now());
+    // The training thread may sit in a ring, or in a step; it ends with its queue of orders.
+    over_in.send_replace(u64::MAX);
+    link::abort(&ring, u64::MAX, "this worker has left the run");
+    drop(orders_in);
+    if matches!(outcome, Err(Parted::Lost(_))) && training {
+        let _ = trained.await;
+    }
     writer.abort();
+    giving.abort();
     tokio::join!(ring_endpoint.close(), endpoint.close());
     outcome
 }
@@ -140,14 +195,13 @@ pub async fn join(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> 
 struct Welcomed {
     config: Config,
     info: DatasetInfo,
-    first_step: u64,
 }
 
 async fn welcome(recv: &mut RecvStream) -> Result<Welcomed> {
     match read_message::<ToWorker>(recv, MAX_CONTROL).await? {
-        Some(ToWorker::Welcome { config_toml, dataset, first_step }) => {
+        Some(ToWorker::Welcome { config_toml, dataset }) => {
             let config = Config::parse(&config_toml, "the coordinator's config", &[])?;
-            Ok(Welcomed { config, info: dataset.into(), first_step })
+            Ok(Welcomed { config, info: dataset.into() })
         }
         Some(ToWorker::Refused { reason }) => bail!("the coordinator refused this worker: {reason}"),
         _ => bail!("the coordinator did not answer the greeting"),

@@ -1,34 +1,39 @@
 //! The training thread of a cluster's worker: opens its data, builds the model,
-//! waits for a generation, trains in it, reports.
+//! and trains in one generation after the other until the run is over. Between
+//! two generations it holds nothing but its replica.
 
+mod report;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
-use common::ring::{BucketLayout, Encoding, Ring, RingPeer, RingSpec};
-use common::run_dir::{Evaluation, StepMetrics, peak_rss_bytes};
-use common::wire::messages::{Finished, Generation, ToCoordinator};
-use tokio::task::JoinHandle;
+use common::ring::{BucketLayout, Encoding, Ring, RingError, RingPeer, RingSpec};
+use common::run_dir::peak_rss_bytes;
+use common::wire::messages::{Finished, Generation, StateSource, ToCoordinator};
 
-use crate::checkpoints;
 use crate::device::ComputeDevice;
 use crate::exchange::Exchange;
 use crate::job::Job;
-use crate::join::Link;
+use crate::link::{Link, Order};
 use crate::remote::RemoteSource;
 use crate::replica::Replica;
-use crate::train::{Record, Snapshot, train};
+use crate::train::{Ended, Start, train};
+use crate::{checkpoints, donor};
+use report::Report;
+
+/// How long a ring may take to form: others may have to get gigabytes of state
+/// first. When somebody is lost meanwhile, the coordinator says so at once.
+const FORM_WITHIN: Duration = Duration::from_secs(120);
 
 /// What this worker was told, by the coordinator and on its command line.
 pub struct Member {
     pub config: Config,
     pub info: DatasetInfo,
-    /// Where the run starts.
-    pub first_step: u64,
     pub data: Option<PathBuf>,
     pub device: String,
     pub cache_dir: PathBuf,
@@ -41,7 +46,7 @@ pub fn run(member: Member, link: Link) -> Result<()> {
     let outcome = run_inner(member, link);
     if let Err(e) = &outcome {
         // The coordinator may be what failed; then nobody needs to know.
-        let _ = to_coordinator.blocking_send(ToCoordinator::Failed { reason: format!("{e:#}") });
+        let _ = to_coordinator.blocking_send(ToCoordinator::Failed { reason: format!("failed: {e:#}") });
     }
     outcome
 }
@@ -52,34 +57,116 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     device.set_threads(Job::threads(&member.config));
     let input = Job::input(&member.config, &member.info);
     let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
-    if member.first_step > 0 {
-        let state = link.runtime.block_on(checkpoints::get(&link.bulk, member.first_step))?;
-        replica.import(&state)?;
+    let mut report = Report::new(&link);
+    let ready =
+        |replica: &Replica, generation: u64| link.say(ToCoordinator::Ready { device: device.describe(), generation, step: replica.step() });
+    ready(&replica, 0)?;
+    // The generation that this worker is in, or has finished the run in.
+    let mut current = None;
+    // The coordinator closes the queue of orders when nothing more is to be done.
+    while let Ok(order) = link.orders.recv() {
+        match order {
+            Order::End(number) if current == Some(number) => {
+                // It had finished here, but others need one more generation.
+                current = None;
+                ready(&replica, number)?;
+            }
+            Order::End(_) => {}
+            Order::Generation(generation) => {
+                let number = generation.number;
+                current = Some(number);
+                match take_part(&member, &link, &source, &mut replica, &mut report, generation) {
+                    Ok(Ended::Run { .. }) => {}
+                    Ok(Ended::Generation { .. }) => {
+                        current = None;
+                        ready(&replica, number)?;
+                    }
+                    Err(e) => {
+                        let broken = e.downcast_ref::<RingError>().filter(|e| !matches!(e, RingError::Misuse { .. }));
+                        let Some(reason) = broken else { return Err(e) };
+                        tracing::info!("generation {number} ended after step {}: {reason}", replica.step());
+                        link.forget_ring();
+                        current = None;
+                        ready(&replica, number)?;
+                    }
+                }
+            }
+        }
     }
-    say(&link, ToCoordinator::Ready { device: device.describe() })?;
+    Ok(())
+}
 
-    let generation = link.generation.recv().map_err(|_| anyhow!("the coordinator ended the connection before the run began"))?;
-    if generation.first_step != replica.step() {
-        bail!("the generation starts at step {}, this worker is at step {}", generation.first_step, replica.step());
-    }
-    let job = Job::new(member.config, member.info, generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
+/// One generation: gets the state, forms the ring, trains. A [`RingError`] means
+/// that the generation is over and this worker is ready for the next.
+fn take_part(
+    member: &Member,
+    link: &Link,
+    source: &Arc<dyn SampleSource>,
+    replica: &mut Replica,
+    report: &mut Report<'_>,
+    generation: Generation,
+) -> Result<Ended> {
+    let job =
+        Job::new(member.config.clone(), member.info.clone(), generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
-    let ring = link.runtime.block_on(Ring::form(&link.ring_endpoint, ring_spec(&job, &generation, &layout)?))?;
+    let spec = ring_spec(&job, &generation, &layout)?;
+    if let StateSource::Donor { rank } = generation.state
+        && rank == generation.rank
+    {
+        link.donor.offer(generation.number, replica.export()?);
+    }
+    if replica.step() != generation.first_step {
+        catch_up(link, replica, &generation)?;
+    }
+    let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
+    link.keep_ring(generation.number, &ring)?;
     let mut exchange = Exchange::new(Some(ring), layout, job.reproducible());
-    tracing::info!("rank {} of {}: shards {:?}", job.rank, job.world, job.shards());
+    tracing::info!(
+        "generation {}, rank {} of {}: shards {:?} from step {}",
+        generation.number,
+        job.rank,
+        job.world,
+        job.shards(),
+        replica.step()
+    );
 
-    let mut record = Report { link: &link, rank: job.rank, upload: None };
-    link.step.store(generation.first_step, Ordering::Relaxed);
-    let step = train(&job, &mut replica, &mut exchange, &source, &mut record, generation.first_step)?;
-    record.wait_for_upload()?;
-    let bytes_sent = exchange.bytes_sent();
+    report.begin(generation.number, job.rank, generation.first_step)?;
+    let start = Start { step: generation.first_step, evaluated: generation.evaluated, stored: generation.stored };
+    let ended = train(&job, replica, &mut exchange, source, report, start)?;
+    report.wait_for_upload()?;
+    let bytes_sent = report.count_sent(exchange.bytes_sent());
+    link.forget_ring();
     if let Some(ring) = exchange.into_ring() {
         link.runtime.block_on(ring.close());
     }
-    say(
-        &link,
-        ToCoordinator::Finished(Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent, peak_rss_bytes: peak_rss_bytes() }),
-    )
+    if let Ended::Run { step } = ended {
+        let weights_blake3 = replica.weights_blake3();
+        link.say(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
+    }
+    Ok(ended)
+}
+
+/// Takes over the state that the generation starts from.
+fn catch_up(link: &Link, replica: &mut Replica, generation: &Generation) -> Result<()> {
+    let step = generation.first_step;
+    let state = match generation.state {
+        StateSource::Everywhere => bail!("the generation starts at step {step}, and this worker is at step {}", replica.step()),
+        StateSource::Checkpoint => link.runtime.block_on(checkpoints::get(&link.bulk, step))?,
+        StateSource::Donor { rank } => {
+            let donor = generation
+                .members
+                .get(rank as usize)
+                .ok_or_else(|| anyhow!("the coordinator named rank {rank} as donor, which is none"))?;
+            let address = address(&donor.addr, rank)?;
+            let got =
+                link.unless_over(generation.number, donor::fetch(&link.ring_endpoint, address, &donor.name, generation.number, step))?;
+            // A donor that is gone ends the generation like any lost neighbour.
+            got.map_err(|e| RingError::PeerLost { rank, name: donor.name.clone(), cause: format!("{e:#}") })?
+        }
+    };
+    replica.import(&state)?;
+    tracing::info!("took over the state of step {step}");
+    Ok(())
 }
 
 /// The local copy if there is one and it is the same data; the coordinator's
@@ -97,11 +184,14 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
     Ok(dataset::open_matching(&data, member.config.seed, &member.info)?)
 }
 
+fn address(text: &str, rank: u32) -> Result<SocketAddr> {
+    text.parse().map_err(|_| anyhow!("the coordinator named `{text}` as the address of rank {rank}"))
+}
+
 fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Result<RingSpec> {
     let mut peers = Vec::with_capacity(generation.members.len());
-    for (rank, member) in generation.members.iter().enumerate() {
-        let Ok(addr) = member.addr.parse() else { bail!("the coordinator named `{}` as the address of rank {rank}", member.addr) };
-        peers.push(RingPeer { rank: rank as u32, name: member.name.clone(), addr });
+    for (rank, member) in (0..).zip(&generation.members) {
+        peers.push(RingPeer { rank, name: member.name.clone(), addr: address(&member.addr, rank)? });
     }
     Ok(RingSpec {
         generation: generation.number,
@@ -111,56 +201,6 @@ fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Resul
         encoding: if job.config.train.reproducible { Encoding::Fixed } else { job.config.cluster.wire.into() },
         connections: job.config.cluster.connections,
         timeout: Duration::from_millis(job.config.cluster.timeout_ms),
+        form_within: FORM_WITHIN,
     })
-}
-
-fn say(link: &Link, message: ToCoordinator) -> Result<()> {
-    link.to_coordinator.blocking_send(message).map_err(|_| anyhow!("the connection to the coordinator is gone"))
-}
-
-/// Reports to the coordinator. Metrics and checkpoints are the same on every
-/// rank, so rank 0 sends them for all.
-struct Report<'a> {
-    link: &'a Link,
-    rank: u32,
-    upload: Option<JoinHandle<Result<()>>>,
-}
-
-impl Report<'_> {
-    /// A checkpoint is stored before the next one starts, so that at most one
-    /// copy of the weights waits in memory.
-    fn wait_for_upload(&mut self) -> Result<()> {
-        match self.upload.take() {
-            Some(upload) => self.link.runtime.block_on(upload)?,
-            None => Ok(()),
-        }
-    }
-}
-
-impl Record for Report<'_> {
-    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        self.link.step.store(metrics.step + 1, Ordering::Relaxed);
-        if self.rank == 0 { say(self.link, ToCoordinator::Step(metrics.clone())) } else { Ok(()) }
-    }
-
-    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
-        if self.rank == 0 { say(self.link, ToCoordinator::Evaluation(evaluation.clone())) } else { Ok(()) }
-    }
-
-    fn skipped(&mut self, name: &str, problem: &str) -> Result<()> {
-        say(self.link, ToCoordinator::Skipped { name: name.to_owned(), problem: problem.to_owned() })
-    }
-
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
-        if self.rank == 0 {
-            self.wait_for_upload()?;
-            let (bulk, snapshot) = (self.link.bulk.clone(), export()?);
-            self.upload = Some(self.link.runtime.spawn(async move { checkpoints::put(&bulk, snapshot).await }));
-        }
-        Ok(())
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.link.stop.load(Ordering::Relaxed)
-    }
 }

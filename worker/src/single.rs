@@ -15,7 +15,7 @@ use crate::device::ComputeDevice;
 use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::replica::{Replica, State};
-use crate::train::{Record, Snapshot, train};
+use crate::train::{Ended, Record, Snapshot, Start, train};
 
 /// A single-node run, ready to start.
 pub struct SingleRun {
@@ -50,8 +50,8 @@ pub fn run(run: SingleRun) -> Result<Summary> {
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
     recorder.generation(1);
     let mut record = Own { recorder, identity: job.config.identity(), keep: job.config.train.keep_checkpoints as usize, stop };
-    match train(&job, &mut replica, &mut exchange, &source, &mut record, first) {
-        Ok(step) => {
+    match train(&job, &mut replica, &mut exchange, &source, &mut record, Start::at(first)) {
+        Ok(Ended::Run { step } | Ended::Generation { step }) => {
             let report = Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
             Ok(record.recorder.finish(&[report])?)
         }

@@ -34,20 +34,50 @@ pub trait Record {
     /// Stores a checkpoint, if it is this one's to store; may return before it
     /// is stored.
     fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()>;
-    /// Whether this worker was asked to stop.
+    /// Whether this worker was asked to end the run.
     fn stop_requested(&self) -> bool;
+    /// Whether this worker was asked to end the generation.
+    fn pause_requested(&self) -> bool {
+        false
+    }
 }
 
-/// Runs the steps from `first` to the end of the job, until its goal is reached,
-/// or until some rank is asked to stop. Returns the number of committed steps.
+/// Where training starts: after how many steps, and which the newest steps are
+/// after which an evaluation and a checkpoint are on the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    pub step: u64,
+    pub evaluated: u64,
+    pub stored: u64,
+}
+
+impl Start {
+    /// Nothing is missing from the record up to `step`.
+    pub fn at(step: u64) -> Self {
+        Self { step, evaluated: step, stored: step }
+    }
+}
+
+/// Why training ended, and after how many steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The job is done, or somebody asked for the run to stop.
+    Run { step: u64 },
+    /// All ranks left the generation together; the run goes on.
+    Generation { step: u64 },
+}
+
+/// Runs the steps from `start` to the end of the job, until its goal is reached,
+/// or until some rank is asked to stop.
 pub fn train(
     job: &Job,
     replica: &mut Replica,
     exchange: &mut Exchange,
     source: &Arc<dyn SampleSource>,
     record: &mut dyn Record,
-    first: u64,
-) -> Result<u64> {
+    start: Start,
+) -> Result<Ended> {
+    let first = start.step;
     let mut loader = TrainLoader::start(
         job.samples(source),
         job.plan.clone(),
@@ -58,6 +88,13 @@ pub fn train(
     )?;
     let mut goal = Goal::new(job, first);
     let mut step = first;
+    // What an earlier generation was to do after its last step, if it did not come to it.
+    if job.evaluates_after(step) && step > start.evaluated {
+        record.evaluation(&evaluate(job, replica, exchange, source, step)?)?;
+    }
+    if job.checkpoints_after(step) && step > start.stored {
+        record.checkpoint(&mut || snapshot(replica))?;
+    }
     while step < job.length.steps {
         let mut clock = StepClock::start();
         let batch = loader.next_batch()?;
@@ -84,6 +121,7 @@ pub fn train(
             top5: mine.top5.into(),
             count: mine.count.into(),
             stop: record.stop_requested(),
+            pause: record.pause_requested(),
         })?;
         clock.gradient_summed();
 
@@ -113,13 +151,20 @@ pub fn train(
             record.evaluation(&evaluation)?;
         }
         if job.checkpoints_after(step) || reached || all.stop {
-            record.checkpoint(&mut || Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() }))?;
+            record.checkpoint(&mut || snapshot(replica))?;
         }
         if reached || all.stop {
             break;
         }
+        if all.pause {
+            return Ok(Ended::Generation { step });
+        }
     }
-    Ok(step)
+    Ok(Ended::Run { step })
+}
+
+fn snapshot(replica: &Replica) -> Result<Snapshot> {
+    Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() })
 }
 
 /// The gradient was scaled by the planned number of samples; where corrupt ones

@@ -42,7 +42,7 @@ struct Served {
 }
 
 async fn start(workers: u32, set: &[&str]) -> Served {
-    let set: Vec<String> = set.iter().map(|&s| s.to_owned()).chain([format!("cluster.min_workers={workers}")]).collect();
+    let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
     let config = Config::parse(CONFIG, "test", &set).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let run_dir = RunDir::create(&folder.path().join("run"), &config).unwrap();
@@ -55,7 +55,8 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let (_keep, interrupts) = tokio::sync::mpsc::channel(1);
     let outcome = tokio::spawn(async move {
         let _keep = _keep;
-        serve(Run { config, source, run_dir, authority: Arc::new(authority), quiet: true }, endpoint, interrupts).await
+        serve(Run { config, source, run_dir, authority: Arc::new(authority), start_workers: workers, quiet: true }, endpoint, interrupts)
+            .await
     });
     Served { addr, token, outcome, folder }
 }
@@ -171,7 +172,13 @@ impl worker::train::Record for Trained {
 /// Runs the loop of one rank by itself: which samples it takes asks nobody.
 fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     use common::ring::BucketLayout;
-    use worker::{device::ComputeDevice, exchange::Exchange, job::Job, replica::Replica, train::train};
+    use worker::{
+        device::ComputeDevice,
+        exchange::Exchange,
+        job::Job,
+        replica::Replica,
+        train::{Ended, Start, train},
+    };
 
     let config = Config::parse(CONFIG, "test", &[]).unwrap();
     let info = source.info().clone();
@@ -182,7 +189,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     let mut exchange = Exchange::new(None, layout, None);
     let mut record = Trained::default();
     let shared: Arc<dyn SampleSource> = source.clone();
-    assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, 0).unwrap(), 8);
+    assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, Start::at(0)).unwrap(), Ended::Run { step: 8 });
     record
 }
 

@@ -40,6 +40,8 @@ pub struct RingSpec {
     pub connections: u32,
     /// A neighbour that is silent for this long is lost.
     pub timeout: Duration,
+    /// How long the ring may take to form: members may have to get state first.
+    pub form_within: Duration,
 }
 
 impl RingSpec {
@@ -94,7 +96,7 @@ impl Ring {
     /// means that a neighbour is ahead; after [`RingError::Form`] the coordinator
     /// knows who is missing.
     pub async fn form(endpoint: &Endpoint, spec: RingSpec) -> Result<Self, RingError> {
-        let within = spec.timeout;
+        let within = spec.form_within;
         spec.check().map_err(|cause| RingError::Form { generation: spec.generation, within, cause })?;
         let neighbours = match spec.world() {
             1 => form::Neighbours { outgoing: Vec::new(), incoming: Vec::new() },

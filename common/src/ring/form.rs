@@ -14,9 +14,6 @@ use crate::net::{Alpn, Endpoint, Peer};
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{read_message, write_message};
 
-/// Workers hear of a new generation one after the other: a ring is given at
-/// least this long to form.
-const FORM_TIMEOUT: Duration = Duration::from_secs(5);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 const HELLO_MAX: usize = 1 << 10;
 const RETRY: Duration = Duration::from_millis(20);
@@ -70,7 +67,7 @@ pub(super) struct Neighbours {
 }
 
 pub(super) async fn form(endpoint: &Endpoint, spec: &RingSpec) -> Result<Neighbours, RingError> {
-    let within = FORM_TIMEOUT.max(spec.timeout);
+    let within = spec.form_within;
     let deadline = Instant::now() + within;
     let mut trouble = format!("`{}` has not connected", spec.peers[spec.predecessor() as usize].name);
     let incoming = async {

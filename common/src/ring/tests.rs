@@ -43,7 +43,16 @@ fn workers(world: u32) -> Workers {
 
 impl Workers {
     fn spec(&self, rank: u32, layout: BucketLayout, encoding: Encoding) -> RingSpec {
-        RingSpec { generation: 4, rank, peers: self.peers.clone(), layout, encoding, connections: 1, timeout: TIMEOUT }
+        RingSpec {
+            generation: 4,
+            rank,
+            peers: self.peers.clone(),
+            layout,
+            encoding,
+            connections: 1,
+            timeout: TIMEOUT,
+            form_within: Duration::from_secs(5),
+        }
     }
 
     /// Forms the ring and runs `work` on a thread per rank.

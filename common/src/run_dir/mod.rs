@@ -27,7 +27,7 @@ pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMe
 pub use error::RunDirError;
 pub use journal::Event;
 pub use metrics::{Evaluation, StepMetrics};
-pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
+pub use summary::{Parts, Recovery, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
 pub use view::{DataDescription, RunView};
 
 use crate::config::Config;

@@ -57,10 +57,12 @@ pub struct Parts {
     pub update: f64,
 }
 
-/// One change of membership that a run survived.
+/// One loss of a worker that a run survived.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {
+    /// From the last that was heard of it to its being given up.
     pub detect_ms: f64,
+    /// From there to the first step of the next generation.
     pub resume_ms: f64,
 }
 
@@ -76,7 +78,11 @@ pub struct SummaryBuilder {
     last: Option<StepMetrics>,
     kept: Kept,
     last_evaluation: Option<Evaluation>,
+    recoveries: Vec<Recovery>,
 }
+
+/// Recoveries that are kept one by one.
+const MAX_RECOVERIES: usize = 10_000;
 
 impl SummaryBuilder {
     pub fn new(name: &str, model: &str, world: u32) -> Self {
@@ -90,6 +96,7 @@ impl SummaryBuilder {
             last: None,
             kept: Kept::default(),
             last_evaluation: None,
+            recoveries: Vec::new(),
         }
     }
 
@@ -113,6 +120,12 @@ impl SummaryBuilder {
         self.samples = self.samples.saturating_add(metrics.samples);
         self.kept.add(metrics);
         self.last = Some(metrics.clone());
+    }
+
+    pub fn recovery(&mut self, recovery: Recovery) {
+        if self.recoveries.len() < MAX_RECOVERIES {
+            self.recoveries.push(recovery);
+        }
     }
 
     pub fn evaluation(&mut self, evaluation: &Evaluation) {
@@ -152,7 +165,7 @@ impl SummaryBuilder {
             top1: eval.map(|e| e.top1),
             top5: eval.map(|e| e.top5),
             bytes_sent,
-            recoveries: Vec::new(),
+            recoveries: self.recoveries.clone(),
             peak_rss_bytes,
             wall_seconds: self.started.elapsed().as_secs_f64(),
             weights_blake3,

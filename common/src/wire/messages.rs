@@ -39,8 +39,17 @@ pub enum ToCoordinator {
         /// Workers are ranked by this first, then by when they joined.
         preferred_rank: Option<u32>,
     },
-    /// Config understood, data open, model built: can be part of a generation.
-    Ready { device: String },
+    /// In no ring, and ready for the next one. Sent once data is open and the model
+    /// is built, and again whenever a generation has ended here.
+    Ready {
+        device: String,
+        /// The generation that ended here; 0 before the first.
+        generation: u64,
+        /// Steps that the state it holds has behind it.
+        step: u64,
+    },
+    /// Wants to go: answered by `Goodbye` once the others can do without it.
+    Leaving,
     /// Sent every `cluster.heartbeat_ms`.
     Heartbeat { step: u64 },
     /// A committed step, from rank 0.
@@ -69,19 +78,32 @@ pub struct Finished {
 /// From the coordinator to a worker.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// `first_step` is where the run starts: above 0, the worker fetches the
-    /// checkpoint of that step before it is ready.
     Welcome {
         config_toml: String,
         dataset: Dataset,
-        first_step: u64,
     },
     Refused {
         reason: String,
     },
     /// Form this ring and train.
     Generation(Generation),
-    /// End after the step in flight, together with all others.
+    /// This generation is over: leave its ring at once, say `Ready`.
+    End {
+        generation: u64,
+        reason: String,
+    },
+    /// Leave this generation after the step in flight, together with all others,
+    /// and say `Ready`: somebody joins or leaves.
+    Yield {
+        generation: u64,
+    },
+    /// There are as many workers as shards already: wait to take the place of one.
+    Spare,
+    /// The coordinator has given this worker up: it may join again as a newcomer.
+    Dropped {
+        reason: String,
+    },
+    /// End the run after the step in flight, together with all others.
     Stop,
     /// The run is over for this reason; nothing more is expected.
     Abort {
@@ -98,8 +120,25 @@ pub struct Generation {
     /// The receiver's place in `members`.
     pub rank: u32,
     pub members: Vec<Member>,
-    /// The step to execute first.
+    /// The step to execute first. Whoever does not hold the state before it gets
+    /// it as `state` says.
     pub first_step: u64,
+    pub state: StateSource,
+    /// The newest step after which the record has an evaluation.
+    pub evaluated: u64,
+    /// The newest step after which there is a checkpoint.
+    pub stored: u64,
+}
+
+/// Where a generation's state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum StateSource {
+    /// Every member holds it.
+    Everywhere,
+    /// The member of this rank holds it and gives it to those that do not.
+    Donor { rank: u32 },
+    /// Only a checkpoint holds it.
+    Checkpoint,
 }
 
 /// A worker as its neighbours need to know it.
@@ -138,6 +177,8 @@ pub enum BulkRequest {
     PutCheckpoint { step: u64, weights_blake3: String, files: Vec<FileSize> },
     /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
     GetCheckpoint { step: u64 },
+    /// To a donor: answered by [`BulkReply::State`] and the files' bytes end to end.
+    GetState { generation: u64, step: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -148,10 +189,22 @@ pub struct FileSize {
 
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum BulkReply {
-    Samples { labels: Vec<u32>, lengths: Vec<u64> },
+    Samples {
+        labels: Vec<u32>,
+        lengths: Vec<u64>,
+    },
     Stored,
-    Checkpoint { files: Vec<FileSize> },
-    Failed { reason: String },
+    Checkpoint {
+        files: Vec<FileSize>,
+    },
+    /// With the hex BLAKE3 of all bytes that follow.
+    State {
+        files: Vec<FileSize>,
+        blake3: String,
+    },
+    Failed {
+        reason: String,
+    },
 }
 
 impl From<&DatasetInfo> for Dataset {
