@@ -6,124 +6,18 @@
 //! leaves, the generation ends, all that are left say how far they are, and the
 //! next one starts from the newest committed step that any of them holds.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+mod events;
+mod forming;
 
-use common::wire::messages::{Finished, Generation, Member, StateSource};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use common::wire::messages::Finished;
+
+pub use events::{Input, Output, Rules};
 
 /// A worker's connection, numbered in the order of arrival.
 pub type WorkerId = u64;
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// A worker said hello. `addr` is where its predecessor reaches it.
-    Joined {
-        worker: WorkerId,
-        name: String,
-        addr: String,
-        preferred_rank: Option<u32>,
-    },
-    /// It is in no ring, and holds the state before step `step`. `generation` is
-    /// the last one that it was in.
-    Ready {
-        worker: WorkerId,
-        generation: u64,
-        step: u64,
-    },
-    /// Anything was heard from it.
-    Alive {
-        worker: WorkerId,
-    },
-    Finished {
-        worker: WorkerId,
-        report: Finished,
-    },
-    /// It cannot go on, and neither can the run.
-    Failed {
-        worker: WorkerId,
-        reason: String,
-    },
-    /// It asked to leave.
-    Leaving {
-        worker: WorkerId,
-    },
-    /// Its connection closed.
-    Left {
-        worker: WorkerId,
-        reason: String,
-    },
-    /// A checkpoint of the state before `step` is on disk.
-    Stored {
-        step: u64,
-    },
-    /// A person asked for the run to stop.
-    StopRequested,
-    /// Time passed.
-    Tick,
-}
-
-/// What to do about it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Output {
-    Refuse {
-        worker: WorkerId,
-        reason: String,
-    },
-    /// Short of workers.
-    Waiting {
-        ready: u32,
-        needed: u32,
-    },
-    /// Send each member its generation.
-    Start {
-        members: Vec<WorkerId>,
-        generation: Generation,
-    },
-    /// A member is gone after a silence of so long.
-    Lost {
-        name: String,
-        reason: String,
-        silent: Duration,
-    },
-    /// Tell these to leave the ring at once.
-    End {
-        members: Vec<WorkerId>,
-        generation: u64,
-        reason: String,
-    },
-    /// Tell these to leave the ring after the step in flight.
-    Yield {
-        members: Vec<WorkerId>,
-        generation: u64,
-    },
-    /// Tell it that there is no place for it now.
-    Spare {
-        worker: WorkerId,
-    },
-    /// It was given up.
-    Drop {
-        worker: WorkerId,
-        reason: String,
-    },
-    /// It may go.
-    Goodbye {
-        worker: WorkerId,
-    },
-    /// Ask all members to end the run after the step in flight.
-    Stop {
-        members: Vec<WorkerId>,
-    },
-    /// The run is over, and it ended as it should.
-    Done {
-        reports: Vec<Finished>,
-    },
-    /// The run is over and it failed: tell the workers, then end.
-    Fail {
-        members: Vec<WorkerId>,
-        reason: String,
-    },
-}
 
 #[derive(Debug)]
 struct Worker {
@@ -160,21 +54,6 @@ enum State {
         remaining: BTreeSet<WorkerId>,
     },
     Over,
-}
-
-/// The rules that a run's config sets.
-#[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    /// The first generation waits for so many; at least `min_workers`.
-    pub start_workers: u32,
-    /// With fewer, the run waits.
-    pub min_workers: u32,
-    /// V: more workers than shards would have nothing to do.
-    pub shards: u32,
-    pub timeout: Duration,
-    /// Where the run starts (its newest checkpoint), and the generation before its first.
-    pub first_step: u64,
-    pub last_generation: u64,
 }
 
 /// The membership of one run.
@@ -408,98 +287,7 @@ impl Membership {
             }
         }
     }
-
-    /// Lets those go that want to and are in no ring, but for one that is to
-    /// hand over its state first.
-    fn dismiss(&mut self, holder: Option<WorkerId>) -> Vec<Output> {
-        let free = |id: WorkerId, w: &Worker| w.leaving && w.phase != Phase::Member && holder != Some(id);
-        let going: Vec<WorkerId> = self.workers.iter().filter(|(id, w)| free(**id, w)).map(|(&id, _)| id).collect();
-        going.iter().for_each(|id| _ = self.workers.remove(id));
-        going.into_iter().map(|worker| Output::Goodbye { worker }).collect()
-    }
-
-    /// A worker that wants to go and alone holds the newest step, while others
-    /// are there that could take it over in one more generation.
-    fn last_holder(&self) -> Option<WorkerId> {
-        let ready = || self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, w, step)) } else { None });
-        let newest = ready().map(|(_, _, step)| step).max()?;
-        let staying = || ready().filter(|(_, w, _)| !w.leaving);
-        let holders = staying().any(|(_, _, step)| step == newest);
-        let enough = staying().count() + 1 >= self.rules.min_workers as usize;
-        if holders || staying().next().is_none() || !enough {
-            return None;
-        }
-        ready().find(|(_, w, step)| w.leaving && *step == newest).map(|(id, _, _)| id)
-    }
-
-    fn tell_spares(&mut self) -> Vec<Output> {
-        let spares = self.workers.iter_mut().filter(|(_, w)| matches!(w.phase, Phase::Ready(_)) && !w.told_spare);
-        spares
-            .map(|(&worker, w)| {
-                w.told_spare = true;
-                Output::Spare { worker }
-            })
-            .collect()
-    }
-
-    /// Starts the next generation if there are enough workers for one.
-    fn form(&mut self) -> Vec<Output> {
-        let mut outputs = self.dismiss(self.last_holder());
-        let ready: Vec<(WorkerId, u64)> =
-            self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, step)) } else { None }).collect();
-        self.state = State::Waiting;
-        let needed = if self.generation == self.rules.last_generation { self.rules.start_workers } else { self.rules.min_workers };
-        let count = ready.len() as u32;
-        if count < needed {
-            if self.stopping {
-                outputs.extend(self.fail("stopped while it waited for workers; the newest checkpoint is kept".to_owned()));
-            } else if count > 0 && self.told_waiting.replace(count) != Some(count) {
-                outputs.push(Output::Waiting { ready: count, needed });
-            }
-            return outputs;
-        }
-        self.told_waiting = None;
-        // The newest committed step that anybody holds, else the newest checkpoint.
-        let held = ready.iter().map(|(_, step)| *step).max().unwrap_or(0);
-        let first_step = held.max(self.stored);
-        let mut chosen = ready;
-        let place = |id: &WorkerId| (self.workers.get(id).and_then(|w| w.preferred_rank).unwrap_or(u32::MAX), *id);
-        // Who holds the state, and of others who has waited longest.
-        chosen.sort_by_key(|(id, step)| (*step != first_step, *id));
-        chosen.truncate(self.rules.shards as usize);
-        chosen.sort_by_key(|(id, _)| place(id));
-        let state = match chosen.iter().position(|(_, step)| *step == first_step) {
-            _ if chosen.iter().all(|(_, step)| *step == first_step) => StateSource::Everywhere,
-            Some(rank) => StateSource::Donor { rank: rank as u32 },
-            None => StateSource::Checkpoint,
-        };
-        let members: Vec<WorkerId> = chosen.into_iter().map(|(id, _)| id).collect();
-        let as_member = |w: &Worker| Member { name: w.name.clone(), addr: w.addr.clone() };
-        self.generation += 1;
-        let generation = Generation {
-            number: self.generation,
-            rank: 0,
-            members: members.iter().filter_map(|id| self.workers.get(id)).map(as_member).collect(),
-            first_step,
-            state,
-            evaluated: 0,
-            stored: self.stored,
-        };
-        for id in &members {
-            if let Some(w) = self.workers.get_mut(id) {
-                (w.phase, w.told_spare) = (Phase::Member, false);
-            }
-        }
-        self.state = State::Running { members: members.clone(), reports: BTreeMap::new(), yielding: false };
-        outputs.push(Output::Start { members: members.clone(), generation });
-        if self.stopping {
-            outputs.push(Output::Stop { members });
-        }
-        outputs.extend(self.settle());
-        outputs
-    }
 }
 
 #[cfg(test)]
-#[path = "membership_tests.rs"]
 mod tests;

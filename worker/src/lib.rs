@@ -2,7 +2,8 @@
 //!
 //! Read [`train`] first: it is the algorithm. [`job`] says what a rank has to
 //! do, [`data`] brings its samples, [`replica`] holds the model, [`exchange`]
-//! has the gradient summed; [`join`] and [`single`] are the two ways to run it.
+//! has the gradient summed; [`member`] (behind [`join`]) and [`single`] are the two
+//! ways to run it; [`donor`] hands state from one worker to another.
 //! Only [`device`] knows libtorch. What is done with a run afterwards starts from
 //! [`trained`]; [`plot`] draws, [`plots`] says what.
 

@@ -177,7 +177,7 @@ impl TrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// The run starts when this many workers have joined.
+    /// With fewer workers the run waits.
     pub min_workers: u32,
     /// A worker says it is alive this often.
     pub heartbeat_ms: u64,

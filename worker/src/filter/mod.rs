@@ -62,7 +62,7 @@ fn text(shape: &[usize]) -> String {
 const MAX_VALUES: usize = 1 << 29;
 
 /// Cross-correlation of each channel with `kernel`:
-/// out[i] = sum over a of kernel[a] in[stride i + a - padding].
+/// `out[i]` = sum over a of `kernel[a] in[stride i + a - padding]`.
 pub fn correlate(signal: &Signal, kernel: &Kernel, padding: Option<usize>, stride: usize, device: &Device) -> Result<Signal, String> {
     let (sides, window) = (&signal.shape, &kernel.shape);
     let padding: Vec<usize> = window.iter().map(|k| padding.unwrap_or(k / 2)).collect();

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::time::Duration;
+
 use common::seed;
+use common::wire::messages::{Generation, StateSource};
 
 use super::*;
 
@@ -121,6 +124,17 @@ fn a_worker_leaves_at_a_step_boundary_and_the_last_one_stops_the_run() {
 }
 
 #[test]
+fn when_all_leave_at_once_their_state_is_stored_first() {
+    let (mut m, now) = running(2, rules(1, 4));
+    assert_eq!(m.handle(now, Input::Leaving { worker: 0 }), [Output::Yield { members: vec![0, 1], generation: 1 }]);
+    assert_eq!(m.handle(now, Input::Leaving { worker: 1 }), []);
+    m.handle(now, ready(0, 1, 3));
+    let outputs = m.handle(now, ready(1, 1, 3));
+    assert_eq!(started(&outputs).0, [0, 1]);
+    assert_eq!(outputs.last(), Some(&Output::Stop { members: vec![0, 1] }));
+}
+
+#[test]
 fn the_last_holder_hands_its_state_over_before_it_goes() {
     let (mut m, now) = running(1, rules(1, 4));
     m.handle(now, joined(5, None));
@@ -171,5 +185,5 @@ fn stopping_asks_each_member_once_even_in_the_middle_of_a_recovery() {
     assert!(matches!(waiting.handle(now, Input::StopRequested).as_slice(), [Output::Fail { .. }]));
 }
 
-#[path = "membership_schedules.rs"]
+#[path = "schedules.rs"]
 mod schedules;
