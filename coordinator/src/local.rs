@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use common::net::Token;
@@ -44,16 +45,24 @@ pub struct Workers {
     addr: SocketAddr,
     token: Token,
     children: Vec<Child>,
+    /// When each was started, and how many before it died at once.
+    started: Vec<(Instant, u32)>,
     output: JoinSet<()>,
 }
+
+/// A worker that lives less long has died at once; after so many of these in a
+/// row another one would do no better.
+const SHORT_LIFE: Duration = Duration::from_secs(1);
+const SHORT_LIVES: u32 = 5;
 
 impl Workers {
     /// Starts all workers of `launch`; they join at `addr`.
     pub async fn start(launch: Launch, addr: SocketAddr, token: Token) -> Result<Self> {
-        let mut workers = Self { children: Vec::new(), output: JoinSet::new(), launch, addr, token };
+        let mut workers = Self { children: Vec::new(), started: Vec::new(), output: JoinSet::new(), launch, addr, token };
         for rank in 0..workers.launch.workers {
             let child = workers.spawn(rank).await?;
             workers.children.push(child);
+            workers.started.push((Instant::now(), 0));
         }
         Ok(workers)
     }
@@ -87,20 +96,25 @@ impl Workers {
                 if status.code().is_some() {
                     return format!("worker {at} ended with {status}");
                 }
+                let (since, short) = self.started[at];
+                let short = if since.elapsed() < SHORT_LIFE { short + 1 } else { 0 };
+                if short >= SHORT_LIVES {
+                    return format!("worker {at} ended with {status}, as the {SHORT_LIVES} before it, each at once");
+                }
                 tracing::warn!("worker {at} ended with {status}: starting another in its place");
                 match self.spawn(at as u32).await {
-                    Ok(child) => self.children[at] = child,
+                    Ok(child) => (self.children[at], self.started[at]) = (child, (Instant::now(), short)),
                     Err(e) => return format!("worker {at} ended with {status}, and no other could be started: {e:#}"),
                 }
             }
             while self.output.try_join_next().is_some() {}
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
     /// Ends all workers: those that have not exited by themselves within the
     /// grace period are killed. Returns when their last lines are forwarded.
-    pub async fn end(mut self, grace: std::time::Duration) {
+    pub async fn end(mut self, grace: Duration) {
         let deadline = tokio::time::Instant::now() + grace;
         for (rank, child) in self.children.iter_mut().enumerate() {
             match tokio::time::timeout_at(deadline, child.wait()).await {

@@ -54,9 +54,14 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let path = run_dir.path().to_owned();
     let stop = Arc::new(AtomicBool::new(false));
     on_interrupt(Arc::clone(&stop))?;
+    let stopped = Arc::clone(&stop);
     let summary = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, device, quiet, stop })?;
     // The run is safe whatever becomes of its pictures, or of whoever reads this.
-    let mut lines = vec![describe(&summary, &path)];
+    let mut lines = Vec::new();
+    if stopped.load(Ordering::Relaxed) {
+        lines.push(format!("stopped; go on with --resume --run-dir {}", path.display()));
+    }
+    lines.push(describe(&summary, &path));
     match ending::after(&path, source.as_ref(), device) {
         Ok(more) => lines.extend(more),
         Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),

@@ -105,12 +105,19 @@ async fn a_worker_that_asks_to_stop_ends_the_run_cleanly_with_a_checkpoint() {
     let served = start(2, &["train.epochs=1000"]).await;
     let (ask, stop) = tokio::sync::watch::channel(false);
     let workers: Vec<_> = (0..2).map(|rank| tokio::spawn(join(options(&served, rank), stop.clone()))).collect();
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let metrics = served.folder.path().join("run").join("metrics.jsonl");
+    let patience = std::time::Duration::from_secs(60);
+    let under_way = async {
+        while std::fs::read_to_string(&metrics).unwrap_or_default().lines().count() < 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience, under_way).await.expect("the run did not begin");
     ask.send_replace(true);
     for worker in workers {
         worker.await.unwrap().unwrap();
     }
-    let outcome = served.outcome.await.unwrap().unwrap();
+    let outcome = tokio::time::timeout(patience, served.outcome).await.expect("the run did not end").unwrap().unwrap();
     assert!(outcome.summary.steps < 4000);
     let newest = std::fs::read_dir(outcome.run_dir.join("checkpoints")).unwrap().count();
     assert!(newest >= 1);

@@ -43,10 +43,11 @@ impl Membership {
 
     /// Starts the next generation if there are enough workers for one.
     pub(super) fn form(&mut self) -> Vec<Output> {
-        // When everybody leaves, what they hold is stored first: one more
-        // generation, which is asked to stop.
-        let held = self.workers.values().any(|w| matches!(w.phase, Phase::Ready(step) if step > self.stored));
-        self.stopping |= held && self.workers.values().all(|w| w.leaving);
+        // When everybody leaves a run under way, it ends as if it was asked to
+        // stop: one more generation, which leaves a checkpoint.
+        let ran = self.generation > self.rules.last_generation;
+        let under_way = |w: &Worker| matches!(w.phase, Phase::Ready(step) if ran || step > self.stored);
+        self.stopping |= self.workers.values().any(under_way) && self.workers.values().all(|w| w.leaving);
         let mut outputs = if self.stopping { Vec::new() } else { self.dismiss(self.last_holder()) };
         let ready: Vec<(WorkerId, u64)> =
             self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, step)) } else { None }).collect();

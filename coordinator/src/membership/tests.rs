@@ -135,6 +135,16 @@ fn when_all_leave_at_once_their_state_is_stored_first() {
 }
 
 #[test]
+fn when_all_leave_at_a_stored_step_the_run_ends_too() {
+    let (mut m, now) = running(2, rules(1, 4));
+    m.handle(now, Input::Stored { step: 3 });
+    (0..2).for_each(|worker| _ = m.handle(now, Input::Leaving { worker }));
+    m.handle(now, ready(0, 1, 3));
+    let outputs = m.handle(now, ready(1, 1, 3));
+    assert_eq!(outputs.last(), Some(&Output::Stop { members: vec![0, 1] }));
+}
+
+#[test]
 fn the_last_holder_hands_its_state_over_before_it_goes() {
     let (mut m, now) = running(1, rules(1, 4));
     m.handle(now, joined(5, None));
