@@ -5,6 +5,7 @@
 //! that it builds in seconds and that every decision in it can be tested
 //! without a model.
 
+pub mod audit;
 pub mod config;
 pub mod dataset;
 pub mod net;

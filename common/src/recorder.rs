@@ -2,22 +2,34 @@
 //! and what the person at the terminal sees. The same for a cluster (in the
 //! coordinator) and for one process.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::audit::Trained;
 use crate::config::Config;
 use crate::dataset::{DatasetInfo, SampleSource};
 use crate::plan::Plan;
 use crate::run_dir::{DataDescription, Evaluation, Event, Recovery, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
 use crate::ui::{Progress, duration};
-use crate::wire::messages::Finished;
+use crate::wire::messages::{Finished, Member};
 
 /// Samples that are named in the log before only their number is kept.
-const NAMED_SKIPS: u64 = 20;
+const NAMED_SKIPS: usize = 20;
+
+/// Steps that wait for an earlier one which another worker will tell of. When
+/// they are more, nobody is left who knows it.
+const EARLY: usize = 256;
 
 /// The record of one run.
 pub struct Recorder {
     run_dir: RunDir,
     summary: SummaryBuilder,
     progress: Progress,
-    skipped: u64,
+    /// Steps that were told before an earlier one.
+    early: BTreeMap<u64, StepMetrics>,
+    /// Told twice, it counts once.
+    skipped: BTreeSet<(u64, String)>,
+    /// The last attempt to write failed, and was complained of.
+    failing: bool,
 }
 
 /// How long a run is, derived from its config and dataset.
@@ -49,68 +61,142 @@ pub fn plan(config: &Config, info: &DatasetInfo) -> Result<Plan, String> {
 }
 
 impl Recorder {
-    /// Starts the record at `first_step`; `quiet` shows nothing.
+    /// Goes on with the record as it stands; `quiet` shows nothing.
     pub fn new(
         mut run_dir: RunDir,
         config: &Config,
         source: &dyn SampleSource,
         plan: &Plan,
         world: u32,
-        first_step: u64,
         quiet: bool,
     ) -> Result<Self, RunDirError> {
         run_dir.write_dataset(&DataDescription::of(source))?;
-        run_dir.start_metrics(first_step)?;
         let length = Length::of(config, plan);
-        let before = (0..first_step).map(|step| u64::from(plan.global_count(step))).sum();
         let epochs = length.steps.div_ceil(length.steps_per_epoch);
-        Ok(Self {
-            summary: SummaryBuilder::new(&config.name, config.model.kind(), world).resumed(before),
-            progress: Progress::new(quiet, length.steps, epochs, first_step),
-            run_dir,
-            skipped: 0,
-        })
+        let mut summary = SummaryBuilder::new(&config.name, config.model.kind(), world);
+        let (steps, evaluations) = run_dir.metrics()?;
+        summary.reload(&steps, &evaluations);
+        for event in run_dir.events()? {
+            match event {
+                Event::Generation { workers, .. } => summary.generation(workers),
+                Event::Recovered(recovery) => summary.recovery(recovery),
+                _ => {}
+            }
+        }
+        let progress = Progress::new(quiet, length.steps, epochs, run_dir.recorded()?.0);
+        Ok(Self { summary, progress, run_dir, early: BTreeMap::new(), skipped: BTreeSet::new(), failing: false })
     }
 
     pub fn run_dir(&self) -> &RunDir {
         &self.run_dir
     }
 
-    pub fn run_dir_mut(&mut self) -> &mut RunDir {
-        &mut self.run_dir
+    /// The first step that the record lacks, and the newest one after which it
+    /// has an evaluation.
+    pub fn recorded(&mut self) -> (u64, u64) {
+        let (step, evaluated) = self.run_dir.recorded().unwrap_or_default();
+        (step, evaluated.unwrap_or_default())
     }
 
-    pub fn event(&mut self, event: &Event) -> Result<(), RunDirError> {
-        self.run_dir.record(event)
+    /// Appends to the journal.
+    pub fn event(&mut self, event: &Event) {
+        let written = self.run_dir.record(event);
+        self.tolerate(written);
     }
 
-    /// A generation of `world` workers starts.
-    pub fn generation(&mut self, world: u32) {
-        self.summary.generation(world);
+    /// A generation of `members` starts at `first_step`, in a cluster; in a
+    /// single-node run there are none. What the record has of that step and
+    /// later ones will be trained again.
+    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64) {
+        let workers = members.len().max(1) as u32;
+        self.early.split_off(&first_step);
+        if self.recorded().0 > first_step {
+            let cut = self.run_dir.start_metrics(first_step).and_then(|()| self.run_dir.metrics());
+            match cut {
+                Ok((steps, evaluations)) => self.summary.reload(&steps, &evaluations),
+                Err(e) => self.tolerate(Err(e)),
+            }
+        }
+        self.summary.generation(workers);
+        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec() });
     }
 
     /// The run has gone on after the loss of a worker.
     pub fn recovery(&mut self, recovery: Recovery) {
         tracing::info!("went on {:.0} ms after the loss was noticed", recovery.resume_ms);
         self.summary.recovery(recovery);
+        self.event(&Event::Recovered(recovery));
     }
 
-    pub fn step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
+    /// Takes down a step, in its place, whoever tells of it first.
+    pub fn step(&mut self, metrics: &StepMetrics) {
+        let mut next = self.recorded().0;
+        if metrics.step < next {
+            return;
+        }
+        self.early.entry(metrics.step).or_insert_with(|| metrics.clone());
+        while let Some(metrics) = self.early.remove(&next) {
+            self.take_down(&metrics);
+            next += 1;
+        }
+        if self.early.len() > EARLY {
+            self.take_down_all();
+        }
+    }
+
+    fn take_down_all(&mut self) {
+        for metrics in std::mem::take(&mut self.early).values() {
+            self.take_down(metrics);
+        }
+    }
+
+    fn take_down(&mut self, metrics: &StepMetrics) {
         self.progress.step(metrics);
         self.summary.step(metrics);
-        self.run_dir.write_step(metrics)
+        let written = self.run_dir.write_step(metrics);
+        self.tolerate(written);
     }
 
-    pub fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunDirError> {
+    pub fn evaluation(&mut self, evaluation: &Evaluation) {
+        if self.run_dir.has_evaluation(evaluation.step) {
+            return;
+        }
         self.progress.evaluation(evaluation);
         self.summary.evaluation(evaluation);
-        self.run_dir.write_evaluation(evaluation)
+        let written = self.run_dir.write_evaluation(evaluation);
+        self.tolerate(written);
+    }
+
+    /// What a worker trained on.
+    pub fn trained(&mut self, trained: &Trained) {
+        let written = self.run_dir.write_trained(trained);
+        self.tolerate(written);
+    }
+
+    /// A checkpoint of the state before `step` is stored; all but the newest
+    /// `keep` are removed.
+    pub fn checkpoint(&mut self, step: u64, keep: usize) {
+        self.event(&Event::Checkpoint { step });
+        let pruned = self.run_dir.prune_checkpoints(keep);
+        self.tolerate(pruned);
+    }
+
+    /// A disk that is full or gone costs lines of the record, not the run: they
+    /// wait in memory and are tried again with the next ones.
+    fn tolerate(&mut self, written: Result<(), RunDirError>) {
+        match written {
+            Err(e) if !self.failing => {
+                self.failing = true;
+                tracing::warn!("{e}: training goes on, and what is to be recorded waits in memory; free space or mend the disk");
+            }
+            Err(e) => tracing::debug!("{e}"),
+            Ok(()) => self.failing = false,
+        }
     }
 
     /// A sample was left out because it does not decode.
-    pub fn skipped(&mut self, name: &str, problem: &str) {
-        self.skipped += 1;
-        if self.skipped <= NAMED_SKIPS {
+    pub fn skipped(&mut self, step: u64, name: &str, problem: &str) {
+        if self.skipped.insert((step, name.to_owned())) && self.skipped.len() <= NAMED_SKIPS {
             tracing::warn!("skipped `{name}`: {problem}");
         }
     }
@@ -118,9 +204,10 @@ impl Recorder {
     /// Writes the summary and says how the run ended. `reports` has one entry a
     /// worker; all hold the same digest.
     pub fn finish(mut self, reports: &[Finished]) -> Result<Summary, RunDirError> {
+        self.take_down_all();
         self.progress.finish();
-        if self.skipped > 0 {
-            tracing::warn!("{} samples were skipped because they do not decode", self.skipped);
+        if !self.skipped.is_empty() {
+            tracing::warn!("{} samples were skipped because they do not decode", self.skipped.len());
         }
         let digest = reports.first().map(|r| r.weights_blake3.clone()).unwrap_or_default();
         let sent = reports.iter().map(|r| r.bytes_sent).sum();
@@ -134,6 +221,7 @@ impl Recorder {
 
     /// The run failed: leaves the terminal clean and the reason in the journal.
     pub fn fail(mut self, reason: &str) {
+        self.take_down_all();
         self.progress.finish();
         if let Err(e) = self.run_dir.record(&Event::RunFailed { reason: reason.to_owned() }) {
             tracing::warn!("could not record the failure: {e}");
@@ -157,4 +245,69 @@ pub fn describe(summary: &Summary, run_dir: &std::path::Path) -> String {
         run_dir.display()
     );
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str =
+        "name = \"t\"\n[model]\nkind = \"alexnet\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 10\nval = 10\n[train]\n";
+
+    fn recorder(path: &std::path::Path, resume: bool) -> Recorder {
+        let config = Config::parse(CONFIG, "test", &[]).unwrap();
+        let run_dir = RunDir::open(Some(path), resume, &config).unwrap();
+        let source = crate::dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+        let plan = plan(&config, source.info()).unwrap();
+        Recorder::new(run_dir, &config, source.as_ref(), &plan, 1, true).unwrap()
+    }
+
+    fn step(step: u64) -> StepMetrics {
+        let text = format!(
+            r#"{{"step":{step},"epoch":0,"loss":1,"top1":0,"lr":1,"grad_norm":1,"samples":4,"step_ms":1,"data_wait_ms":0,
+            "compute_ms":0,"all_reduce_exposed_ms":0,"update_ms":0,"images_per_second":1}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn recorded(recorder: &mut Recorder) -> Vec<u64> {
+        recorder.run_dir.metrics().unwrap().0.iter().map(|m| m.step).collect()
+    }
+
+    #[test]
+    fn steps_are_taken_down_once_and_in_order_whoever_tells_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = recorder(&dir.path().join("run"), false);
+        for told in [0, 2, 4, 2, 1, 0, 5, 3, 7] {
+            first.step(&step(told));
+        }
+        assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
+        // A new generation repeats step 5; what was early before it is no longer true.
+        first.generation(2, &[], 5);
+        first.step(&step(6));
+        assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));
+        first.step(&step(5));
+        assert_eq!(recorded(&mut first), (0..7).collect::<Vec<_>>());
+        // The coordinator dies and comes back.
+        drop(first);
+        let mut second = recorder(&dir.path().join("run"), true);
+        assert_eq!(second.recorded().0, 7);
+        second.step(&step(8));
+        second.step(&step(7));
+        assert_eq!(recorded(&mut second), (0..9).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_step_that_nobody_knows_holds_the_record_up_for_a_while_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = recorder(&dir.path().join("run"), false);
+        (1..=EARLY as u64 + 1).for_each(|s| recorder.step(&step(s)));
+        assert_eq!(recorder.recorded().0, EARLY as u64 + 2);
+        // At the end nothing waits.
+        recorder.step(&step(EARLY as u64 + 9));
+        recorder.finish(&[]).unwrap();
+        let text = std::fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
+        assert_eq!(text.lines().count(), EARLY + 2);
+    }
 }

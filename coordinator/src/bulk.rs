@@ -9,11 +9,12 @@ use common::dataset::SampleSource;
 use common::net::Peer;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta};
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_REQUEST, MAX_SAMPLES, split};
-use common::wire::{read_message, write_message};
+use common::wire::{WireError, read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::roster::Roster;
 use crate::serve::{Fact, News};
 
 /// Requests that are read from disk at the same time, over all workers.
@@ -29,11 +30,18 @@ pub struct BulkService {
     config_identity: String,
     news: mpsc::Sender<News>,
     reads: Semaphore,
+    roster: Arc<Roster>,
 }
 
 impl BulkService {
-    pub fn new(source: Arc<dyn SampleSource>, checkpoints: CheckpointFiles, config_identity: String, news: mpsc::Sender<News>) -> Self {
-        Self { source, checkpoints, config_identity, news, reads: Semaphore::new(CONCURRENT_READS) }
+    pub fn new(
+        source: Arc<dyn SampleSource>,
+        checkpoints: CheckpointFiles,
+        config_identity: String,
+        news: mpsc::Sender<News>,
+        roster: Arc<Roster>,
+    ) -> Self {
+        Self { source, checkpoints, config_identity, news, reads: Semaphore::new(CONCURRENT_READS), roster }
     }
 }
 
@@ -42,14 +50,29 @@ impl BulkService {
 pub async fn serve(service: Arc<BulkService>, peer: Peer) {
     let name = peer.name.clone().unwrap_or_default();
     while let Ok((send, recv)) = peer.connection.accept_bi().await {
+        if service.roster.is_revoked(&name) {
+            peer.connection.close(1u32.into(), b"the token of this worker was revoked");
+            break;
+        }
         let (service, name, connection) = (Arc::clone(&service), name.clone(), peer.connection.clone());
         tokio::spawn(async move {
-            if let Err(e) = answer(&service, send, recv).await {
-                tracing::warn!("a bulk request of {name} failed: {e:#}");
-                connection.close(1u32.into(), b"bad request");
+            match answer(&service, send, recv).await {
+                Ok(()) => {}
+                // Whoever asked has thought better of it, or is gone.
+                Err(e) if broke_off(&e) => tracing::debug!("a bulk request of {name} broke off: {e:#}"),
+                Err(e) => {
+                    tracing::warn!("a bulk request of {name} failed: {e:#}");
+                    connection.close(1u32.into(), b"bad request");
+                }
             }
         });
     }
+}
+
+fn broke_off(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(WireError::Io(_) | WireError::Truncated { .. })) || cause.is::<quinn::WriteError>()
+    })
 }
 
 async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStream) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::ui::LogArgs;
@@ -24,6 +25,41 @@ pub enum Command {
     Local(LocalArgs),
     /// Validate a config and its data, and print the plan. Changes nothing.
     Check(CheckArgs),
+    /// Show that each epoch of a run used every sample exactly once.
+    Audit(AuditArgs),
+    /// Make, list and revoke the tokens that admit workers to a run.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token and print it.
+    New {
+        /// The run's directory.
+        run: PathBuf,
+        /// How long it admits workers, for example 30m, 24h or 7d.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
+        expires: Duration,
+    },
+    /// List the run's tokens, without their secrets.
+    List {
+        /// The run's directory.
+        run: PathBuf,
+    },
+    /// Revoke a token: whoever came with it has to go.
+    Revoke {
+        /// The run's directory.
+        run: PathBuf,
+        /// The token's id, as `list` shows it.
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// The run's directory.
+    pub run: PathBuf,
 }
 
 /// What every run needs.

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
@@ -16,13 +16,16 @@ use common::run_dir::RunDir;
 use common::ui::{index_progress, screen};
 use tokio::sync::mpsc;
 
-use crate::check;
 use crate::cli::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
 use crate::local::{Launch, Workers, worker_binary};
 use crate::serve::{Outcome, Run, serve};
+use crate::{audit, check, token};
 
 /// How long local workers get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How often the join line's token is looked at.
+const RENEW: Duration = Duration::from_secs(3600);
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -30,6 +33,8 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => report(&runtime.block_on(serve_command(args, cli.log.quiet))?),
         Command::Local(args) => report(&runtime.block_on(local_command(args, &cli.log))?),
+        Command::Audit(args) => print!("{}", audit::run(&args.run)?),
+        Command::Token(command) => print!("{}", token::run(&command)?),
         Command::Check(args) => print!("{}", check::report(&args)?),
     }
     Ok(())
@@ -44,14 +49,16 @@ fn report(outcome: &Outcome) {
 
 async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
     let config = Config::load(&args.run.config, &args.run.overrides)?;
-    let run = prepare(config, &args.run, args.workers.unwrap_or(1), quiet)?;
+    let run = Run { may_return: true, ..prepare(config, &args.run, args.workers.unwrap_or(1), quiet)? };
     let endpoint =
         Endpoint::bind(args.listen, &run.authority.identity(COORDINATOR)?, Role::Coordinator).context("choose another --listen")?;
     let port = endpoint.local_addr()?.port();
     let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
     println!("run directory: {}", run.run_dir.path().display());
-    let token = run.authority.token();
-    leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{host}:{port} {token}\n"))?;
+    let token = run.authority.tokens().standing(SystemTime::now())?;
+    let join = run.run_dir.path().join("keys/join");
+    leave_join_line(&join, &format!("{host}:{port} {token}\n"))?;
+    tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
     println!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n");
     serve(run, endpoint, interrupts()).await
 }
@@ -66,13 +73,13 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
     let config = Config::parse(&config.to_toml(), "train.threads", &[])?;
     let data = config.data.path().map(std::path::Path::to_owned);
     let run = prepare(config, &args.run, args.workers, log.quiet)?;
-    let token = run.authority.token();
     let endpoint = Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &run.authority.identity(COORDINATOR)?, Role::Coordinator)?;
     // Others may join the local ones.
+    let token = run.authority.tokens().standing(SystemTime::now())?;
     leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{} {token}\n", endpoint.local_addr()?))?;
     let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
     let path = run.run_dir.path().to_owned();
-    let mut workers = Workers::start(launch, endpoint.local_addr()?, token).await?;
+    let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority)).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
     let mut serving = std::pin::pin!(serve(run, endpoint, interrupts()));
     let served = tokio::select! {
@@ -101,7 +108,19 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     drop(progress);
     let run_dir = RunDir::open(args.run_dir.as_deref(), args.resume, &config)?;
     let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
-    Ok(Run { config, source, run_dir, authority, start_workers, quiet })
+    Ok(Run { config, source, run_dir, authority, start_workers, may_return: false, quiet })
+}
+
+/// A run may be longer than its first token: the join line of the run directory
+/// has one that admits workers.
+async fn renew(authority: Arc<Authority>, join: PathBuf, address: String) {
+    loop {
+        tokio::time::sleep(RENEW).await;
+        let line = authority.tokens().standing(SystemTime::now()).map(|token| format!("{address} {token}\n"));
+        if let Err(e) = line.map_err(Into::into).and_then(|line| leave_join_line(&join, &line)) {
+            tracing::warn!("{e:#}");
+        }
+    }
 }
 
 /// Leaves address and token in the run directory, for scripts that start

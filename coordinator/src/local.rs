@@ -6,10 +6,11 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use common::net::Token;
+use common::net::Authority;
 use common::ui::{LogOptions, screen};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -43,7 +44,7 @@ pub fn worker_binary(told: Option<PathBuf>) -> Result<PathBuf> {
 pub struct Workers {
     launch: Launch,
     addr: SocketAddr,
-    token: Token,
+    authority: Arc<Authority>,
     children: Vec<Child>,
     /// When each was started, and how many before it died at once.
     started: Vec<(Instant, u32)>,
@@ -57,8 +58,8 @@ const SHORT_LIVES: u32 = 5;
 
 impl Workers {
     /// Starts all workers of `launch`; they join at `addr`.
-    pub async fn start(launch: Launch, addr: SocketAddr, token: Token) -> Result<Self> {
-        let mut workers = Self { children: Vec::new(), started: Vec::new(), output: JoinSet::new(), launch, addr, token };
+    pub async fn start(launch: Launch, addr: SocketAddr, authority: Arc<Authority>) -> Result<Self> {
+        let mut workers = Self { children: Vec::new(), started: Vec::new(), output: JoinSet::new(), launch, addr, authority };
         for rank in 0..workers.launch.workers {
             let child = workers.spawn(rank).await?;
             workers.children.push(child);
@@ -69,10 +70,11 @@ impl Workers {
 
     async fn spawn(&mut self, rank: u32) -> Result<Child> {
         let launch = &self.launch;
+        let token = self.authority.tokens().standing(SystemTime::now())?;
         let mut child =
             command(launch, rank, self.addr).spawn().with_context(|| format!("could not start `{}`", launch.binary.display()))?;
         if let Some(stdin) = &mut child.stdin {
-            stdin.write_all(format!("{}\n", self.token).as_bytes()).await.context("could not hand the token to a worker")?;
+            stdin.write_all(format!("{token}\n").as_bytes()).await.context("could not hand the token to a worker")?;
         }
         if let Some(out) = child.stdout.take() {
             self.output.spawn(forward(rank, out));

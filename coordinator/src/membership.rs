@@ -8,13 +8,19 @@
 
 mod events;
 mod forming;
+mod returning;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::wire::messages::Finished;
 
 pub use events::{Input, Output, Rules};
+
+/// A generation that is over waits so long for a member that is alive and does
+/// not leave it. A step in flight is dropped at its next exchange, so this is
+/// longer than any forward and backward pass should take.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// A worker's connection, numbered in the order of arrival.
 pub type WorkerId = u64;
@@ -52,6 +58,7 @@ enum State {
     /// A generation is over; these have not said yet how far they are.
     Ending {
         remaining: BTreeSet<WorkerId>,
+        since: Instant,
     },
     Over,
 }
@@ -64,6 +71,8 @@ pub struct Membership {
     state: State,
     /// The newest generation.
     generation: u64,
+    /// The first one has started: from then on `min_workers` are enough.
+    begun: bool,
     /// The newest checkpoint is of the state before this step.
     stored: u64,
     stopping: bool,
@@ -78,6 +87,7 @@ impl Membership {
             workers: BTreeMap::new(),
             state: State::Waiting,
             generation: rules.last_generation,
+            begun: false,
             stored: rules.first_step,
             stopping: false,
             told_waiting: None,
@@ -92,8 +102,11 @@ impl Membership {
             w.heard = now;
         }
         let mut outputs = match input {
-            Input::Joined { worker, name, addr, preferred_rank } => self.join(now, worker, name, addr, preferred_rank),
-            Input::Ready { worker, generation, step } => self.ready(worker, generation, step),
+            Input::Joined { worker, name, addr, preferred_rank, generation } => {
+                let newcomer = Worker { name, addr, preferred_rank, phase: Phase::Joining, leaving: false, told_spare: false, heard: now };
+                self.join(now, worker, newcomer, generation)
+            }
+            Input::Ready { worker, generation, step } => self.ready(now, worker, generation, step),
             Input::Alive { .. } => Vec::new(),
             Input::Finished { worker, report } => self.finish(worker, report),
             Input::Failed { worker, reason } => self.failed(worker, &reason),
@@ -110,22 +123,31 @@ impl Membership {
         outputs
     }
 
-    fn join(&mut self, now: Instant, worker: WorkerId, name: String, addr: String, preferred_rank: Option<u32>) -> Vec<Output> {
-        if matches!(self.state, State::Over) || self.stopping {
+    fn join(&mut self, now: Instant, worker: WorkerId, newcomer: Worker, generation: Option<u64>) -> Vec<Output> {
+        // A name that joins again has lost its former connection, noticed or not.
+        let former = self.workers.iter().find(|(_, w)| w.name == newcomer.name).map(|(&id, w)| (id, w.phase));
+        if former.is_some_and(|(id, _)| id == worker) {
+            self.workers.remove(&worker);
+            return vec![Output::Drop { worker, reason: "it joined twice over one connection".to_owned() }];
+        }
+        if let Some((former, Phase::Member)) = former
+            && self.runs(generation)
+        {
+            return self.takes_its_place(now, worker, former);
+        }
+        if matches!(self.state, State::Over) || (self.stopping && generation.is_none()) {
             return vec![Output::Refuse { worker, reason: "the run is over".to_owned() }];
         }
-        // A name that joins again has lost its former connection, noticed or not.
-        let former: Vec<WorkerId> = self.workers.iter().filter(|(_, w)| w.name == name).map(|(&id, _)| id).collect();
-        let mut outputs: Vec<Output> = former.into_iter().flat_map(|w| self.lose(now, w, "joined again")).collect();
-        let newcomer = Worker { name, addr, preferred_rank, phase: Phase::Joining, leaving: false, told_spare: false, heard: now };
-        if self.workers.insert(worker, newcomer).is_some() {
-            outputs.push(Output::Drop { worker, reason: "it joined twice over one connection".to_owned() });
-            self.workers.remove(&worker);
+        let mut outputs = former.map_or_else(Vec::new, |(former, _)| self.lose(now, former, "joined again"));
+        self.workers.insert(worker, newcomer);
+        if let Some(generation) = generation {
+            let reason = "the generation is over".to_owned();
+            outputs.push(Output::End { members: vec![worker], generation, reason });
         }
         outputs
     }
 
-    fn ready(&mut self, worker: WorkerId, generation: u64, step: u64) -> Vec<Output> {
+    fn ready(&mut self, now: Instant, worker: WorkerId, generation: u64, step: u64) -> Vec<Output> {
         let Some(w) = self.workers.get_mut(&worker) else { return Vec::new() };
         // What it says of an older generation was said before it heard of this one.
         if w.phase == Phase::Member && generation != self.generation {
@@ -138,9 +160,9 @@ impl Membership {
                 // The first to have left a ring: the others follow by themselves
                 // if they were asked to yield, and are told if not.
                 let reason = (!*yielding).then(|| format!("{name} has left the ring"));
-                self.end(worker, reason)
+                self.end(now, worker, reason)
             }
-            State::Ending { remaining } => {
+            State::Ending { remaining, .. } => {
                 remaining.remove(&worker);
                 Vec::new()
             }
@@ -149,11 +171,11 @@ impl Membership {
     }
 
     /// The generation is over for `gone`; all other members are to say how far they are.
-    fn end(&mut self, gone: WorkerId, reason: Option<String>) -> Vec<Output> {
+    fn end(&mut self, now: Instant, gone: WorkerId, reason: Option<String>) -> Vec<Output> {
         let State::Running { members, .. } = &self.state else { return Vec::new() };
         let alive = |id: &WorkerId| *id != gone && self.workers.get(id).is_some_and(|w| w.phase == Phase::Member);
         let remaining: BTreeSet<WorkerId> = members.iter().copied().filter(alive).collect();
-        self.state = State::Ending { remaining: remaining.clone() };
+        self.state = State::Ending { remaining: remaining.clone(), since: now };
         match reason {
             Some(reason) if !remaining.is_empty() => {
                 vec![Output::End { members: remaining.into_iter().collect(), generation: self.generation, reason }]
@@ -196,10 +218,10 @@ impl Membership {
             // One that has reported its end is not missed.
             State::Running { members, reports, .. } if members.contains(&worker) && !reports.contains_key(&worker) => {
                 let mut outputs = vec![said(&lost.name)];
-                outputs.extend(self.end(worker, Some(format!("{} {reason}", lost.name))));
+                outputs.extend(self.end(now, worker, Some(format!("{} {reason}", lost.name))));
                 outputs
             }
-            State::Ending { remaining } => {
+            State::Ending { remaining, .. } => {
                 if remaining.remove(&worker) {
                     vec![said(&lost.name)]
                 } else {
@@ -246,9 +268,17 @@ impl Membership {
         let timeout = self.rules.timeout;
         let silent: Vec<WorkerId> =
             self.workers.iter().filter(|(_, w)| now.saturating_duration_since(w.heard) > timeout).map(|(&id, _)| id).collect();
+        // Heartbeats do not show whether the training thread still answers.
+        let stuck: Vec<WorkerId> = match &self.state {
+            State::Ending { remaining, since } if now.saturating_duration_since(*since) > timeout.max(STUCK) => {
+                remaining.iter().copied().collect()
+            }
+            _ => Vec::new(),
+        };
+        let silent = silent.into_iter().map(|worker| (worker, format!("was not heard for {} ms", timeout.as_millis())));
+        let stuck = stuck.into_iter().map(|worker| (worker, "did not leave a generation that was over".to_owned()));
         let mut outputs = Vec::new();
-        for worker in silent {
-            let reason = format!("was not heard for {} ms", timeout.as_millis());
+        for (worker, reason) in silent.chain(stuck) {
             outputs.extend(self.lose(now, worker, &reason));
             outputs.push(Output::Drop { worker, reason });
         }
@@ -259,7 +289,7 @@ impl Membership {
     fn settle(&mut self) -> Vec<Output> {
         match &self.state {
             State::Over => Vec::new(),
-            State::Ending { remaining } if !remaining.is_empty() => Vec::new(),
+            State::Ending { remaining, .. } if !remaining.is_empty() => Vec::new(),
             State::Ending { .. } | State::Waiting => self.form(),
             State::Running { members, reports, yielding } => {
                 let mut outputs = Vec::new();

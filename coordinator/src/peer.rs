@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,8 @@ const HELLO: Duration = Duration::from_secs(10);
 pub struct Shared {
     pub config: Config,
     pub dataset: Dataset,
+    /// The first step that the record lacks.
+    pub recorded: Arc<AtomicU64>,
     pub news: mpsc::Sender<News>,
 }
 
@@ -42,7 +45,7 @@ pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
 async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> {
     let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi()).await.context("said nothing")??;
     let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL)).await.context("said nothing")??;
-    let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank }) = first else {
+    let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank, generation }) = first else {
         bail!("did not say hello");
     };
     let name = peer.name.clone().unwrap_or_default();
@@ -58,11 +61,12 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
         Some(Ok(addr)) => addr,
         Some(Err(_)) => bail!("advertised an address that is none"),
     };
-    write_message(&mut send, &ToWorker::Welcome { config_toml: shared.config.to_toml(), dataset: shared.dataset.clone() }).await?;
+    let (config_toml, recorded) = (shared.config.to_toml(), shared.recorded.load(Ordering::Relaxed));
+    write_message(&mut send, &ToWorker::Welcome { config_toml, dataset: shared.dataset.clone(), recorded }).await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
-    let input = Input::Joined { worker, name, addr: addr.to_string(), preferred_rank };
-    if shared.news.send(News::Connected { worker, outbox, input }).await.is_err() {
+    let input = Input::Joined { worker, name: name.clone(), addr: addr.to_string(), preferred_rank, generation };
+    if shared.news.send(News::Connected { worker, name, outbox, input }).await.is_err() {
         return Ok(());
     }
     let writer = async {
@@ -107,9 +111,10 @@ fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>> {
         }
         ToCoordinator::Leaving => vec![News::Membership(Input::Leaving { worker })],
         ToCoordinator::Heartbeat { .. } => vec![alive],
-        ToCoordinator::Step(metrics) => vec![alive, News::Record(Fact::Step(metrics))],
+        ToCoordinator::Step { generation, metrics } => vec![alive, News::Record(Fact::Step { generation, metrics })],
+        ToCoordinator::Trained(trained) => vec![alive, News::Record(Fact::Trained(trained))],
         ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(Fact::Evaluation(evaluation))],
-        ToCoordinator::Skipped { name, problem } => vec![alive, News::Record(Fact::Skipped { name, problem })],
+        ToCoordinator::Skipped { step, name, problem } => vec![alive, News::Record(Fact::Skipped { step, name, problem })],
         ToCoordinator::Finished(report) => vec![News::Membership(Input::Finished { worker, report })],
         ToCoordinator::Failed { reason } => vec![News::Membership(Input::Failed { worker, reason })],
     })

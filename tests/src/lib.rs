@@ -21,6 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod pictures;
+pub mod scenario;
 
 /// The longest that any run of a test may take.
 const PATIENCE: Duration = Duration::from_secs(240);

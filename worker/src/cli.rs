@@ -22,6 +22,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Join the run of a coordinator.
     Join(JoinArgs),
+    /// Have a worker on this machine leave its run, after the step in flight.
+    Leave(LeaveArgs),
     /// Say how good a trained model is, class by class.
     Eval(EvalArgs),
     /// Ask a trained model about pictures, or about the rows of a CSV file.
@@ -92,6 +94,15 @@ pub struct JoinArgs {
     /// End when stdin closes: how a launcher ties this process to its own life.
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// The worker's process id; not needed where there is only one.
+    pub pid: Option<u32>,
+    /// All workers of this user on this machine.
+    #[arg(long, conflicts_with = "pid")]
+    pub all: bool,
 }
 
 #[derive(Debug, Args)]

@@ -59,6 +59,7 @@ impl StepClock {
             lr,
             grad_norm,
             samples: all.count,
+            samples_checksum: format!("{:016x}", all.checksum),
             step_ms,
             data_wait_ms: self.data_wait_ms,
             compute_ms: self.compute_ms,

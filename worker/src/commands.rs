@@ -16,17 +16,18 @@ use common::recorder::describe;
 use common::run_dir::RunDir;
 use common::ui::{index_progress, screen};
 
-use crate::cli::{Cli, Command, DataCommand, JoinArgs, TrainArgs};
+use crate::cli::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
 use crate::device::ComputeDevice;
 use crate::join::{JoinOptions, join};
 use crate::single::{self, SingleRun};
-use crate::{doctor, ending, fetch};
+use crate::{doctor, ending, fetch, presence};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Train(args) => train(args, cli.log.quiet),
         Command::Join(args) => join_command(args),
+        Command::Leave(args) => leave_command(&args),
         Command::Eval(args) => look::quietly(|| look::eval(args)),
         Command::Predict(args) => look::quietly(|| look::predict(args)),
         Command::Plot(args) => look::quietly(|| look::plot(args)),
@@ -115,20 +116,39 @@ fn join_command(args: JoinArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {
         let (ask, shutdown) = tokio::sync::watch::channel(false);
-        let supervised = args.supervised;
-        tokio::spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                // A launcher gets the same Ctrl-C and tells its workers itself.
-                if !supervised && ask.send_replace(true) {
-                    std::process::exit(1);
-                }
-            }
-        });
+        tokio::spawn(leave_when_told(ask, args.supervised));
+        // Without it `worker leave` does not find this worker, which trains all the same.
+        let _present = presence::announce(&presence::folder(), &args.coordinator).inspect_err(|e| tracing::warn!("{e:#}"));
         join(options, shutdown).await
     });
     // The training thread may sit in a step that nobody waits for any more.
     runtime.shutdown_background();
     outcome
+}
+
+/// Ctrl-C and SIGTERM ask to leave; the second of either ends the process.
+async fn leave_when_told(ask: tokio::sync::watch::Sender<bool>, supervised: bool) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    loop {
+        let told = tokio::select! {
+            // A launcher gets the same Ctrl-C and tells its workers itself.
+            heard = tokio::signal::ctrl_c() => heard.is_ok() && !supervised,
+            _ = terminate.recv() => true,
+        };
+        if told && ask.send_replace(true) {
+            std::process::exit(1);
+        }
+    }
+}
+
+fn leave_command(args: &LeaveArgs) -> Result<()> {
+    let present = presence::present(&presence::folder());
+    for worker in presence::choose(&present, args.pid, args.all)? {
+        presence::ask_to_leave(&worker)?;
+        println!("worker {} leaves the run of {}", worker.pid, worker.coordinator);
+    }
+    Ok(())
 }
 
 fn read_token(args: &JoinArgs) -> Result<Token> {

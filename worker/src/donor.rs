@@ -23,6 +23,8 @@ const FILES: [&str; 2] = ["model", "optimizer"];
 /// A state that others may have.
 struct Offer {
     generation: u64,
+    /// The names of the generation's members.
+    members: Vec<String>,
     state: State,
     blake3: String,
 }
@@ -39,9 +41,9 @@ impl Default for Donor {
 
 impl Donor {
     /// Offers `state` to the members of `generation`.
-    pub fn offer(&self, generation: u64, state: State) {
+    pub fn offer(&self, generation: u64, members: Vec<String>, state: State) {
         let blake3 = digest(&state.model, &state.optimizer);
-        self.0.send_replace(Some(Arc::new(Offer { generation, state, blake3 })));
+        self.0.send_replace(Some(Arc::new(Offer { generation, members, state, blake3 })));
     }
 
     /// Everybody has it: the memory is free again.
@@ -55,7 +57,7 @@ impl Donor {
             let donor = self.clone();
             tokio::spawn(async move {
                 while let Ok((send, receive)) = peer.connection.accept_bi().await {
-                    if let Err(e) = donor.answer(send, receive).await {
+                    if let Err(e) = donor.answer(peer.name.as_deref().unwrap_or_default(), send, receive).await {
                         tracing::debug!("a request for state ended: {e:#}");
                     }
                 }
@@ -63,7 +65,7 @@ impl Donor {
         }
     }
 
-    async fn answer(&self, mut send: SendStream, mut receive: RecvStream) -> Result<()> {
+    async fn answer(&self, asker: &str, mut send: SendStream, mut receive: RecvStream) -> Result<()> {
         let request = read_message::<BulkRequest>(&mut receive, MAX_REQUEST).await?;
         let Some(BulkRequest::GetState { generation, step }) = request else { bail!("asked a worker for something else than state") };
         let mut offers = self.0.subscribe();
@@ -72,9 +74,9 @@ impl Donor {
             Ok(Ok(offer)) => offer.clone(),
             _ => None,
         };
-        match offer.filter(|o| o.generation == generation && o.state.step == step) {
+        match offer.filter(|o| o.generation == generation && o.state.step == step && o.members.iter().any(|m| m == asker)) {
             None => {
-                let reason = format!("this worker has no state of step {step} to give in generation {generation}");
+                let reason = format!("this worker has no state of step {step} to give to `{asker}` in generation {generation}");
                 write_message(&mut send, &BulkReply::Failed { reason }).await?;
             }
             Some(offer) => {

@@ -18,11 +18,17 @@ pub struct Totals {
     pub top1: u64,
     pub top5: u64,
     pub count: u64,
+    /// The [`common::audit::checksum`] of the samples.
+    pub checksum: u64,
     /// Some rank was asked to end the run.
     pub stop: bool,
     /// Some rank was asked to end the generation.
     pub pause: bool,
 }
+
+/// How the 64 bits of a checksum are cut to travel as f32.
+const PIECE_BITS: usize = 11;
+const PIECES: usize = u64::BITS.div_ceil(PIECE_BITS as u32) as usize;
 
 impl Totals {
     /// Every entry but the loss is an integer below 2^24, so exact in f32; the
@@ -36,12 +42,24 @@ impl Totals {
         values[..2].copy_from_slice(&[coarse, fine]);
         values[2..5].copy_from_slice(&counts);
         values[5..7].copy_from_slice(&[flag(self.stop), flag(self.pause)]);
+        // Modulo 2^64, in pieces small enough for the sum of 2^13 ranks to be exact.
+        let pieces = (0..PIECES).map(|i| ((self.checksum >> (i * PIECE_BITS)) & ((1 << PIECE_BITS) - 1)) as f32);
+        values[7..].iter_mut().zip(pieces).for_each(|(value, piece)| *value = piece);
         values
     }
 
     fn decode(values: &[f32]) -> Self {
         let at = |i: usize| f64::from(values.get(i).copied().unwrap_or_default());
-        Self { loss: at(0) + at(1), top1: at(2) as u64, top5: at(3) as u64, count: at(4) as u64, stop: at(5) > 0.0, pause: at(6) > 0.0 }
+        let pieces = (0..PIECES).map(|i| (at(7 + i) as u64).wrapping_shl(i as u32 * PIECE_BITS as u32));
+        Self {
+            loss: at(0) + at(1),
+            top1: at(2) as u64,
+            top5: at(3) as u64,
+            count: at(4) as u64,
+            checksum: pieces.fold(0, u64::wrapping_add),
+            stop: at(5) > 0.0,
+            pause: at(6) > 0.0,
+        }
     }
 }
 
@@ -211,11 +229,22 @@ mod tests {
 
     #[test]
     fn totals_travel_exactly() {
-        let totals = Totals { loss: 12345.678901, top1: 16_000_001, top5: 7, count: 16_777_215, stop: true, pause: true };
+        let checksum = 0xfedc_ba98_7654_3210;
+        let totals = Totals { loss: 12345.678901, top1: 16_000_001, top5: 7, count: 16_777_215, checksum, stop: true, pause: true };
         let back = Totals::decode(&totals.encode());
         assert!((back.loss - totals.loss).abs() < 1e-6);
         assert_eq!(Totals { loss: 0.0, ..back }, Totals { loss: 0.0, ..totals });
         assert_eq!(totals.encode().len(), STATISTICS);
+    }
+
+    #[test]
+    fn checksums_of_many_ranks_add_up_modulo_two_to_the_64() {
+        let checksums: Vec<u64> = (0..1000).map(|rank: u64| common::audit::checksum(&[rank as u32, 7])).collect();
+        let mut sum = vec![0.0f32; STATISTICS];
+        for &checksum in &checksums {
+            sum.iter_mut().zip(Totals { checksum, ..Totals::default() }.encode()).for_each(|(s, v)| *s += v);
+        }
+        assert_eq!(Totals::decode(&sum).checksum, checksums.iter().fold(0, |a: u64, b| a.wrapping_add(*b)));
     }
 
     #[test]

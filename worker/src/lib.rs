@@ -7,10 +7,12 @@
 //! Only [`device`] knows libtorch. What is done with a run afterwards starts from
 //! [`trained`]; [`plot`] draws, [`plots`] says what.
 
+pub mod bulk;
 pub mod checkpoints;
 pub mod cli;
 pub mod clock;
 pub mod commands;
+pub mod control;
 pub mod data;
 pub mod device;
 pub mod doctor;
@@ -30,6 +32,7 @@ pub mod perceptron;
 pub mod plot;
 pub mod plots;
 pub mod predict;
+pub mod presence;
 pub mod remote;
 pub mod replica;
 pub mod schedule;
@@ -38,3 +41,4 @@ pub mod single;
 pub mod summary;
 pub mod train;
 pub mod trained;
+pub mod voice;

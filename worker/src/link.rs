@@ -8,9 +8,9 @@ use anyhow::{Result, anyhow};
 use common::net::Endpoint;
 use common::ring::{Ring, RingAborter, RingError};
 use common::wire::messages::{Generation, ToCoordinator};
-use quinn::Connection;
 use tokio::sync::{mpsc, watch};
 
+use crate::bulk::Bulk;
 use crate::donor::Donor;
 
 /// From the coordinator to the training thread.
@@ -39,7 +39,7 @@ pub struct Link {
     /// Steps committed so far, for heartbeats.
     pub step: Arc<AtomicU64>,
     pub ring_endpoint: Arc<Endpoint>,
-    pub bulk: Connection,
+    pub bulk: Bulk,
     pub donor: Donor,
 }
 

@@ -57,7 +57,7 @@ fn run_inner(member: Member, link: Link) -> Result<()> {
     device.set_threads(Job::threads(&member.config));
     let input = Job::input(&member.config, &member.info);
     let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
-    let mut report = Report::new(&link);
+    let mut report = Report::new(&link, member.config.records_samples());
     let ready =
         |replica: &Replica, generation: u64| link.say(ToCoordinator::Ready { device: device.describe(), generation, step: replica.step() });
     ready(&replica, 0)?;
@@ -113,7 +113,8 @@ fn take_part(
     if let StateSource::Donor { rank } = generation.state
         && rank == generation.rank
     {
-        link.donor.offer(generation.number, replica.export()?);
+        let members = generation.members.iter().map(|m| m.name.clone()).collect();
+        link.donor.offer(generation.number, members, replica.export()?);
     }
     if replica.step() != generation.first_step {
         catch_up(link, replica, &generation)?;
@@ -130,16 +131,16 @@ fn take_part(
         replica.step()
     );
 
-    report.begin(generation.number, job.rank, generation.first_step)?;
+    report.begin(&generation)?;
     let start = Start { step: generation.first_step, evaluated: generation.evaluated, stored: generation.stored };
     let ended = train(&job, replica, &mut exchange, source, report, start)?;
-    report.wait_for_upload()?;
     let bytes_sent = report.count_sent(exchange.bytes_sent());
     link.forget_ring();
     if let Some(ring) = exchange.into_ring() {
         link.runtime.block_on(ring.close());
     }
     if let Ended::Run { step } = ended {
+        report.finish()?;
         let weights_blake3 = replica.weights_blake3();
         link.say(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
     }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Mutex;
 
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleSource, Split};
 use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, MAX_SAMPLE_BYTES, MAX_SAMPLES};
@@ -17,40 +18,46 @@ use common::wire::{read_message, write_message};
 use quinn::Connection;
 use tokio::runtime::Handle;
 
+use crate::bulk::Bulk;
+
 /// A dataset behind a bulk connection. Its methods block, so they must not be
 /// called from the runtime's own threads.
 pub struct RemoteSource {
     info: DatasetInfo,
-    connection: Connection,
+    bulk: Bulk,
     runtime: Handle,
     cache: Cache,
 }
 
 impl RemoteSource {
     /// `cache_bytes` bounds the file in `cache_folder`; it vanishes with the process.
-    pub fn new(info: DatasetInfo, connection: Connection, runtime: Handle, cache_folder: &Path, cache_bytes: u64) -> std::io::Result<Self> {
-        Ok(Self { info, connection, runtime, cache: Cache::create(cache_folder, cache_bytes)? })
+    pub fn new(info: DatasetInfo, bulk: Bulk, runtime: Handle, cache_folder: &Path, cache_bytes: u64) -> std::io::Result<Self> {
+        Ok(Self { info, bulk, runtime, cache: Cache::create(cache_folder, cache_bytes)? })
     }
 
+    /// Waits for a coordinator that is started again.
     async fn fetch(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
-        let lost = |e: String| DatasetError::Remote(e);
-        let (mut send, mut recv) = self.connection.open_bi().await.map_err(|e| lost(e.to_string()))?;
-        let request = BulkRequest::Samples { val: split == Split::Val, ids: ids.to_vec() };
-        write_message(&mut send, &request).await.map_err(|e| lost(e.to_string()))?;
-        send.finish().map_err(|e| lost(e.to_string()))?;
-        let reply = read_message::<BulkReply>(&mut recv, MAX_CONTROL).await.map_err(|e| lost(e.to_string()))?;
+        let samples = self.bulk.with(|connection| self.fetch_over(connection, split, ids)).await;
+        samples.map_err(|e| DatasetError::Remote(format!("{e:#}")))
+    }
+
+    async fn fetch_over(&self, connection: Connection, split: Split, ids: &[u32]) -> Result<Vec<Sample>> {
+        let (mut send, mut recv) = connection.open_bi().await?;
+        write_message(&mut send, &BulkRequest::Samples { val: split == Split::Val, ids: ids.to_vec() }).await?;
+        send.finish()?;
+        let reply = read_message::<BulkReply>(&mut recv, MAX_CONTROL).await?;
         let (labels, lengths) = match reply {
             Some(BulkReply::Samples { labels, lengths }) if labels.len() == ids.len() && lengths.len() == ids.len() => (labels, lengths),
-            Some(BulkReply::Failed { reason }) => return Err(lost(reason)),
-            _ => return Err(lost("it answered with something else than the samples asked for".to_owned())),
+            Some(BulkReply::Failed { reason }) => bail!(reason),
+            _ => bail!("it answered with something else than the samples asked for"),
         };
         let mut samples = Vec::with_capacity(ids.len());
         for ((&id, label), length) in ids.iter().zip(labels).zip(lengths) {
             if length > MAX_SAMPLE_BYTES || label as usize >= self.info.classes.len() {
-                return Err(lost(format!("sample {id} came with label {label} and {length} bytes, which cannot be")));
+                bail!("sample {id} came with label {label} and {length} bytes, which cannot be");
             }
             let mut bytes = vec![0; length as usize];
-            recv.read_exact(&mut bytes).await.map_err(|e| lost(e.to_string()))?;
+            recv.read_exact(&mut bytes).await?;
             samples.push(Sample { id, label, bytes: Bytes::from(bytes) });
         }
         Ok(samples)

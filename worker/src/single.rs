@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, anyhow, bail};
+use common::audit::Trained;
 use common::config::Config;
 use common::dataset::SampleSource;
 use common::recorder::Recorder;
 use common::ring::BucketLayout;
-use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDir, StepMetrics, Summary, peak_rss_bytes};
+use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDir, RunDirError, StepMetrics, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
 
+use crate::data::Batch;
 use crate::device::ComputeDevice;
 use crate::exchange::Exchange;
 use crate::job::Job;
@@ -44,14 +46,27 @@ pub fn run(run: SingleRun) -> Result<Summary> {
         let [model, optimizer] = CHECKPOINT_FILES.map(|name| std::fs::read(checkpoint.path.join(name)));
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
+    let generation = run_dir.last_generation()?.number + 1;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let mut exchange = Exchange::new(None, layout, job.reproducible());
-    let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, first, quiet)?;
-    recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first })?;
-    recorder.generation(1);
-    let mut record = Own { recorder, identity: job.config.identity(), keep: job.config.train.keep_checkpoints as usize, stop };
+    let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, quiet)?;
+    recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first });
+    recorder.generation(generation, &[], first);
+    let mut record = Own {
+        recorder,
+        generation,
+        audit: job.config.records_samples(),
+        identity: job.config.identity(),
+        keep: job.config.train.keep_checkpoints as usize,
+        unstored: None,
+        stop,
+    };
     match train(&job, &mut replica, &mut exchange, &source, &mut record, Start::at(first)) {
         Ok(Ended::Run { step } | Ended::Generation { step }) => {
+            if let Some(problem) = record.unstored {
+                record.recorder.fail(&problem);
+                bail!("the last checkpoint could not be stored: {problem}");
+            }
             let report = Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
             Ok(record.recorder.finish(&[report])?)
         }
@@ -65,35 +80,60 @@ pub fn run(run: SingleRun) -> Result<Summary> {
 /// Keeps the record in this process.
 struct Own {
     recorder: Recorder,
+    generation: u64,
+    audit: bool,
     identity: String,
     keep: usize,
+    /// Why the newest checkpoint could not be stored.
+    unstored: Option<String>,
     stop: Arc<AtomicBool>,
 }
 
-impl Record for Own {
-    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
-        Ok(self.recorder.step(metrics)?)
-    }
-
-    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
-        Ok(self.recorder.evaluation(evaluation)?)
-    }
-
-    fn skipped(&mut self, name: &str, problem: &str) -> Result<()> {
-        self.recorder.skipped(name, problem);
-        Ok(())
-    }
-
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
-        let Snapshot { state, weights_blake3 } = export()?;
+impl Own {
+    fn store(&mut self, snapshot: &Snapshot) -> Result<(), RunDirError> {
+        let Snapshot { state, weights_blake3 } = snapshot;
         let mut writer = self.recorder.run_dir().checkpoints().begin(state.step)?;
         for (name, bytes) in CHECKPOINT_FILES.into_iter().zip([&state.model, &state.optimizer]) {
             writer.start_file(name)?;
             writer.write(bytes)?;
         }
-        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3 })?;
-        self.recorder.event(&Event::Checkpoint { step: state.step })?;
-        self.recorder.run_dir().prune_checkpoints(self.keep)?;
+        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3: weights_blake3.clone() })?;
+        self.recorder.checkpoint(state.step, self.keep);
+        Ok(())
+    }
+}
+
+impl Record for Own {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.recorder.step(metrics);
+        Ok(())
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        self.recorder.evaluation(evaluation);
+        Ok(())
+    }
+
+    fn trained(&mut self, step: u64, batch: &Batch) -> Result<()> {
+        if self.audit {
+            let skipped = batch.skipped.iter().map(|s| s.id).collect();
+            self.recorder.trained(&Trained { generation: self.generation, step, rank: 0, ids: batch.ids.clone(), skipped });
+        }
+        Ok(())
+    }
+
+    fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()> {
+        self.recorder.skipped(step, name, problem);
+        Ok(())
+    }
+
+    /// A disk that does not take it costs a checkpoint, not the run, unless it is
+    /// the last one.
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
+        self.unstored = self.store(&export()?).err().map(|e| e.to_string());
+        if let Some(problem) = &self.unstored {
+            tracing::warn!("the checkpoint is not stored, training goes on: {problem}");
+        }
         Ok(())
     }
 

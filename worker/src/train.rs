@@ -6,12 +6,13 @@
 //! every rank. The loop needs nobody's word to go on: the ring is the barrier.
 
 use anyhow::{Context, Result, bail};
+use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
 use common::run_dir::{Evaluation, StepMetrics};
 use std::sync::Arc;
 
 use crate::clock::StepClock;
-use crate::data::{EvalLoader, TrainLoader};
+use crate::data::{Batch, EvalLoader, TrainLoader};
 use crate::exchange::{Exchange, Totals};
 use crate::job::{Goal, Job};
 use crate::replica::{Replica, State, Sums};
@@ -27,10 +28,8 @@ pub trait Record {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()>;
     /// The samples of this rank that went into a committed step.
-    fn trained(&mut self, _step: u64, _ids: &[u32]) -> Result<()> {
-        Ok(())
-    }
-    fn skipped(&mut self, name: &str, problem: &str) -> Result<()>;
+    fn trained(&mut self, step: u64, batch: &Batch) -> Result<()>;
+    fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()>;
     /// Stores a checkpoint, if it is this one's to store; may return before it
     /// is stored.
     fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()>;
@@ -120,6 +119,7 @@ pub fn train(
             top1: mine.top1.into(),
             top5: mine.top5.into(),
             count: mine.count.into(),
+            checksum: checksum(&batch.ids),
             stop: record.stop_requested(),
             pause: record.pause_requested(),
         })?;
@@ -137,9 +137,9 @@ pub fn train(
         let update = replica.update(exchange.gradient(), step, lr).with_context(|| format!("step {step}"))?;
         clock.updated();
 
-        record.trained(step, &batch.ids)?;
+        record.trained(step, &batch)?;
         for skipped in &batch.skipped {
-            record.skipped(&skipped.name, &skipped.problem)?;
+            record.skipped(step, &skipped.name, &skipped.problem)?;
         }
         loader.recycle(batch);
         record.step(&clock.metrics(step, job.plan.position(step).epoch, all, lr, update.grad_norm))?;

@@ -47,7 +47,7 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let folder = tempfile::tempdir().unwrap();
     let run_dir = RunDir::create(&folder.path().join("run"), &config).unwrap();
     let authority = Authority::open(&folder.path().join("keys")).unwrap();
-    let token = authority.token();
+    let token = authority.tokens().standing(std::time::SystemTime::now()).unwrap();
     let endpoint =
         Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
     let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
@@ -55,8 +55,12 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let (_keep, interrupts) = tokio::sync::mpsc::channel(1);
     let outcome = tokio::spawn(async move {
         let _keep = _keep;
-        serve(Run { config, source, run_dir, authority: Arc::new(authority), start_workers: workers, quiet: true }, endpoint, interrupts)
-            .await
+        serve(
+            Run { config, source, run_dir, authority: Arc::new(authority), start_workers: workers, may_return: false, quiet: true },
+            endpoint,
+            interrupts,
+        )
+        .await
     });
     Served { addr, token, outcome, folder }
 }
@@ -154,8 +158,8 @@ struct Trained {
 }
 
 impl worker::train::Record for Trained {
-    fn trained(&mut self, step: u64, ids: &[u32]) -> anyhow::Result<()> {
-        self.ids.push((step, ids.to_vec()));
+    fn trained(&mut self, step: u64, batch: &worker::data::Batch) -> anyhow::Result<()> {
+        self.ids.push((step, batch.ids.clone()));
         Ok(())
     }
     fn step(&mut self, _: &common::run_dir::StepMetrics) -> anyhow::Result<()> {
@@ -165,7 +169,7 @@ impl worker::train::Record for Trained {
         self.evaluated += evaluation.samples;
         Ok(())
     }
-    fn skipped(&mut self, name: &str, problem: &str) -> anyhow::Result<()> {
+    fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
     }
     fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::train::Snapshot>) -> anyhow::Result<()> {

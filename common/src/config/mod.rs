@@ -94,12 +94,18 @@ impl Config {
         same.train.epochs = 1;
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
+        same.train.audit = false;
         // Where only speed depends on it.
         if !self.train.reproducible {
             same.train.threads = None;
         }
         same.data.set_path(PathBuf::new());
         blake3::hash(same.to_toml().as_bytes()).to_hex().to_string()
+    }
+
+    /// Whether workers record which samples they put into each step.
+    pub fn records_samples(&self) -> bool {
+        self.train.audit || self.train.reproducible
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

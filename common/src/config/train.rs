@@ -44,6 +44,9 @@ pub struct TrainConfig {
     /// happens to them: gradients are computed shard by shard and summed as
     /// integers. Costs speed and memory: a gradient for each shard of a worker.
     pub reproducible: bool,
+    /// Each worker records which samples it put into each step, in audit.jsonl;
+    /// always so if `reproducible`.
+    pub audit: bool,
     /// Compute threads per worker; by default all cores, shared between the
     /// workers of `coordinator local`; 1 if `reproducible`, where the number of
     /// threads decides how sums are grouped and is part of the run.
@@ -109,6 +112,7 @@ impl Default for TrainConfig {
             label_smoothing: 0.0,
             precision: Precision::F32,
             reproducible: false,
+            audit: false,
             threads: None,
             eval_epochs: 1,
             checkpoint_steps: None,

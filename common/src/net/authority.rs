@@ -15,14 +15,15 @@ use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKey
 
 use super::identity::Identity;
 use super::tls;
-use super::token::{SECRET, Token};
+use super::token::SECRET;
+use super::tokens::Tokens;
 
 /// Signs the certificates of one run. Its files are `ca.pem`, `ca.key` and
-/// `secret`, the latter two readable by their owner only.
+/// `tokens.json`, readable by their owner only.
 pub struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
-    secret: [u8; SECRET],
+    tokens: Tokens,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,10 @@ pub enum AuthorityError {
     File { path: PathBuf, source: std::io::Error },
     #[error("the run's authority file `{}` is damaged: {problem}; restore it, or remove the folder to start a new authority (workers then need its new token)", path.display())]
     Damaged { path: PathBuf, problem: String },
+    #[error("the tokens in `{}` are damaged: {problem}; remove the file to start without any", path.display())]
+    Tokens { path: PathBuf, problem: String },
+    #[error("the run has no token `{id}`: `coordinator token list RUN` has those that it has")]
+    NoToken { id: String },
     #[error("`{name}` cannot be the name of a node: use lower-case letters, digits and hyphens, at most 63")]
     Name { name: String },
     #[error("the certificate request is not valid: {0}")]
@@ -53,8 +58,7 @@ impl Authority {
 
     fn create(dir: &Path) -> Result<(), AuthorityError> {
         fs::create_dir_all(dir).map_err(|source| AuthorityError::File { path: dir.to_owned(), source })?;
-        let (mut secret, mut id) = ([0; SECRET], [0; 8]);
-        tls::random(&mut secret).ok_or(AuthorityError::Random)?;
+        let mut id = [0; 8];
         tls::random(&mut id).ok_or(AuthorityError::Random)?;
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -62,7 +66,6 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.distinguished_name = named(&format!("ringleader run {:016x}", u64::from_be_bytes(id)));
         let certificate = params.self_signed(&key)?;
-        write_private(&dir.join("secret"), hex(&secret).as_bytes())?;
         write_private(&dir.join("ca.key"), key.serialize_pem().as_bytes())?;
         write_private(&dir.join("ca.pem"), certificate.pem().as_bytes())
     }
@@ -83,19 +86,13 @@ impl Authority {
             return Err(damaged(&key_path, "it is not the key of `ca.pem`".to_owned()));
         }
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| damaged(&path, e.to_string()))?;
-        let (text, path) = read("secret")?;
-        let secret = unhex(text.trim()).ok_or_else(|| damaged(&path, format!("it should hold {} hexadecimal digits", 2 * SECRET)))?;
-        Ok(Self { certificate, issuer, secret })
+        let tokens = Tokens::new(dir, tls::fingerprint(&certificate));
+        Ok(Self { certificate, issuer, tokens })
     }
 
-    /// What a new worker is given to join.
-    pub fn token(&self) -> Token {
-        Token { fingerprint: tls::fingerprint(&self.certificate), secret: self.secret }
-    }
-
-    /// The secret of [`Authority::token`].
-    pub(super) fn secret(&self) -> &[u8; SECRET] {
-        &self.secret
+    /// What new workers are given to join.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     pub fn certificate(&self) -> &CertificateDer<'static> {
@@ -138,7 +135,7 @@ fn named(common_name: &str) -> DistinguishedName {
 }
 
 /// Writes a file that only its owner may read: whole or not at all.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
     let write = || {
         let temporary = path.with_extension("tmp");
         let _ = fs::remove_file(&temporary);
@@ -154,11 +151,11 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
     write().map_err(|source| AuthorityError::File { path: path.to_owned(), source })
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Option<[u8; SECRET]> {
+pub(super) fn unhex(text: &str) -> Option<[u8; SECRET]> {
     let mut bytes = [0; SECRET];
     if text.len() != 2 * SECRET || !text.is_ascii() {
         return None;
@@ -180,10 +177,12 @@ mod tests {
         let path = dir.path().join("authority");
         let first = Authority::open(&path).unwrap();
         let again = Authority::open(&path).unwrap();
-        assert_eq!(first.token(), again.token());
-        assert_ne!(first.token(), Authority::open(&dir.path().join("other")).unwrap().token());
+        let now = std::time::SystemTime::now();
+        let token = |authority: &Authority| authority.tokens().standing(now).unwrap();
+        assert_eq!(token(&first), token(&again));
+        assert_ne!(token(&first), token(&Authority::open(&dir.path().join("other")).unwrap()));
         #[cfg(unix)]
-        for name in ["ca.key", "secret"] {
+        for name in ["ca.key", "tokens.json"] {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
@@ -192,7 +191,7 @@ mod tests {
     #[test]
     fn damaged_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["ca.pem", "ca.key", "secret"] {
+        for name in ["ca.pem", "ca.key"] {
             let path = dir.path().join(name.replace('.', "-"));
             Authority::open(&path).unwrap();
             fs::write(path.join(name), "nonsense").unwrap();

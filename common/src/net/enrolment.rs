@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use quinn::TokioRuntime;
 use rcgen::{CertificateParams, KeyPair};
@@ -17,9 +17,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::authority::{Authority, AuthorityError};
 use super::endpoint::{self, Alpn, NetError, Peer};
 use super::identity::{COORDINATOR, Identity};
-use super::tls;
 use super::token::{SECRET, Token};
 use super::transport::{self, Route};
+use super::{tls, tokens};
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
 
@@ -48,6 +48,8 @@ struct Request {
     protocol: u32,
     /// A PKCS#10 request: the worker's public key, signed by itself.
     certificate_request: Vec<u8>,
+    /// Of the token whose secret is proved.
+    token: String,
     proof: [u8; 32],
 }
 
@@ -96,7 +98,8 @@ pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, Enrol
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(endpoint::explain(&e)))?;
         let proof = proof(&connection, &token.secret, &request).ok_or_else(|| broken("TLS gave no session key".to_owned()))?;
-        let message = Request { protocol: PROTOCOL, certificate_request: request, proof: *proof.as_bytes() };
+        let message =
+            Request { protocol: PROTOCOL, certificate_request: request, token: tokens::id(&token.secret), proof: *proof.as_bytes() };
         write_message(&mut send, &message).await.map_err(|e| broken(e.to_string()))?;
         let _ = send.finish();
         read_message::<Reply>(&mut receive, MESSAGE_MAX).await.map_err(|e| broken(e.to_string()))
@@ -114,8 +117,12 @@ pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, Enrol
 }
 
 /// Coordinator side: answers a peer that came for [`Alpn::Enrol`]. `name` is
-/// asked for the worker's name once the secret is proven, and is returned.
-pub async fn admit(peer: Peer, authority: &Authority, name: impl FnOnce() -> String) -> Result<String, EnrolmentError> {
+/// asked for the worker's name once it has proved the secret of the token of
+/// that id; what it says is returned.
+pub async fn admit<N>(peer: Peer, authority: &Authority, name: impl FnOnce(String) -> N) -> Result<String, EnrolmentError>
+where
+    N: Future<Output = Result<String, String>>,
+{
     let connection = &peer.connection;
     let address = connection.remote_address();
     let broken = |cause: String| EnrolmentError::Broken { address, cause };
@@ -123,7 +130,7 @@ pub async fn admit(peer: Peer, authority: &Authority, name: impl FnOnce() -> Str
         let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| broken(endpoint::explain(&e)))?;
         let request = read_message::<Request>(&mut receive, MESSAGE_MAX).await;
         let decided = match request {
-            Ok(Some(request)) => decide(connection, authority, &request, name),
+            Ok(Some(request)) => decide(connection, authority, &request, name).await,
             Ok(None) => Err("no request came".to_owned()),
             // What the bytes were is for the log here, not for a stranger.
             Err(problem @ WireError::Io(_)) => return Err(broken(problem.to_string())),
@@ -142,21 +149,34 @@ pub async fn admit(peer: Peer, authority: &Authority, name: impl FnOnce() -> Str
     tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| broken("it took too long".to_owned()))?
 }
 
-fn decide(
+async fn decide<N>(
     connection: &quinn::Connection,
     authority: &Authority,
     request: &Request,
-    name: impl FnOnce() -> String,
-) -> Result<(String, CertificateDer<'static>), String> {
+    name: impl FnOnce(String) -> N,
+) -> Result<(String, CertificateDer<'static>), String>
+where
+    N: Future<Output = Result<String, String>>,
+{
     if request.protocol != PROTOCOL {
         return Err(format!("it speaks protocol {}, the coordinator {PROTOCOL}: use the same version of both", request.protocol));
     }
-    let expected = proof(connection, authority.secret(), &request.certificate_request).ok_or("TLS gave no session key")?;
-    // Comparing hashes takes the same time wherever they differ.
-    if expected != blake3::Hash::from_bytes(request.proof) {
+    let found = authority.tokens().find(&request.token, SystemTime::now()).map_err(|e| {
+        tracing::error!("{e}");
+        "the coordinator cannot read its tokens".to_owned()
+    })?;
+    // A token that is not there, and a secret that is not its own, are one to a
+    // stranger. Comparing hashes takes the same time wherever they differ.
+    let secret = found.as_ref().map_or([0; SECRET], |f| f.secret);
+    let expected = proof(connection, &secret, &request.certificate_request).ok_or("TLS gave no session key")?;
+    let proved = expected == blake3::Hash::from_bytes(request.proof);
+    let Some(found) = found.filter(|_| proved) else {
         return Err("the token's secret is wrong: copy the token that the coordinator prints now".to_owned());
+    };
+    if let Some(reason) = found.refused {
+        return Err(format!("{reason}: make another with `coordinator token new RUN`"));
     }
-    let name = name();
+    let name = name(request.token.clone()).await?;
     let certificate = authority.issue(&name, &request.certificate_request).map_err(|e| e.to_string())?;
     Ok((name, certificate))
 }

@@ -12,6 +12,7 @@ pub mod enrolment;
 pub mod identity;
 mod tls;
 pub mod token;
+pub mod tokens;
 pub mod transport;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
 
 use super::enrolment::{self, EnrolmentError};
 use super::*;
@@ -16,6 +17,10 @@ fn authority() -> (tempfile::TempDir, Authority) {
     (dir, authority)
 }
 
+fn token(authority: &Authority) -> Token {
+    authority.tokens().standing(SystemTime::now()).unwrap()
+}
+
 fn bind(authority: &Authority, name: &str, role: Role) -> (Endpoint, SocketAddr) {
     let endpoint = Endpoint::bind(local(), &authority.identity(name).unwrap(), role).unwrap();
     let address = endpoint.local_addr().unwrap();
@@ -28,14 +33,14 @@ async fn enrol_with(token: &Token, authority: &Authority) -> (Result<Identity, E
     let admitting = async {
         let peer = coordinator.accept().await?;
         assert_eq!((&peer.name, peer.alpn), (&None, Alpn::Enrol));
-        Some(enrolment::admit(peer, authority, || worker_name(3)).await)
+        Some(enrolment::admit(peer, authority, async |_| Ok(worker_name(3))).await)
     };
     let enrolling = enrolment::enrol(address, token);
     tokio::pin!(admitting);
     tokio::pin!(enrolling);
     tokio::select! {
         got = &mut enrolling => {
-            let admitted = tokio::time::timeout(std::time::Duration::from_millis(500), admitting).await;
+            let admitted = tokio::time::timeout(Duration::from_millis(500), admitting).await;
             (got, admitted.ok().flatten())
         }
         admitted = &mut admitting => (enrolling.await, admitted),
@@ -45,7 +50,7 @@ async fn enrol_with(token: &Token, authority: &Authority) -> (Result<Identity, E
 #[tokio::test]
 async fn a_worker_with_the_token_gets_a_certificate_that_the_run_accepts() {
     let (_dir, authority) = authority();
-    let (identity, admitted) = enrol_with(&authority.token().to_string().parse().unwrap(), &authority).await;
+    let (identity, admitted) = enrol_with(&token(&authority).to_string().parse().unwrap(), &authority).await;
     assert_eq!(admitted.unwrap().unwrap(), "worker-3");
     let identity = identity.unwrap();
     assert_eq!(identity.name, "worker-3");
@@ -73,7 +78,7 @@ async fn a_worker_with_the_token_gets_a_certificate_that_the_run_accepts() {
 #[tokio::test]
 async fn a_wrong_secret_is_refused_with_a_reason() {
     let (_dir, authority) = authority();
-    let mut token = authority.token();
+    let mut token = token(&authority);
     token.secret[0] ^= 1;
     let (identity, admitted) = enrol_with(&token, &authority).await;
     let error = identity.unwrap_err();
@@ -82,9 +87,25 @@ async fn a_wrong_secret_is_refused_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_token_that_expired_or_was_revoked_is_refused_with_a_reason() {
+    let (_dir, authority) = authority();
+    let tokens = authority.tokens();
+    let expired = tokens.create(Duration::ZERO, SystemTime::now()).unwrap();
+    let revoked = tokens.create(Duration::from_secs(60), SystemTime::now()).unwrap();
+    tokens.revoke(&tokens::id(&revoked.secret)).unwrap();
+    for (token, word) in [(expired, "has expired"), (revoked, "was revoked")] {
+        let (identity, _) = enrol_with(&token, &authority).await;
+        let error = identity.unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains("token new"), "{error}");
+    }
+    // One that other tokens outlive still works.
+    assert!(enrol_with(&token(&authority), &authority).await.0.is_ok());
+}
+
+#[tokio::test]
 async fn a_coordinator_of_another_run_is_told_apart() {
     let ((_dir, ours), (_dir2, theirs)) = (authority(), authority());
-    let (identity, admitted) = enrol_with(&ours.token(), &theirs).await;
+    let (identity, admitted) = enrol_with(&token(&ours), &theirs).await;
     assert!(matches!(identity, Err(EnrolmentError::OtherRun { .. })), "{identity:?}");
     assert!(admitted.is_none(), "the handshake must not complete");
 }
@@ -93,7 +114,7 @@ async fn a_coordinator_of_another_run_is_told_apart() {
 async fn a_worker_cannot_pass_for_the_coordinator() {
     let (_dir, authority) = authority();
     let (_impostor, address) = bind(&authority, "worker-1", Role::Coordinator);
-    let error = enrolment::enrol(address, &authority.token()).await.unwrap_err().to_string();
+    let error = enrolment::enrol(address, &token(&authority)).await.unwrap_err().to_string();
     assert!(error.contains("another node"), "{error}");
     let (worker, _) = bind(&authority, "worker-2", Role::Worker);
     let error = worker.connect(address, COORDINATOR, Alpn::Control).await.unwrap_err().to_string();
@@ -113,7 +134,7 @@ async fn stranger_can_talk(authority: &Authority, address: SocketAddr, name: &st
     let endpoint = quinn::Endpoint::client(local()).unwrap();
     let Ok(connection) = endpoint::connect(&endpoint, tls::quic_client(config).unwrap(), address, name).await else { return false };
     // The server's verdict comes after the client's side of the handshake.
-    tokio::time::timeout(std::time::Duration::from_secs(1), connection.closed()).await.is_err()
+    tokio::time::timeout(Duration::from_secs(1), connection.closed()).await.is_err()
 }
 
 #[tokio::test]
@@ -128,7 +149,7 @@ async fn without_a_certificate_only_enrolment_is_possible() {
     assert!(stranger_can_talk(&authority, at_coordinator, COORDINATOR, Alpn::Enrol).await);
     // Only the enrolment reached anybody.
     assert_eq!(coordinator.accept().await.unwrap().alpn, Alpn::Enrol);
-    let soon = std::time::Duration::from_millis(100);
+    let soon = Duration::from_millis(100);
     assert!(tokio::time::timeout(soon, coordinator.accept()).await.is_err());
     assert!(tokio::time::timeout(soon, worker.accept()).await.is_err());
     assert!(tokio::time::timeout(soon, worker.accept_ring()).await.is_err());
@@ -144,12 +165,12 @@ async fn a_certificate_of_another_run_is_refused_by_both_sides() {
 
     // A foreign worker that does not check our certificate, but shows its own.
     let mut config = theirs.identity("worker-2").unwrap().client_config(Alpn::Ring).unwrap();
-    let pinned = tls::PinnedAuthority::new(ours.token().fingerprint);
+    let pinned = tls::PinnedAuthority::new(token(&ours).fingerprint);
     config.dangerous().set_certificate_verifier(pinned);
     let endpoint = quinn::Endpoint::client(local()).unwrap();
     if let Ok(connection) = endpoint::connect(&endpoint, tls::quic_client(config).unwrap(), address, "worker-1").await {
-        tokio::time::timeout(std::time::Duration::from_secs(2), connection.closed()).await.expect("it must be closed");
+        tokio::time::timeout(Duration::from_secs(2), connection.closed()).await.expect("it must be closed");
     }
-    assert!(tokio::time::timeout(std::time::Duration::from_millis(100), worker.accept_ring()).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(100), worker.accept_ring()).await.is_err());
     drop(foreign);
 }

@@ -6,20 +6,75 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::RunDirError;
 use super::lines::{self, Lines};
+use super::{Recovery, RunDirError};
+use crate::wire::messages::Member;
 
 /// One thing that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    RunStarted { name: String, step: u64 },
-    WorkerJoined { name: String, addr: String },
-    WorkerLeft { name: String, reason: String },
-    Generation { generation: u64, workers: u32, step: u64 },
-    Checkpoint { step: u64 },
-    RunFinished { step: u64 },
-    RunFailed { reason: String },
+    RunStarted {
+        name: String,
+        step: u64,
+    },
+    /// A worker was given its certificate, for the token of this id.
+    Enrolled {
+        name: String,
+        token: String,
+    },
+    WorkerJoined {
+        name: String,
+        addr: String,
+    },
+    WorkerLeft {
+        name: String,
+        reason: String,
+    },
+    Generation {
+        generation: u64,
+        workers: u32,
+        step: u64,
+        /// By rank; none in a single-node run.
+        #[serde(default)]
+        members: Vec<Member>,
+    },
+    Recovered(Recovery),
+    Checkpoint {
+        step: u64,
+    },
+    RunFinished {
+        step: u64,
+    },
+    RunFailed {
+        reason: String,
+    },
+}
+
+/// The newest generation of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LastGeneration {
+    /// 0 before the first.
+    pub number: u64,
+    pub members: Vec<Member>,
+    /// Its first step.
+    pub step: u64,
+    /// Nothing was heard of its end: its ring may still train.
+    pub under_way: bool,
+}
+
+pub(super) fn last_generation(events: &[Event]) -> LastGeneration {
+    let mut last = LastGeneration::default();
+    for event in events {
+        match event {
+            Event::Generation { generation, members, step, .. } => {
+                last = LastGeneration { number: *generation, members: members.clone(), step: *step, under_way: true };
+            }
+            Event::RunFinished { .. } | Event::RunFailed { .. } => last.under_way = false,
+            _ => {}
+        }
+    }
+    last
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +82,11 @@ struct Line<E> {
     unix_seconds: f64,
     #[serde(flatten)]
     event: E,
+}
+
+/// All events of a journal, in order.
+pub(super) fn read(path: &Path) -> Result<Vec<Event>, RunDirError> {
+    Ok(lines::parse::<Line<Event>>(path)?.into_iter().map(|line| line.event).collect())
 }
 
 #[derive(Debug)]
@@ -44,6 +104,6 @@ impl Journal {
     }
 
     pub(super) fn events(&self) -> Result<Vec<Event>, RunDirError> {
-        Ok(lines::parse::<Line<Event>>(self.0.path())?.into_iter().map(|line| line.event).collect())
+        read(self.0.path())
     }
 }

@@ -9,6 +9,9 @@ use serde::de::DeserializeOwned;
 
 use super::RunDirError;
 
+/// Bytes that [`Lines::flush_large`] lets wait.
+const LARGE: usize = 64 << 10;
+
 /// A file to which lines are appended.
 #[derive(Debug)]
 pub(super) struct Lines {
@@ -38,6 +41,11 @@ impl Lines {
         if serde_json::to_writer(&mut self.waiting, line).is_ok() {
             self.waiting.push(b'\n');
         }
+    }
+
+    /// Writes once there is a good deal to write.
+    pub(super) fn flush_large(&mut self) -> Result<(), RunDirError> {
+        if self.waiting.len() >= LARGE { self.flush() } else { Ok(()) }
     }
 
     pub(super) fn flush(&mut self) -> Result<(), RunDirError> {

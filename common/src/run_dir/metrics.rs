@@ -1,5 +1,6 @@
 //! metrics.jsonl: one line a step, one line an evaluation.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,10 @@ pub struct StepMetrics {
     /// L2 norm of the gradient before clipping.
     pub grad_norm: f64,
     pub samples: u64,
+    /// The [`crate::audit::checksum`] of the samples, over all ranks, in hex;
+    /// empty in the record of an older version.
+    #[serde(default)]
+    pub samples_checksum: String,
     pub step_ms: f64,
     /// Waiting for the batch, forward and backward, waiting for the ring after
     /// that, applying the update: together `step_ms`.
@@ -89,11 +94,31 @@ pub(super) struct Metrics {
     lines: Lines,
     flushed: Instant,
     next_step: u64,
+    /// The steps after which an evaluation is on the record.
+    evaluated: BTreeSet<u64>,
 }
 
 impl Metrics {
-    pub(super) fn open(path: &Path, first_step: u64) -> Result<Self, RunDirError> {
-        let bytes = lines::read(path)?;
+    /// Opens or creates; every whole line is kept.
+    pub(super) fn open(path: &Path) -> Result<Self, RunDirError> {
+        let mut metrics = Self { lines: Lines::open(path)?, flushed: Instant::now(), next_step: 0, evaluated: BTreeSet::new() };
+        for place in lines::parse(path)? {
+            match place {
+                Place::Step { step } => metrics.next_step = metrics.next_step.max(step.saturating_add(1)),
+                Place::Evaluation { eval } => {
+                    metrics.evaluated.insert(eval.step);
+                }
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// Removes the lines of `first_step` and later ones, which are about to be
+    /// trained again.
+    pub(super) fn cut(mut self, first_step: u64) -> Result<Self, RunDirError> {
+        self.flush()?;
+        let path = self.lines.path().to_owned();
+        let bytes = lines::read(&path)?;
         // An evaluation at step s follows the commit of step s-1.
         let kept: Vec<&[u8]> = bytes
             .split_inclusive(|&b| b == b'\n')
@@ -105,9 +130,22 @@ impl Metrics {
             .collect();
         let kept = kept.concat();
         if kept.len() < bytes.len() {
-            super::write_atomically(path, &kept)?;
+            super::write_atomically(&path, &kept)?;
         }
-        Ok(Self { lines: Lines::open(path)?, flushed: Instant::now(), next_step: first_step })
+        Ok(Self { next_step: first_step, ..Self::open(&path)? })
+    }
+
+    pub(super) fn next_step(&self) -> u64 {
+        self.next_step
+    }
+
+    /// The newest step after which there is an evaluation.
+    pub(super) fn evaluated(&self) -> Option<u64> {
+        self.evaluated.last().copied()
+    }
+
+    pub(super) fn has_evaluation(&self, step: u64) -> bool {
+        self.evaluated.contains(&step)
     }
 
     pub(super) fn step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
@@ -120,6 +158,9 @@ impl Metrics {
     }
 
     pub(super) fn evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunDirError> {
+        if !self.evaluated.insert(evaluation.step) {
+            return Ok(());
+        }
         self.lines.push(&EvaluationLine { eval: evaluation });
         self.flush()
     }

@@ -5,6 +5,7 @@
 //! dataset.json     classes and columns of the data
 //! journal.jsonl    who came and went, generations, checkpoints
 //! metrics.jsonl    a line a step, a line an evaluation
+//! audit.jsonl      what each worker trained on, with train.audit
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
 //! ```
@@ -25,13 +26,15 @@ use std::path::{Path, PathBuf};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, CheckpointWriter};
 pub use error::RunDirError;
-pub use journal::Event;
+pub use journal::{Event, LastGeneration};
 pub use metrics::{Evaluation, StepMetrics};
 pub use summary::{Parts, Recovery, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
 pub use view::{DataDescription, RunView};
 
+use crate::audit::Trained;
 use crate::config::Config;
 use journal::Journal;
+use lines::Lines;
 use metrics::Metrics;
 
 /// One run's directory, locked for this process.
@@ -40,6 +43,7 @@ pub struct RunDir {
     path: PathBuf,
     journal: Journal,
     metrics: Option<Metrics>,
+    trained: Option<Lines>,
     resumed: bool,
     _lock: File,
 }
@@ -97,37 +101,77 @@ impl RunDir {
     fn with_lock(path: &Path, lock: File, resumed: bool) -> Result<Self, RunDirError> {
         let folder = path.join("checkpoints");
         std::fs::create_dir_all(&folder).map_err(RunDirError::io("create", &folder))?;
-        Ok(Self { path: path.to_owned(), journal: Journal::open(&path.join("journal.jsonl"))?, metrics: None, resumed, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            journal: Journal::open(&path.join("journal.jsonl"))?,
+            metrics: None,
+            trained: None,
+            resumed,
+            _lock: lock,
+        })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends to the journal, on disk when this returns. Before a checkpoint,
-    /// the metrics follow to the disk, so that a resumed run lacks no line.
+    /// Appends to the journal, on disk when this returns. Before a checkpoint and
+    /// before a generation the metrics go to the disk, so that a resumed run lacks
+    /// no line.
     pub fn record(&mut self, event: &Event) -> Result<(), RunDirError> {
-        if let (Event::Checkpoint { .. }, Some(metrics)) = (event, &mut self.metrics) {
+        if let (Event::Checkpoint { .. } | Event::Generation { .. }, Some(metrics)) = (event, &mut self.metrics) {
             metrics.sync()?;
+            if let Some(trained) = &mut self.trained {
+                trained.sync()?;
+            }
         }
         self.journal.append(event)
     }
 
-    /// The number of the newest generation that the journal knows, or 0.
-    pub fn last_generation(&self) -> Result<u64, RunDirError> {
-        let events = self.journal.events()?;
-        Ok(events
-            .iter()
-            .filter_map(|e| if let Event::Generation { generation, .. } = e { Some(*generation) } else { None })
-            .max()
-            .unwrap_or(0))
+    /// Everything that the journal knows, in order.
+    pub fn events(&self) -> Result<Vec<Event>, RunDirError> {
+        self.journal.events()
+    }
+
+    /// The newest generation that the journal knows.
+    pub fn last_generation(&self) -> Result<LastGeneration, RunDirError> {
+        Ok(journal::last_generation(&self.journal.events()?))
     }
 
     /// Opens metrics.jsonl for the steps from `first_step` on; lines of that
-    /// step and later ones, of which a checkpoint knows nothing, are removed.
+    /// step and later ones, which are about to be trained again, are removed.
     pub fn start_metrics(&mut self, first_step: u64) -> Result<(), RunDirError> {
-        self.metrics = Some(Metrics::open(&self.path.join("metrics.jsonl"), first_step)?);
+        self.metrics_file()?.flush()?;
+        let path = self.path.join("metrics.jsonl");
+        self.metrics = Some(Metrics::open(&path)?.cut(first_step)?);
         Ok(())
+    }
+
+    /// The first step that the metrics lack, and the newest one after which
+    /// they have an evaluation.
+    pub fn recorded(&mut self) -> Result<(u64, Option<u64>), RunDirError> {
+        self.metrics_file().map(|m| (m.next_step(), m.evaluated()))
+    }
+
+    /// Whether there is an evaluation of the state after so many steps.
+    pub fn has_evaluation(&mut self, step: u64) -> bool {
+        self.metrics_file().is_ok_and(|m| m.has_evaluation(step))
+    }
+
+    /// Every step and every evaluation on the record.
+    pub fn metrics(&mut self) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
+        self.metrics_file()?.flush()?;
+        metrics::read(&self.path.join("metrics.jsonl"))
+    }
+
+    /// Appends what a worker trained on to audit.jsonl.
+    pub fn write_trained(&mut self, trained: &Trained) -> Result<(), RunDirError> {
+        if self.trained.is_none() {
+            self.trained = Some(Lines::open(&self.path.join("audit.jsonl"))?);
+        }
+        let Some(lines) = &mut self.trained else { return Ok(()) };
+        lines.push(trained);
+        lines.flush_large()
     }
 
     /// Writes dataset.json: what is needed to use the model without its data.
@@ -148,7 +192,7 @@ impl RunDir {
 
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {
         if self.metrics.is_none() {
-            self.start_metrics(0)?;
+            self.metrics = Some(Metrics::open(&self.path.join("metrics.jsonl"))?);
         }
         self.metrics.as_mut().ok_or_else(|| RunDirError::Damaged { path: self.path.clone(), problem: "has no metrics file".to_owned() })
     }
@@ -157,6 +201,9 @@ impl RunDir {
     pub fn write_summary(&mut self, summary: &Summary) -> Result<(), RunDirError> {
         if let Some(metrics) = &mut self.metrics {
             metrics.flush()?;
+        }
+        if let Some(trained) = &mut self.trained {
+            trained.flush()?;
         }
         let text = serde_json::to_string_pretty(summary).unwrap_or_else(|e| unreachable!("a summary is plain data: {e}"));
         write_atomically(&self.path.join("summary.json"), text.as_bytes())

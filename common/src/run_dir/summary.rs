@@ -37,12 +37,17 @@ pub struct Summary {
     /// Gradient bytes that all workers together sent.
     pub bytes_sent: u64,
     pub recoveries: Vec<Recovery>,
+    /// From the last that was heard of a lost worker to the first step without it,
+    /// in milliseconds, over all recoveries; 0 if there were none.
+    #[serde(default)]
+    pub recovery_ms: StepTimes,
     /// The largest of all workers.
     pub peak_rss_bytes: u64,
     pub wall_seconds: f64,
     pub weights_blake3: String,
 }
 
+/// Quantiles of times in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTimes {
     pub p50: f64,
@@ -100,10 +105,11 @@ impl SummaryBuilder {
         }
     }
 
-    /// The run goes on after `samples` samples that an earlier process trained on.
-    pub fn resumed(mut self, samples: u64) -> Self {
-        self.samples = samples;
-        self
+    /// Replaces what was told of steps and evaluations by what is on the record.
+    pub fn reload(&mut self, steps: &[StepMetrics], evaluations: &[Evaluation]) {
+        (self.samples, self.last, self.kept, self.last_evaluation) = (0, None, Kept::default(), None);
+        steps.iter().for_each(|s| self.step(s));
+        evaluations.iter().for_each(|e| self.evaluation(e));
     }
 
     /// A generation of `world` workers starts.
@@ -129,7 +135,9 @@ impl SummaryBuilder {
     }
 
     pub fn evaluation(&mut self, evaluation: &Evaluation) {
-        self.last_evaluation = Some(evaluation.clone());
+        if self.last_evaluation.as_ref().is_none_or(|last| evaluation.step >= last.step) {
+            self.last_evaluation = Some(evaluation.clone());
+        }
     }
 
     /// The summary of a run that has committed `steps` steps.
@@ -142,6 +150,8 @@ impl SummaryBuilder {
             values
         };
         let step_ms = column(|m| m.step_ms);
+        let mut recovery_ms: Vec<f64> = self.recoveries.iter().map(|r| r.detect_ms + r.resume_ms).collect();
+        recovery_ms.sort_by(f64::total_cmp);
         let last = self.last.as_ref();
         let eval = self.last_evaluation.as_ref();
         Summary {
@@ -166,6 +176,7 @@ impl SummaryBuilder {
             top5: eval.map(|e| e.top5),
             bytes_sent,
             recoveries: self.recoveries.clone(),
+            recovery_ms: StepTimes { p50: quantile(&recovery_ms, 0.5), p95: quantile(&recovery_ms, 0.95) },
             peak_rss_bytes,
             wall_seconds: self.started.elapsed().as_secs_f64(),
             weights_blake3,

@@ -21,6 +21,7 @@ pub(super) fn step(step: u64) -> StepMetrics {
         lr: 0.1,
         grad_norm: 1.0,
         samples: 10,
+        samples_checksum: String::new(),
         step_ms: 100.0 + step as f64,
         data_wait_ms: 1.0,
         compute_ms: 90.0,
@@ -141,21 +142,21 @@ fn the_journal_survives_being_cut_and_being_empty() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("run");
     let mut run = RunDir::create(&path, &config(&[])).unwrap();
-    assert_eq!(run.last_generation().unwrap(), 0);
+    assert_eq!(run.last_generation().unwrap().number, 0);
     for generation in 1..=3 {
-        run.record(&Event::Generation { generation, workers: 2, step: 0 }).unwrap();
+        run.record(&Event::Generation { generation, workers: 2, step: 0, members: Vec::new() }).unwrap();
     }
     drop(run);
     let file = path.join("journal.jsonl");
     let text = fs::read(&file).unwrap();
     fs::write(&file, &text[..text.len() - 10]).unwrap();
     let mut run = RunDir::resume(&path, &config(&[])).unwrap();
-    assert_eq!(run.last_generation().unwrap(), 2);
-    run.record(&Event::Generation { generation: 7, workers: 1, step: 0 }).unwrap();
-    assert_eq!(run.last_generation().unwrap(), 7);
+    assert_eq!(run.last_generation().unwrap().number, 2);
+    run.record(&Event::Generation { generation: 7, workers: 1, step: 0, members: Vec::new() }).unwrap();
+    assert_eq!(run.last_generation().unwrap().number, 7);
     drop(run);
     fs::write(&file, "").unwrap();
-    assert_eq!(RunDir::resume(&path, &config(&[])).unwrap().last_generation().unwrap(), 0);
+    assert_eq!(RunDir::resume(&path, &config(&[])).unwrap().last_generation().unwrap().number, 0);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointFiles, Evaluation, RunDirError, StepMetrics, metrics};
+use super::{Checkpoint, CheckpointFiles, Evaluation, Event, RunDirError, StepMetrics, journal, lines, metrics};
+use crate::audit::Trained;
 use crate::config::Config;
 use crate::dataset::{Column, DatasetInfo, SampleSource};
 
@@ -61,6 +62,19 @@ impl RunView {
     /// Every step and every evaluation so far.
     pub fn metrics(&self) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
         metrics::read(&self.path.join("metrics.jsonl"))
+    }
+
+    /// What workers recorded of the samples that they trained on; none without
+    /// `train.audit`.
+    pub fn trained(&self) -> Result<Vec<Trained>, RunDirError> {
+        lines::parse(&self.path.join("audit.jsonl"))
+    }
+
+    /// The generations so far with their first steps, in order.
+    pub fn generations(&self) -> Result<Vec<(u64, u64)>, RunDirError> {
+        let events = journal::read(&self.path.join("journal.jsonl"))?;
+        let start = |event| if let Event::Generation { generation, step, .. } = event { Some((generation, step)) } else { None };
+        Ok(events.into_iter().filter_map(start).collect())
     }
 
     /// The newest checkpoint that is whole.

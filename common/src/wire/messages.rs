@@ -8,6 +8,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 
+use crate::audit::Trained;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
 use crate::run_dir::{Evaluation, StepMetrics};
 
@@ -38,6 +39,9 @@ pub enum ToCoordinator {
         advertise: Option<String>,
         /// Workers are ranked by this first, then by when they joined.
         preferred_rank: Option<u32>,
+        /// The generation that it is in, if it has lost its connection and
+        /// trains on.
+        generation: Option<u64>,
     },
     /// In no ring, and ready for the next one. Sent once data is open and the model
     /// is built, and again whenever a generation has ended here.
@@ -52,12 +56,15 @@ pub enum ToCoordinator {
     Leaving,
     /// Sent every `cluster.heartbeat_ms`.
     Heartbeat { step: u64 },
-    /// A committed step, from rank 0.
-    Step(StepMetrics),
+    /// A step that was committed in this generation, from rank 0; or in an earlier
+    /// one, whose rank 0 was lost before the coordinator heard of it.
+    Step { generation: u64, metrics: StepMetrics },
     /// A finished evaluation, from rank 0.
     Evaluation(Evaluation),
     /// A sample that was left out because it does not decode.
-    Skipped { name: String, problem: String },
+    Skipped { step: u64, name: String, problem: String },
+    /// What this worker put into a step that was committed, with `train.audit`.
+    Trained(Trained),
     /// Training is over: all steps are committed, or everybody agreed to stop.
     Finished(Finished),
     /// This worker cannot go on.
@@ -81,6 +88,9 @@ pub enum ToWorker {
     Welcome {
         config_toml: String,
         dataset: Dataset,
+        /// The first step that the record lacks: what a worker has said of it and
+        /// later ones was lost with the coordinator that heard it.
+        recorded: u64,
     },
     Refused {
         reason: String,
@@ -124,6 +134,9 @@ pub struct Generation {
     /// it as `state` says.
     pub first_step: u64,
     pub state: StateSource,
+    /// The first step that the record lacks: what an earlier rank 0 did not get to
+    /// say of it and later ones, the others say.
+    pub recorded: u64,
     /// The newest step after which the record has an evaluation.
     pub evaluated: u64,
     /// The newest step after which there is a checkpoint.
@@ -142,7 +155,7 @@ pub enum StateSource {
 }
 
 /// A worker as its neighbours need to know it.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct Member {
     /// The name in its certificate.
     pub name: String,

@@ -15,6 +15,8 @@ pub enum Input {
         name: String,
         addr: String,
         preferred_rank: Option<u32>,
+        /// The ring that it is in, if it lost its connection and not its ring.
+        generation: Option<u64>,
     },
     /// It is in no ring, and holds the state before step `step`. `generation` is
     /// the last one that it was in.

@@ -45,14 +45,13 @@ impl Membership {
     pub(super) fn form(&mut self) -> Vec<Output> {
         // When everybody leaves a run under way, it ends as if it was asked to
         // stop: one more generation, which leaves a checkpoint.
-        let ran = self.generation > self.rules.last_generation;
-        let under_way = |w: &Worker| matches!(w.phase, Phase::Ready(step) if ran || step > self.stored);
+        let under_way = |w: &Worker| matches!(w.phase, Phase::Ready(step) if self.begun || step > self.stored);
         self.stopping |= self.workers.values().any(under_way) && self.workers.values().all(|w| w.leaving);
         let mut outputs = if self.stopping { Vec::new() } else { self.dismiss(self.last_holder()) };
         let ready: Vec<(WorkerId, u64)> =
             self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, step)) } else { None }).collect();
         self.state = State::Waiting;
-        let needed = if self.generation == self.rules.last_generation { self.rules.start_workers } else { self.rules.min_workers };
+        let needed = if self.begun { self.rules.min_workers } else { self.rules.start_workers };
         let count = ready.len() as u32;
         if count < needed {
             if self.stopping {
@@ -80,12 +79,14 @@ impl Membership {
         let members: Vec<WorkerId> = chosen.into_iter().map(|(id, _)| id).collect();
         let as_member = |w: &Worker| Member { name: w.name.clone(), addr: w.addr.clone() };
         self.generation += 1;
+        self.begun = true;
         let generation = Generation {
             number: self.generation,
             rank: 0,
             members: members.iter().filter_map(|id| self.workers.get(id)).map(as_member).collect(),
             first_step,
             state,
+            recorded: 0,
             evaluated: 0,
             stored: self.stored,
         };

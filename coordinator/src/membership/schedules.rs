@@ -1,6 +1,7 @@
 //! Membership against a world of simulated workers: over a hundred thousand
-//! seeded schedules of joins, leaves, crashes, silences, and messages that are
-//! delayed, repeated and overtaken by those of other workers.
+//! seeded schedules of joins, leaves, crashes, silences, broken connections,
+//! restarts of the coordinator, and messages that are delayed, repeated and
+//! overtaken by those of other workers.
 
 use std::collections::VecDeque;
 
@@ -11,7 +12,11 @@ use super::*;
 /// A worker as the protocol knows it: what it does when it is told something.
 #[derive(Debug)]
 struct Simulated {
+    /// Of its connection; `name` is what its certificate says.
     id: WorkerId,
+    /// Of its former connections, which the coordinator may still believe in.
+    former: Vec<WorkerId>,
+    name: u64,
     alive: bool,
     /// The generation it trains in, if it does.
     training: Option<u64>,
@@ -42,6 +47,9 @@ struct World {
     /// First step of the newest generation, and its number.
     newest: (u64, u64),
     members: Vec<WorkerId>,
+    /// The names of the newest generation's members, by rank: what the journal has.
+    journal: Vec<u64>,
+    rules: Rules,
     over: bool,
 }
 
@@ -49,12 +57,14 @@ impl World {
     fn new(rng: &mut ChaCha8Rng) -> Self {
         let min_workers = 1 + seed::below(rng, 3);
         let shards = min_workers + seed::below(rng, 3);
-        let m = Membership::new(rules(min_workers, shards));
+        let rules = rules(min_workers, shards);
         Self {
-            m,
+            m: Membership::new(rules),
+            journal: Vec::new(),
+            rules,
             now: Instant::now(),
             workers: Vec::new(),
-            next_id: 0,
+            next_id: 10,
             shards,
             min_workers,
             newest: (0, 0),
@@ -69,6 +79,8 @@ impl World {
         let outbox = VecDeque::from([joined(id, None), ready(id, 0, 0)]);
         self.workers.push(Simulated {
             id,
+            former: Vec::new(),
+            name: id,
             alive: true,
             training: None,
             last_generation: 0,
@@ -100,6 +112,39 @@ impl World {
         }
     }
 
+    /// A worker's connection broke and it has made another one.
+    fn reconnect(&mut self, at: usize) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let w = &mut self.workers[at];
+        w.former.push(std::mem::replace(&mut w.id, id));
+        w.inbox.clear();
+        // What it had said is repeated where it still stands.
+        w.outbox = VecDeque::from([back(id, w.name, w.training)]);
+        if w.training.is_none() {
+            w.outbox.push_back(ready(id, w.last_generation, w.step));
+        }
+        if w.leaving {
+            w.outbox.push_back(Input::Leaving { worker: id });
+        }
+    }
+
+    /// The coordinator dies and is started again with nothing but its journal.
+    fn restart(&mut self) {
+        let members: Vec<_> = self.journal.iter().map(|name| member(*name)).collect();
+        self.m = Membership::returning(Rules { last_generation: self.newest.1, ..self.rules }, &members, self.now);
+        for at in 0..self.workers.len() {
+            if self.workers[at].alive {
+                self.reconnect(at);
+            }
+        }
+    }
+
+    /// The worker of a connection, be it the one that it uses now or not.
+    fn behind(&self, id: WorkerId) -> Option<&Simulated> {
+        self.workers.iter().find(|w| w.id == id || w.former.contains(&id))
+    }
+
     fn check_start(&mut self, members: &[WorkerId], generation: &Generation) {
         let mut distinct = members.to_vec();
         distinct.sort_unstable();
@@ -110,14 +155,15 @@ impl World {
         // Never two current generations: nobody whom the coordinator still counts trains in another.
         assert!(generation.number > self.newest.1);
         for id in members {
-            let w = self.workers.iter().find(|w| w.id == *id).unwrap();
+            let w = self.behind(*id).unwrap();
             assert_eq!(w.training, None, "worker {id} is still in a ring");
         }
         // The committed step goes back only when nobody in the run holds it any more.
-        let holders = members.iter().filter_map(|id| self.workers.iter().find(|w| w.id == *id)).map(|w| w.step).max().unwrap();
+        let holders = members.iter().filter_map(|id| self.behind(*id)).map(|w| w.step).max().unwrap();
         assert_eq!(generation.first_step, holders);
         self.newest = (generation.first_step, generation.number);
         self.members = members.to_vec();
+        self.journal = members.iter().filter_map(|id| self.behind(*id)).map(|w| w.name).collect();
         self.tell(members, &Told::Generation { number: generation.number, first_step: generation.first_step });
     }
 
@@ -190,7 +236,7 @@ fn invariants_hold_over_a_hundred_thousand_schedules() {
             world.now += Duration::from_millis(u64::from(seed::below(&mut rng, 60)));
             let n = world.workers.len() as u32;
             let at = if n > 0 { seed::below(&mut rng, n) as usize } else { 0 };
-            match seed::below(&mut rng, 16) {
+            match seed::below(&mut rng, 18) {
                 0 | 1 if n < 8 => world.spawn(),
                 2 if n > 0 && world.workers[at].alive => {
                     // Killed: its connection may close at once, or only its silence shows it.
@@ -207,6 +253,15 @@ fn invariants_hold_over_a_hundred_thousand_schedules() {
                     world.workers[at].outbox.push_back(Input::Leaving { worker });
                 }
                 4 => world.hear(Input::Tick),
+                16 if n > 0 && world.workers[at].alive => {
+                    let worker = world.workers[at].id;
+                    world.reconnect(at);
+                    // The coordinator may notice first, or never.
+                    if seed::below(&mut rng, 2) == 0 {
+                        world.hear(Input::Left { worker, reason: "closed".to_owned() });
+                    }
+                }
+                17 if seed::below(&mut rng, 4) == 0 => world.restart(),
                 // Stored is heard only of steps that were committed in this run; here, of none.
                 5..=9 if n > 0 => world.act(at, &mut rng),
                 _ if n > 0 => {

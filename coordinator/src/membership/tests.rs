@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::seed;
-use common::wire::messages::{Generation, StateSource};
+use common::wire::messages::{Generation, Member, StateSource};
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn rules(min_workers: u32, shards: u32) -> Rules {
 }
 
 fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
-    Input::Joined { worker, name: format!("worker-{worker}"), addr: format!("127.0.0.1:{worker}"), preferred_rank }
+    Input::Joined { worker, name: format!("worker-{worker}"), addr: format!("127.0.0.1:{worker}"), preferred_rank, generation: None }
 }
 
 fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
@@ -193,6 +193,72 @@ fn stopping_asks_each_member_once_even_in_the_middle_of_a_recovery() {
     assert_eq!(m.handle(now, ready(1, 1, 8)).last(), Some(&Output::Stop { members: vec![1] }));
     let mut waiting = Membership::new(rules(2, 2));
     assert!(matches!(waiting.handle(now, Input::StopRequested).as_slice(), [Output::Fail { .. }]));
+}
+
+fn member(n: u64) -> Member {
+    Member { name: format!("worker-{n}"), addr: format!("127.0.0.1:{n}") }
+}
+
+/// Two members that a coordinator which was started again expects back.
+fn expected() -> [Member; 2] {
+    [0, 1].map(member)
+}
+
+fn back(worker: WorkerId, name: u64, generation: Option<u64>) -> Input {
+    let Member { name, addr } = member(name);
+    Input::Joined { worker, name, addr, preferred_rank: None, generation }
+}
+
+#[test]
+fn a_ring_that_goes_on_is_taken_up_by_a_coordinator_that_was_started_again() {
+    let now = Instant::now();
+    let mut m = Membership::returning(Rules { last_generation: 7, ..rules(1, 4) }, &expected(), now);
+    assert_eq!(m.handle(now, Input::Tick), []);
+    let later = now + Duration::from_secs(2);
+    assert_eq!(m.handle(later, back(10, 1, Some(7))), []);
+    assert_eq!(m.handle(later, back(11, 0, Some(7))), []);
+    // It is the same generation: a newcomer is let in at a step boundary, and rank 0 is who it was.
+    m.handle(later, joined(12, None));
+    assert_eq!(m.handle(later, ready(12, 0, 0)), [Output::Yield { members: vec![11, 10], generation: 7 }]);
+    // One whose connection breaks once more hears of the request again.
+    assert_eq!(m.handle(later, back(13, 0, Some(7))), [Output::Yield { members: vec![13], generation: 7 }]);
+    assert_eq!(m.handle(later, Input::Left { worker: 11, reason: "closed".to_owned() }), []);
+    m.handle(later, ready(10, 7, 40));
+    let (members, generation) = started(&m.handle(later, ready(13, 7, 40)));
+    assert_eq!((members, generation.number, generation.first_step), (vec![10, 12, 13], 8, 40));
+}
+
+#[test]
+fn members_that_do_not_come_back_are_lost_and_the_others_go_on() {
+    let now = Instant::now();
+    let mut m = Membership::returning(Rules { last_generation: 7, first_step: 30, ..rules(1, 4) }, &expected(), now);
+    m.handle(now, back(10, 1, Some(7)));
+    let mut at = now;
+    let mut outputs = Vec::new();
+    while outputs.is_empty() {
+        at += Duration::from_millis(100);
+        m.handle(at, Input::Alive { worker: 10 });
+        outputs = m.handle(at, Input::Tick);
+        assert!(at < now + Duration::from_secs(10));
+    }
+    assert!(outputs.iter().any(|o| matches!(o, Output::End { members, generation: 7, .. } if *members == [10])), "{outputs:?}");
+    let (members, generation) = started(&m.handle(at, ready(10, 7, 44)));
+    assert_eq!((members, generation.first_step), (vec![10], 44));
+    // The other one was in its ring all the time, which is over.
+    let outputs = m.handle(at, back(14, 0, Some(7)));
+    assert!(matches!(&outputs[0], Output::End { members, generation: 7, .. } if *members == [14]), "{outputs:?}");
+    assert_eq!(m.handle(at, ready(14, 7, 44)), [Output::Yield { members: vec![10], generation: 8 }]);
+}
+
+#[test]
+fn one_that_heartbeats_but_never_leaves_its_ring_is_given_up() {
+    let (mut m, now) = running(2, rules(1, 4));
+    m.handle(now, ready(0, 1, 8));
+    let later = now + STUCK + Duration::from_secs(1);
+    (0..2).for_each(|worker| _ = m.handle(later, Input::Alive { worker }));
+    let outputs = m.handle(later, Input::Tick);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, .. })), "{outputs:?}");
+    assert_eq!(started(&outputs).0, [0]);
 }
 
 #[path = "schedules.rs"]

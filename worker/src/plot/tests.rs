@@ -27,6 +27,7 @@ fn step(step: u64) -> StepMetrics {
         top1: 1.0 - 1.0 / (1.0 + step as f64 / 50.0),
         lr: 0.1,
         grad_norm: 1.0,
+        samples_checksum: String::new(),
         samples: 10,
         step_ms: 1.0,
         data_wait_ms: 0.0,

@@ -1,0 +1,145 @@
+//! Proof of what a run trained on. Beside the gradient travels a checksum of the
+//! samples that went into it; the record of every committed step holds the sum
+//! over all ranks. So the proof needs nobody who was there: a worker may have
+//! died right after its part of a step was used.
+//!
+//! With `train.audit` (always in reproducible mode) each worker also records the
+//! ids themselves, so that a step whose checksum is wrong can be taken apart.
+//!
+//! It knows no file and no socket.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Plan;
+
+/// What one worker put into one step: a line of audit.jsonl.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Trained {
+    pub generation: u64,
+    pub step: u64,
+    pub rank: u32,
+    pub ids: Vec<u32>,
+    /// Left out because they do not decode.
+    pub skipped: Vec<u32>,
+}
+
+/// A committed step, as metrics.jsonl has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    pub step: u64,
+    pub samples: u64,
+    /// The [`checksum`] of all its samples; `None` in the record of an older version.
+    pub checksum: Option<u64>,
+}
+
+/// 64 bits that stand for a sample: SplitMix64's finalizer (Steele, Lea and
+/// Flood, "Fast splittable pseudorandom number generators", 2014).
+fn fingerprint(id: u32) -> u64 {
+    let mut z = (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// The sum of the samples' fingerprints, modulo 2^64: one for any order and any
+/// cut into parts, and another one if a sample is missing or there twice, but
+/// for one chance in 2^64.
+pub fn checksum(ids: &[u32]) -> u64 {
+    ids.iter().fold(0, |sum: u64, &id| sum.wrapping_add(fingerprint(id)))
+}
+
+/// Something that is not as the plan has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// A step that is not on the record.
+    NotRecorded { step: u64 },
+    /// On the record twice.
+    RecordedTwice { step: u64 },
+    /// The record has no checksum of it.
+    NoChecksum { step: u64 },
+    /// It was trained on other samples than the plan's: which, if that is known.
+    Samples { step: u64, missing: Vec<u32>, twice: Vec<u32>, foreign: Vec<u32> },
+    /// In one epoch these were used more than once, or not at all.
+    Epoch { epoch: u64, ids: Vec<u32> },
+}
+
+/// What an audit found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    pub steps: u64,
+    pub samples: u64,
+    pub whole_epochs: u64,
+    /// Samples that do not decode, as (step, id).
+    pub skipped: Vec<(u64, u32)>,
+    pub findings: Vec<Finding>,
+}
+
+/// Holds the record of the first `steps` steps against the plan. `starts` are
+/// the generations with their first steps, in order; `trained` may lack what
+/// died with its worker, and hold what was trained in vain.
+pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u64)], trained: &[Trained]) -> Report {
+    let mut record: BTreeMap<u64, Committed> = BTreeMap::new();
+    let mut report = Report { steps, ..Report::default() };
+    for line in committed.iter().filter(|line| line.step < steps) {
+        if record.insert(line.step, *line).is_some() {
+            report.findings.push(Finding::RecordedTwice { step: line.step });
+        }
+    }
+    let mut told: BTreeMap<u64, BTreeMap<u32, &Trained>> = BTreeMap::new();
+    for line in trained.iter().filter(|t| t.generation == committed_in(starts, t.step)) {
+        told.entry(line.step).or_default().insert(line.rank, line);
+    }
+    let per_epoch = plan.steps_per_epoch();
+    for epoch in 0..steps.div_ceil(per_epoch) {
+        let orders: Vec<Vec<u32>> = (0..plan.shards()).map(|shard| plan.shard_order(epoch, shard)).collect();
+        let mut used = vec![0u32; plan.samples() as usize];
+        let last = ((epoch + 1) * per_epoch).min(steps);
+        for step in epoch * per_epoch..last {
+            let at = plan.position(step).step_in_epoch;
+            let planned: Vec<u32> = (0..).zip(&orders).flat_map(|(shard, order)| order[plan.span(at, shard)].iter().copied()).collect();
+            planned.iter().for_each(|&id| used[id as usize] += 1);
+            let nothing = BTreeMap::new();
+            check_step(&mut report, step, &planned, record.get(&step), told.get(&step).unwrap_or(&nothing));
+        }
+        if last == (epoch + 1) * per_epoch {
+            report.whole_epochs += 1;
+            let wrong: Vec<u32> = (0..).zip(&used).filter(|&(_, &n)| n != 1).map(|(id, _)| id).collect();
+            if !wrong.is_empty() {
+                report.findings.push(Finding::Epoch { epoch, ids: wrong });
+            }
+        }
+    }
+    report
+}
+
+/// The generation in which a step was committed: the last one that started at or
+/// before it, since a later start at or before it would have undone it.
+fn committed_in(starts: &[(u64, u64)], step: u64) -> u64 {
+    starts.iter().rev().find(|(_, first)| *first <= step).map_or(0, |(generation, _)| *generation)
+}
+
+fn check_step(report: &mut Report, step: u64, planned: &[u32], line: Option<&Committed>, told: &BTreeMap<u32, &Trained>) {
+    let Some(line) = line else { return report.findings.push(Finding::NotRecorded { step }) };
+    report.samples += line.samples;
+    let skipped: BTreeSet<u32> = told.values().flat_map(|t| t.skipped.iter().copied()).collect();
+    report.skipped.extend(skipped.iter().map(|&id| (step, id)));
+    let expected: Vec<u32> = planned.iter().copied().filter(|id| !skipped.contains(id)).collect();
+    let Some(found) = line.checksum else { return report.findings.push(Finding::NoChecksum { step }) };
+    if found == checksum(&expected) && line.samples == expected.len() as u64 {
+        return;
+    }
+    let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
+    told.values().flat_map(|t| &t.ids).for_each(|&id| *seen.entry(id).or_default() += 1);
+    let wanted: BTreeSet<u32> = expected.into_iter().collect();
+    report.findings.push(Finding::Samples {
+        step,
+        missing: wanted.iter().copied().filter(|id| !seen.contains_key(id)).collect(),
+        twice: seen.iter().filter(|(_, n)| **n > 1).map(|(&id, _)| id).collect(),
+        foreign: seen.keys().copied().filter(|id| !wanted.contains(id)).collect(),
+    });
+}
+
+#[cfg(test)]
+mod tests;
