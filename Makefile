@@ -4,7 +4,7 @@
 # but cargo and a C compiler, and is slower.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libtorch build data train test test-flex lint bench clean-runs
+.PHONY: help setup libtorch build data train test test-flex lint bench chaos clean-runs
 
 ifdef FLEX
 TARGET := target/flex
@@ -54,6 +54,11 @@ lint: libtorch ## format, clippy, docs, licences
 bench: build ## throughput of the training step and of the ring
 	cargo run --release -p worker --example step -- --size 128 --batch 64 --precision bf16
 	cargo run --release -p common --example all_reduce -- --world 2
+
+# For example: make chaos CHAOS="--faults kill --count 60 --time 0s"
+chaos: libtorch ## disturb runs for ten minutes (CHAOS="--time 8h --seed 7" for longer), write chaos.md
+	cargo build --release --workspace
+	$(BIN)/chaos $(CHAOS)
 
 clean-runs: ## remove all run directories
 	rm -rf runs

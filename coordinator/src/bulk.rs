@@ -8,14 +8,16 @@ use anyhow::{Context, Result, bail};
 use common::dataset::SampleSource;
 use common::net::Peer;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta};
-use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_REQUEST, MAX_SAMPLES, split};
-use common::wire::{WireError, read_message, write_message};
+use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_REQUEST, MAX_SAMPLES, split};
+use common::wire::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::limits::{Limits, digest};
+use crate::peer::broke_off;
 use crate::roster::Roster;
-use crate::serve::{Fact, News};
+use crate::serve::News;
 
 /// Requests that are read from disk at the same time, over all workers.
 const CONCURRENT_READS: usize = 8;
@@ -31,6 +33,7 @@ pub struct BulkService {
     news: mpsc::Sender<News>,
     reads: Semaphore,
     roster: Arc<Roster>,
+    limits: Limits,
 }
 
 impl BulkService {
@@ -40,8 +43,9 @@ impl BulkService {
         config_identity: String,
         news: mpsc::Sender<News>,
         roster: Arc<Roster>,
+        limits: Limits,
     ) -> Self {
-        Self { source, checkpoints, config_identity, news, reads: Semaphore::new(CONCURRENT_READS), roster }
+        Self { source, checkpoints, config_identity, news, reads: Semaphore::new(CONCURRENT_READS), roster, limits }
     }
 }
 
@@ -56,7 +60,7 @@ pub async fn serve(service: Arc<BulkService>, peer: Peer) {
         }
         let (service, name, connection) = (Arc::clone(&service), name.clone(), peer.connection.clone());
         tokio::spawn(async move {
-            match answer(&service, send, recv).await {
+            match answer(&service, &name, send, recv).await {
                 Ok(()) => {}
                 // Whoever asked has thought better of it, or is gone.
                 Err(e) if broke_off(&e) => tracing::debug!("a bulk request of {name} broke off: {e:#}"),
@@ -69,18 +73,12 @@ pub async fn serve(service: Arc<BulkService>, peer: Peer) {
     }
 }
 
-fn broke_off(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(WireError::Io(_) | WireError::Truncated { .. })) || cause.is::<quinn::WriteError>()
-    })
-}
-
-async fn answer(service: &BulkService, mut send: SendStream, mut recv: RecvStream) -> Result<()> {
+async fn answer(service: &BulkService, asker: &str, mut send: SendStream, mut recv: RecvStream) -> Result<()> {
     let Some(request) = read_message::<BulkRequest>(&mut recv, MAX_REQUEST).await? else { return Ok(()) };
     match request {
         BulkRequest::Samples { val, ids } => samples(service, &mut send, val, ids).await?,
         BulkRequest::PutCheckpoint { step, weights_blake3, files } => {
-            let reply = match put_checkpoint(service, &mut recv, step, weights_blake3, &files).await {
+            let reply = match put_checkpoint(service, asker, &mut recv, step, weights_blake3, &files).await {
                 Ok(()) => BulkReply::Stored,
                 Err(reason) => {
                     tracing::error!("could not store the checkpoint of step {step}: {reason}");
@@ -118,14 +116,21 @@ async fn samples(service: &BulkService, send: &mut SendStream, val: bool, ids: V
 
 async fn put_checkpoint(
     service: &BulkService,
+    asker: &str,
     recv: &mut RecvStream,
     step: u64,
     weights_blake3: String,
     files: &[FileSize],
 ) -> Result<(), String> {
     let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
-    if names != CHECKPOINT_FILES || files.iter().any(|f| f.bytes > MAX_CHECKPOINT_BYTES) {
-        return Err(format!("a checkpoint consists of {}", CHECKPOINT_FILES.join(" and ")));
+    if names != CHECKPOINT_FILES || files.iter().any(|f| f.bytes > service.limits.checkpoint_bytes) {
+        let most = service.limits.checkpoint_bytes;
+        return Err(format!("a checkpoint consists of {} of at most {most} bytes each", CHECKPOINT_FILES.join(" and ")));
+    }
+    service.limits.step(step).and_then(|()| digest(&weights_blake3))?;
+    // Whoever is in the ring has the run's weights; others could only bring worse ones.
+    if !service.roster.is_member(asker) {
+        return Err(format!("{asker} is not in the run's ring"));
     }
     let mut writer = service.checkpoints.begin(step).map_err(|e| e.to_string())?;
     let mut chunk = vec![0; CHUNK];
@@ -142,7 +147,7 @@ async fn put_checkpoint(
     }
     let meta = CheckpointMeta { config_identity: service.config_identity.clone(), weights_blake3 };
     tokio::task::spawn_blocking(move || writer.commit(&meta)).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-    service.news.send(News::Record(Fact::CheckpointStored { step })).await.map_err(|_| "the run is over".to_owned())
+    service.news.send(News::Stored { step }).await.map_err(|_| "the run is over".to_owned())
 }
 
 async fn get_checkpoint(service: &BulkService, send: &mut SendStream, step: u64) -> Result<()> {

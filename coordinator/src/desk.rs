@@ -12,6 +12,7 @@ use common::wire::messages::{Finished, Generation, ToWorker};
 use tokio::sync::mpsc;
 
 use crate::membership::{Input, Output, WorkerId};
+use crate::roster::Roster;
 use crate::serve::Fact;
 
 /// The run's record and the ways to its workers.
@@ -21,19 +22,21 @@ pub struct Desk {
     /// Name and outbox of each connected worker.
     outboxes: BTreeMap<WorkerId, (String, mpsc::Sender<ToWorker>)>,
     recovery: Recovering,
-    /// The newest generation, and its first step.
-    current: (u64, u64),
+    /// The newest generation.
+    current: u64,
     /// The first step that the record lacks, for those who greet workers.
     recorded: Arc<AtomicU64>,
+    roster: Arc<Roster>,
 }
 
 /// How the run ended, as the membership has it.
 pub type Ended = Result<Vec<Finished>, String>;
 
 impl Desk {
-    pub fn new(recorder: Recorder, keep_checkpoints: usize, last: &LastGeneration, recorded: Arc<AtomicU64>) -> Self {
+    pub fn new(recorder: Recorder, keep_checkpoints: usize, last: &LastGeneration, recorded: Arc<AtomicU64>, roster: Arc<Roster>) -> Self {
+        roster.set_members(&last.members);
         let (outboxes, recovery) = (BTreeMap::new(), Recovering::default());
-        let mut desk = Self { recorder, keep_checkpoints, outboxes, recovery, current: (last.number, last.step), recorded };
+        let mut desk = Self { recorder, keep_checkpoints, outboxes, recovery, current: last.number, recorded, roster };
         desk.tell_recorded();
         desk
     }
@@ -74,26 +77,27 @@ impl Desk {
         }
     }
 
-    /// Takes down what a worker reports. Returns what the membership should know.
-    pub fn record(&mut self, fact: Fact) -> Option<Input> {
+    /// Takes down what a worker reports.
+    pub fn record(&mut self, worker: WorkerId, fact: Fact) {
+        let member = self.outboxes.get(&worker).is_some_and(|(name, _)| self.roster.is_member(name));
         match fact {
-            Fact::Step { generation, metrics } => {
-                // A step of an earlier ring that the newest one makes again is not committed.
-                if generation == self.current.0 || metrics.step < self.current.1 {
-                    self.recovery.stepped(metrics.step, &mut self.recorder);
-                    self.recorder.step(&metrics);
-                    self.tell_recorded();
-                }
+            // Of an earlier ring, those that are in this one say what is lacking.
+            Fact::Step { generation, metrics } if member && generation == self.current => {
+                self.recovery.stepped(metrics.step, &mut self.recorder);
+                self.recorder.step(&metrics);
+                self.tell_recorded();
             }
-            Fact::Evaluation(evaluation) => self.recorder.evaluation(&evaluation),
+            Fact::Evaluation(evaluation) if member => self.recorder.evaluation(&evaluation),
             Fact::Skipped { step, name, problem } => self.recorder.skipped(step, &name, &problem),
             Fact::Trained(trained) => self.recorder.trained(&trained),
-            Fact::CheckpointStored { step } => {
-                self.recorder.checkpoint(step, self.keep_checkpoints);
-                return Some(Input::Stored { step });
-            }
+            Fact::Step { .. } | Fact::Evaluation(_) => {}
         }
-        None
+    }
+
+    /// A checkpoint is on disk. Returns what the membership should know.
+    pub fn stored(&mut self, step: u64) -> Input {
+        self.recorder.checkpoint(step, self.keep_checkpoints);
+        Input::Stored { step }
     }
 
     /// Does one thing that the membership asks for. Something once the run is over.
@@ -124,7 +128,8 @@ impl Desk {
     fn start(&mut self, members: &[WorkerId], generation: Generation) {
         tracing::info!("generation {}: {} workers, from step {}", generation.number, members.len(), generation.first_step);
         self.recovery.started(generation.first_step);
-        self.current = (generation.number, generation.first_step);
+        self.current = generation.number;
+        self.roster.set_members(&generation.members);
         self.recorder.generation(generation.number, &generation.members, generation.first_step);
         self.tell_recorded();
         let (recorded, evaluated) = self.recorder.recorded();

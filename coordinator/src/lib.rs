@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod commands;
 pub mod desk;
+pub mod limits;
 pub mod local;
 pub mod membership;
 pub mod peer;

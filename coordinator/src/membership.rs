@@ -124,6 +124,9 @@ impl Membership {
     }
 
     fn join(&mut self, now: Instant, worker: WorkerId, newcomer: Worker, generation: Option<u64>) -> Vec<Output> {
+        if let Some(outputs) = generation.and_then(|generation| self.newer(worker, generation)) {
+            return outputs;
+        }
         // A name that joins again has lost its former connection, noticed or not.
         let former = self.workers.iter().find(|(_, w)| w.name == newcomer.name).map(|(&id, w)| (id, w.phase));
         if former.is_some_and(|(id, _)| id == worker) {
@@ -148,6 +151,9 @@ impl Membership {
     }
 
     fn ready(&mut self, now: Instant, worker: WorkerId, generation: u64, step: u64) -> Vec<Output> {
+        if let Some(outputs) = self.newer(worker, generation) {
+            return outputs;
+        }
         let Some(w) = self.workers.get_mut(&worker) else { return Vec::new() };
         // What it says of an older generation was said before it heard of this one.
         if w.phase == Phase::Member && generation != self.generation {

@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use common::config::Config;
 use common::net::Peer;
 use common::wire::messages::{Dataset, MAX_CONTROL, ToCoordinator, ToWorker};
-use common::wire::{PROTOCOL, read_message, write_message};
+use common::wire::{PROTOCOL, WireError, read_message, write_message};
 use tokio::sync::mpsc;
 
+use crate::limits::Limits;
 use crate::membership::{Input, WorkerId};
 use crate::serve::{Fact, News};
 
@@ -26,6 +27,7 @@ const HELLO: Duration = Duration::from_secs(10);
 pub struct Shared {
     pub config: Config,
     pub dataset: Dataset,
+    pub limits: Limits,
     /// The first step that the record lacks.
     pub recorded: Arc<AtomicU64>,
     pub news: mpsc::Sender<News>,
@@ -35,11 +37,28 @@ pub struct Shared {
 pub async fn control(shared: Arc<Shared>, peer: Peer, worker: WorkerId) {
     let reason = match converse(&shared, &peer, worker).await {
         Ok(()) => "closed its connection".to_owned(),
-        Err(e) => format!("{e:#}"),
+        Err(e) => {
+            let reason = format!("{e:#}");
+            if !broke_off(&e) {
+                let name = peer.name.as_deref().unwrap_or("a peer");
+                tracing::warn!("{name} at {} is cut off: {reason}", peer.connection.remote_address());
+            }
+            reason
+        }
     };
     tracing::debug!("worker {worker}: {reason}");
     // The main loop may be gone already; then nobody needs to know.
     let _ = shared.news.send(News::Membership(Input::Left { worker, reason })).await;
+}
+
+/// The connection ended, as connections do, and nothing wrong was said.
+pub fn broke_off(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(WireError::Io(_) | WireError::Truncated { .. }))
+            || cause.is::<quinn::WriteError>()
+            || cause.is::<quinn::ConnectionError>()
+            || cause.is::<quinn::ReadError>()
+    })
 }
 
 async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> {
@@ -83,6 +102,9 @@ async fn converse(shared: &Shared, peer: &Peer, worker: WorkerId) -> Result<()> 
     };
     let reader = async {
         while let Some(message) = read_message::<ToCoordinator>(&mut recv, MAX_CONTROL).await? {
+            if let Err(lie) = shared.limits.check(&message) {
+                bail!("told of {lie}");
+            }
             for news in translate(worker, message)? {
                 if shared.news.send(news).await.is_err() {
                     return Ok(());
@@ -111,10 +133,10 @@ fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>> {
         }
         ToCoordinator::Leaving => vec![News::Membership(Input::Leaving { worker })],
         ToCoordinator::Heartbeat { .. } => vec![alive],
-        ToCoordinator::Step { generation, metrics } => vec![alive, News::Record(Fact::Step { generation, metrics })],
-        ToCoordinator::Trained(trained) => vec![alive, News::Record(Fact::Trained(trained))],
-        ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(Fact::Evaluation(evaluation))],
-        ToCoordinator::Skipped { step, name, problem } => vec![alive, News::Record(Fact::Skipped { step, name, problem })],
+        ToCoordinator::Step { generation, metrics } => vec![alive, News::Record(worker, Fact::Step { generation, metrics })],
+        ToCoordinator::Trained(trained) => vec![alive, News::Record(worker, Fact::Trained(trained))],
+        ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(worker, Fact::Evaluation(evaluation))],
+        ToCoordinator::Skipped { step, name, problem } => vec![alive, News::Record(worker, Fact::Skipped { step, name, problem })],
         ToCoordinator::Finished(report) => vec![News::Membership(Input::Finished { worker, report })],
         ToCoordinator::Failed { reason } => vec![News::Membership(Input::Failed { worker, reason })],
     })

@@ -1,4 +1,5 @@
-//! Which worker came with which token, and whose token was revoked since.
+//! Which worker came with which token, whose token was revoked since, and who is
+//! in the ring.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +8,7 @@ use std::time::SystemTime;
 use common::net::tokens::Tokens;
 use common::net::worker_name;
 use common::run_dir::Event;
+use common::wire::messages::Member;
 
 /// Everybody who was ever admitted to a run.
 pub struct Roster {
@@ -18,6 +20,8 @@ pub struct Roster {
 struct State {
     /// The token's id of each name.
     names: BTreeMap<String, String>,
+    /// Those of the newest generation.
+    members: BTreeSet<String>,
     /// Ids of revoked tokens.
     revoked: BTreeSet<String>,
     /// The file of tokens as it was last read.
@@ -55,6 +59,17 @@ impl Roster {
     pub fn is_revoked(&self, name: &str) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.names.get(name).is_some_and(|token| state.revoked.contains(token))
+    }
+
+    /// A generation of these starts.
+    pub fn set_members(&self, members: &[Member]) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.members = members.iter().map(|m| m.name.clone()).collect();
+    }
+
+    /// Whether the worker of this name is in the newest generation.
+    pub fn is_member(&self, name: &str) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).members.contains(name)
     }
 
     /// Looks at the tokens again. Returns the names whose token was revoked since.

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::bulk::{self, BulkService};
 use crate::desk::Desk;
+use crate::limits::Limits;
 use crate::membership::{Input, Membership, Rules, WorkerId};
 use crate::peer;
 use crate::roster::Roster;
@@ -62,7 +63,11 @@ pub enum News {
         input: Input,
     },
     Membership(Input),
-    Record(Fact),
+    Record(WorkerId, Fact),
+    /// A checkpoint is on disk.
+    Stored {
+        step: u64,
+    },
     /// A newcomer has proved the secret of this token, and needs a name.
     Enrol {
         token: String,
@@ -77,7 +82,6 @@ pub enum Fact {
     Evaluation(Evaluation),
     Skipped { step: u64, name: String, problem: String },
     Trained(Trained),
-    CheckpointStored { step: u64 },
 }
 
 /// How a run went.
@@ -119,12 +123,13 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     let files = run_dir.checkpoints();
     let recorded = Arc::new(AtomicU64::new(0));
     let recorder = Recorder::new(run_dir, &config, source.as_ref(), &plan, config.cluster.min_workers, quiet)?;
-    let mut desk = Desk::new(recorder, config.train.keep_checkpoints as usize, &last, Arc::clone(&recorded));
+    let mut desk = Desk::new(recorder, config.train.keep_checkpoints as usize, &last, Arc::clone(&recorded), Arc::clone(&roster));
     desk.recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step });
 
     let (news, mut inbox) = mpsc::channel(QUEUE);
-    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), recorded, news: news.clone() });
-    let bulk = Arc::new(BulkService::new(source, files, config.identity(), news.clone(), Arc::clone(&roster)));
+    let limits = Limits::new(&config, source.info(), length.steps);
+    let shared = Arc::new(peer::Shared { config: config.clone(), dataset: source.info().into(), limits, recorded, news: news.clone() });
+    let bulk = Arc::new(BulkService::new(source, files, config.identity(), news.clone(), Arc::clone(&roster), limits));
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     let mut look_at_tokens = tokio::time::interval(LOOK_AT_TOKENS);
     let mut conversations = JoinSet::new();
@@ -151,7 +156,8 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
             Some(news) = inbox.recv() => match news {
                 News::Connected { worker, name, outbox, input } => { desk.connected(worker, name, outbox); vec![input] }
                 News::Membership(input) => vec![input],
-                News::Record(fact) => desk.record(fact).into_iter().collect(),
+                News::Record(worker, fact) => { desk.record(worker, fact); Vec::new() }
+                News::Stored { step } => vec![desk.stored(step)],
                 News::Enrol { token, name } => {
                     let given = roster.admit(&token);
                     desk.recorder.event(&Event::Enrolled { name: given.clone(), token });
@@ -185,8 +191,10 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     };
     // What was sent before the end has to be on the record before it is closed.
     while let Ok(news) = inbox.try_recv() {
-        if let News::Record(fact) = news {
-            desk.record(fact);
+        match news {
+            News::Record(worker, fact) => desk.record(worker, fact),
+            News::Stored { step } => _ = desk.stored(step),
+            _ => {}
         }
     }
     if result.is_ok() {

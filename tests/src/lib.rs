@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub mod chaos;
 pub mod pictures;
 pub mod scenario;
 
@@ -30,7 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// were built with.
 pub fn binary(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap_or_else(|e| panic!("a test has no path: {e}"));
-    let folder = exe.ancestors().nth(2).unwrap_or_else(|| panic!("{} lies in no target folder", exe.display()));
+    let beside = exe.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    let folder = beside.unwrap_or_else(|| panic!("{} lies in no target folder", exe.display()));
     let path = folder.join(name);
     assert!(path.is_file(), "{} is missing: run `make test`, which builds the binaries first", path.display());
     path
@@ -207,6 +209,18 @@ impl Running {
                 let output = self.readers.drain(..).map(|r| r.join().unwrap_or_default()).collect::<String>();
                 panic!("ended with {status} before step {steps}:\n{output}");
             }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the process has ended, of which it was given reason.
+    pub fn await_end(&mut self) {
+        let _ = self.child.wait();
+    }
+
+    /// Lets it end by itself until `deadline`; kills it after that.
+    pub fn end_by(mut self, deadline: Instant) {
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -33,7 +33,12 @@ pub struct Scenario {
 impl Scenario {
     pub fn new(steps: usize) -> Self {
         let folder = TempDir::new().unwrap_or_else(|e| panic!("no temporary folder: {e}"));
-        let own = [format!("train.max_steps={steps}"), "train.checkpoint_steps=1000".to_owned()];
+        // An epoch has 200 steps.
+        let own = [
+            format!("train.max_steps={steps}"),
+            format!("train.epochs={}", steps.div_ceil(200).max(4)),
+            "train.checkpoint_steps=1000".to_owned(),
+        ];
         Self { folder, steps, sets: SETS.iter().map(|s| (*s).to_owned()).chain(own).collect() }
     }
 

@@ -32,6 +32,9 @@ impl Job {
     /// Errors when the dataset is too small for the config.
     pub fn new(config: Config, info: DatasetInfo, rank: u32, world: u32) -> Result<Self, String> {
         let plan = plan(&config, &info)?;
+        if rank >= world || world > config.train.shards {
+            return Err(format!("rank {rank} of {world} workers is none in a run of {} shards", config.train.shards));
+        }
         let length = Length::of(&config, &plan);
         Ok(Self { config, info, plan, length, rank, world })
     }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use common::wire::messages::Member;
 
+use crate::limits::LEAP;
+
 use super::{BTreeMap, Membership, Output, Phase, Rules, State, Worker, WorkerId};
 
 /// How long members get to find a coordinator that was started again.
@@ -28,6 +30,21 @@ impl Membership {
             membership.state = State::Running { members, reports: BTreeMap::new(), yielding: false };
         }
         membership
+    }
+
+    /// A worker that tells of a generation which the journal does not know: a disk
+    /// may have lost the journal's end, and then no number is to be used twice. What
+    /// no disk can have lost is not true.
+    pub(super) fn newer(&mut self, worker: WorkerId, generation: u64) -> Option<Vec<Output>> {
+        if generation > self.generation.saturating_add(LEAP) {
+            self.workers.remove(&worker);
+            let reason = format!("told of generation {generation}, and the newest is {}", self.generation);
+            return Some(vec![Output::Refuse { worker, reason }]);
+        }
+        if generation > self.generation && !matches!(self.state, State::Running { .. }) {
+            self.generation = generation;
+        }
+        None
     }
 
     /// Whether the generation of this number is the one that runs.

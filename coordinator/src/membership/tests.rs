@@ -263,3 +263,20 @@ fn one_that_heartbeats_but_never_leaves_its_ring_is_given_up() {
 
 #[path = "schedules.rs"]
 mod schedules;
+
+#[test]
+fn a_generation_that_the_journal_lost_is_not_numbered_again() {
+    let now = Instant::now();
+    let mut m = Membership::new(Rules { last_generation: 6, ..rules(2, 8) });
+    for worker in [1, 2] {
+        let Input::Joined { name, addr, .. } = joined(worker, None) else { unreachable!() };
+        let outputs = m.handle(now, Input::Joined { worker, name, addr, preferred_rank: None, generation: Some(7) });
+        assert!(matches!(outputs[..], [Output::End { generation: 7, .. }]), "{outputs:?}");
+    }
+    m.handle(now, ready(1, 7, 30));
+    let (_, generation) = started(&m.handle(now, ready(2, 7, 30)));
+    assert_eq!((generation.number, generation.first_step), (8, 30));
+    // No disk loses so much.
+    let outputs = m.handle(now, ready(1, u64::MAX, 30));
+    assert!(matches!(&outputs[0], Output::Refuse { worker: 1, reason } if reason.contains("the newest is 8")), "{outputs:?}");
+}

@@ -1,0 +1,140 @@
+//! What a worker can truthfully say in a run. A message beyond that is a lie, or
+//! from another program, and ends the connection that it came over. Pure.
+
+use common::config::Config;
+use common::dataset::DatasetInfo;
+use common::run_dir::StepMetrics;
+use common::wire::messages::ToCoordinator;
+
+/// A generation may be so much newer than the newest that the journal knows:
+/// a damaged disk may have lost the journal's end.
+pub const LEAP: u64 = 1000;
+
+/// Longer names and reasons say nothing more.
+const TEXT: usize = 4096;
+
+/// The bounds of one run.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub steps: u64,
+    pub shards: u32,
+    pub global_batch: u32,
+    /// Samples of the training set.
+    pub train: u32,
+    /// The most that one file of a checkpoint can have.
+    pub checkpoint_bytes: u64,
+}
+
+/// Names and shapes in a checkpoint's files, beside the values.
+const HEADERS: u64 = 16 << 20;
+
+impl Limits {
+    /// The bounds of a run of `steps` steps over this data.
+    pub fn new(config: &Config, info: &DatasetInfo, steps: u64) -> Self {
+        let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
+        Self {
+            steps,
+            shards: config.train.shards,
+            global_batch: config.train.global_batch,
+            train: info.train,
+            // An optimizer keeps at most two numbers a parameter, each of 4 bytes.
+            checkpoint_bytes: parameters.saturating_mul(8).saturating_add(HEADERS),
+        }
+    }
+
+    /// What is wrong with a message, if anything is.
+    pub fn check(&self, message: &ToCoordinator) -> Result<(), String> {
+        match message {
+            ToCoordinator::Hello { .. } | ToCoordinator::Leaving => Ok(()),
+            ToCoordinator::Heartbeat { step } => self.step(*step),
+            ToCoordinator::Ready { device, step, .. } => self.step(*step).and_then(|()| text(device)),
+            ToCoordinator::Step { metrics, .. } => self.metrics(metrics),
+            ToCoordinator::Evaluation(evaluation) => self.step(evaluation.step),
+            ToCoordinator::Skipped { step, name, problem } => self.step(*step).and_then(|()| text(name)).and_then(|()| text(problem)),
+            ToCoordinator::Trained(trained) => {
+                if trained.rank >= self.shards {
+                    return Err(format!("rank {} of at most {}", trained.rank, self.shards));
+                }
+                let (ids, skipped) = (trained.ids.len(), trained.skipped.len());
+                if ids + skipped > self.global_batch as usize {
+                    return Err(format!("{} samples in a step of {}", ids + skipped, self.global_batch));
+                }
+                if let Some(id) = trained.ids.iter().chain(&trained.skipped).find(|id| **id >= self.train) {
+                    return Err(format!("sample {id} of {}", self.train));
+                }
+                self.step(trained.step)
+            }
+            ToCoordinator::Finished(report) => self.step(report.step).and_then(|()| digest(&report.weights_blake3)),
+            ToCoordinator::Failed { reason } => text(reason),
+        }
+    }
+
+    /// A number of committed steps.
+    pub fn step(&self, step: u64) -> Result<(), String> {
+        if step > self.steps { Err(format!("step {step} of a run of {} steps", self.steps)) } else { Ok(()) }
+    }
+
+    fn metrics(&self, metrics: &StepMetrics) -> Result<(), String> {
+        if metrics.samples > u64::from(self.global_batch) {
+            return Err(format!("{} samples in a step of {}", metrics.samples, self.global_batch));
+        }
+        text(&metrics.samples_checksum)?;
+        // Steps are counted from 0, so the last one is before their number.
+        self.step(metrics.step.saturating_add(1))
+    }
+}
+
+fn text(text: &str) -> Result<(), String> {
+    if text.len() > TEXT { Err(format!("a text of {} bytes", text.len())) } else { Ok(()) }
+}
+
+/// Weights are named by 64 hex digits.
+pub fn digest(text: &str) -> Result<(), String> {
+    let hex = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if hex { Ok(()) } else { Err("a digest that is none".to_owned()) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::audit::Trained;
+    use common::wire::messages::Finished;
+
+    use super::*;
+
+    const LIMITS: Limits = Limits { steps: 100, shards: 4, global_batch: 8, train: 50, checkpoint_bytes: 1000 };
+
+    fn trained(step: u64, rank: u32, ids: &[u32]) -> ToCoordinator {
+        ToCoordinator::Trained(Trained { generation: 1, step, rank, ids: ids.to_vec(), skipped: vec![] })
+    }
+
+    fn finished(step: u64, weights_blake3: String) -> ToCoordinator {
+        ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent: 0, peak_rss_bytes: 0 })
+    }
+
+    #[test]
+    fn the_truth_passes() {
+        let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100 };
+        for message in [trained(99, 3, &[0, 49]), finished(100, "0a".repeat(32)), ToCoordinator::Leaving, ready] {
+            assert_eq!(LIMITS.check(&message), Ok(()), "{message:?}");
+        }
+    }
+
+    #[test]
+    fn lies_are_named() {
+        let skipped = |name: String| ToCoordinator::Skipped { step: 1, name, problem: String::new() };
+        let cases = [
+            (trained(1, 4, &[]), "rank 4"),
+            (trained(1, 0, &[50]), "sample 50"),
+            (trained(1, 0, &[1; 9]), "9 samples"),
+            (trained(101, 0, &[1]), "step 101"),
+            (finished(u64::MAX, "0a".repeat(32)), "of a run of 100"),
+            (finished(1, "../../etc/passwd".to_owned()), "digest"),
+            (ToCoordinator::Heartbeat { step: 101 }, "step 101"),
+            (skipped("x".repeat(5000)), "5000 bytes"),
+        ];
+        for (message, word) in cases {
+            assert!(LIMITS.check(&message).unwrap_err().contains(word), "{message:?}");
+        }
+    }
+}
