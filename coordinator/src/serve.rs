@@ -14,6 +14,7 @@ use common::audit::Trained;
 use common::config::Config;
 use common::dataset::SampleSource;
 use common::net::enrolment::admit;
+use common::net::quiet::Quiet;
 use common::net::{Alpn, Authority, Endpoint, Peer};
 use common::recorder::{Length, Recorder, plan};
 use common::run_dir::{Evaluation, Event, RunDir, StepMetrics, Summary};
@@ -133,6 +134,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     let mut look_at_tokens = tokio::time::interval(LOOK_AT_TOKENS);
     let mut conversations = JoinSet::new();
+    let complaints = Arc::new(Quiet::default());
     let mut stops = 0;
 
     let result = 'run: loop {
@@ -148,7 +150,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
                         conversations.spawn(peer::control(Arc::clone(&shared), peer, next_worker));
                     }
                     Alpn::Bulk => { tokio::spawn(bulk::serve(Arc::clone(&bulk), peer)); }
-                    Alpn::Enrol => { tokio::spawn(enrol(Arc::clone(&authority), peer, news.clone())); }
+                    Alpn::Enrol => { tokio::spawn(enrol(Arc::clone(&authority), peer, news.clone(), Arc::clone(&complaints))); }
                     Alpn::Ring => tracing::debug!("a peer asked the coordinator for a ring"),
                 }
                 Vec::new()
@@ -225,7 +227,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
 }
 
 /// Gives a newcomer its certificate if it knows a token's secret.
-async fn enrol(authority: Arc<Authority>, peer: Peer, news: mpsc::Sender<News>) {
+async fn enrol(authority: Arc<Authority>, peer: Peer, news: mpsc::Sender<News>, complaints: Arc<Quiet>) {
     let over = |_| "the run is over".to_owned();
     let name = async |token| {
         let (name, given) = oneshot::channel();
@@ -234,6 +236,6 @@ async fn enrol(authority: Arc<Authority>, peer: Peer, news: mpsc::Sender<News>) 
     };
     match admit(peer, &authority, name).await {
         Ok(name) => tracing::debug!("{name} has enrolled"),
-        Err(e) => tracing::warn!("{e}"),
+        Err(e) => complaints.warn(&e),
     }
 }

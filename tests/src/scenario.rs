@@ -65,6 +65,14 @@ impl Scenario {
         digest(&run)
     }
 
+    /// `worker train`, into the folder of the run.
+    pub fn single(&self) -> Running {
+        let path = self.run_dir().display().to_string();
+        let mut running = Running::start("worker", &self.arguments(&["train", CONFIG, "--run-dir", &path]));
+        running.path = self.run_dir();
+        running
+    }
+
     /// `coordinator local` with so many workers.
     pub fn local(&self, workers: u32) -> LocalCluster {
         let cluster = LocalCluster::new(CONFIG).workers(workers).run_dir(&self.run_dir());

@@ -87,8 +87,8 @@ impl Drop for Upload {
 
 /// How soon a checkpoint that could not be stored is sent again, and how long a
 /// run waits at its end for somebody to make room.
-const AGAIN: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(600);
+pub const AGAIN: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Sends a checkpoint to the coordinator and returns when it is on its disk.
 async fn put(connection: Connection, snapshot: &Encoded) -> Result<()> {
@@ -99,12 +99,16 @@ async fn put(connection: Connection, snapshot: &Encoded) -> Result<()> {
         files: snapshot.files.iter().map(|(name, bytes)| FileSize { name: (*name).to_owned(), bytes: bytes.len() as u64 }).collect(),
     };
     write_message(&mut send, &request).await?;
-    for (_, bytes) in &snapshot.files {
-        send.write_chunk(bytes.clone()).await?;
-    }
-    send.finish()?;
+    let sending = async {
+        for (_, bytes) in &snapshot.files {
+            send.write_chunk(bytes.clone()).await?;
+        }
+        Ok::<(), anyhow::Error>(send.finish()?)
+    };
+    let sent = sending.await;
+    // A coordinator that cannot store it stops listening and says why.
     match read_message::<BulkReply>(&mut recv, MAX_CONTROL).await? {
-        Some(BulkReply::Stored) => Ok(()),
+        Some(BulkReply::Stored) => sent,
         Some(BulkReply::Failed { reason }) => bail!("the coordinator could not store the checkpoint: {reason}"),
         _ => bail!("the coordinator gave no answer to a checkpoint"),
     }

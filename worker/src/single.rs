@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use common::audit::Trained;
@@ -12,12 +13,13 @@ use common::ring::BucketLayout;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Evaluation, Event, RunDir, RunDirError, StepMetrics, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
 
+use crate::checkpoints::{AGAIN, PATIENCE};
 use crate::data::Batch;
 use crate::device::ComputeDevice;
 use crate::exchange::Exchange;
 use crate::job::Job;
 use crate::replica::{Replica, State};
-use crate::train::{Ended, Record, Snapshot, Start, train};
+use crate::train::{Ended, Record, Snapshot, Start, snapshot, train};
 
 /// A single-node run, ready to start.
 pub struct SingleRun {
@@ -63,6 +65,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
     };
     match train(&job, &mut replica, &mut exchange, &source, &mut record, Start::at(first)) {
         Ok(Ended::Run { step } | Ended::Generation { step }) => {
+            record.store_at_last(|| snapshot(&replica));
             if let Some(problem) = record.unstored {
                 record.recorder.fail(&problem);
                 bail!("the last checkpoint could not be stored: {problem}");
@@ -90,6 +93,17 @@ struct Own {
 }
 
 impl Own {
+    /// Tries the last checkpoint again for as long as somebody may make room for it.
+    fn store_at_last(&mut self, export: impl Fn() -> Result<Snapshot>) {
+        let start = Instant::now();
+        while self.unstored.is_some() && start.elapsed() < PATIENCE {
+            std::thread::sleep(AGAIN);
+            if let Err(e) = self.checkpoint(&mut || export()) {
+                self.unstored = Some(format!("{e:#}"));
+            }
+        }
+    }
+
     fn store(&mut self, snapshot: &Snapshot) -> Result<(), RunDirError> {
         let Snapshot { state, weights_blake3 } = snapshot;
         let mut writer = self.recorder.run_dir().checkpoints().begin(state.step)?;
@@ -132,7 +146,7 @@ impl Record for Own {
     fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
         self.unstored = self.store(&export()?).err().map(|e| e.to_string());
         if let Some(problem) = &self.unstored {
-            tracing::warn!("the checkpoint is not stored, training goes on: {problem}");
+            tracing::warn!("the checkpoint is not stored; free space or mend the disk, it is tried again: {problem}");
         }
         Ok(())
     }

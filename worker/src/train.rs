@@ -163,7 +163,8 @@ pub fn train(
     Ok(Ended::Run { step })
 }
 
-fn snapshot(replica: &Replica) -> Result<Snapshot> {
+/// The state as it stands, to be stored.
+pub fn snapshot(replica: &Replica) -> Result<Snapshot> {
     Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() })
 }
 

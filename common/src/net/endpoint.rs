@@ -11,6 +11,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::identity::Identity;
+use super::quiet::Quiet;
 use super::tls;
 use super::transport::{self, Route};
 
@@ -130,6 +131,7 @@ impl Endpoint {
             network: with(Route::Network),
             peers: peers_in,
             rings: rings_in,
+            complaints: Quiet::default(),
         };
         let accepting = tokio::spawn(Arc::new(door).keep(quinn.clone()));
         Ok(Self { quinn, identity: identity.clone(), socket_buffer, peers: Mutex::new(peers), rings: Mutex::new(rings), accepting })
@@ -229,6 +231,7 @@ struct Door {
     network: Arc<quinn::ServerConfig>,
     peers: mpsc::Sender<Peer>,
     rings: mpsc::Sender<Peer>,
+    complaints: Quiet,
 }
 
 impl Door {
@@ -256,13 +259,13 @@ impl Door {
         let Ok(connecting) = incoming.accept_with(config) else { return };
         let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(problem)) => return tracing::warn!(%from, %problem, "refused a connection"),
-            Err(_) => return tracing::warn!(%from, "a connection was not completed in time"),
+            Ok(Err(problem)) => return self.complaints.warn(&format!("refused a connection from {from}: {problem}")),
+            Err(_) => return self.complaints.warn(&format!("a connection from {from} was not completed in time")),
         };
         let Some(alpn) = agreed(&connection) else { return connection.close(NO_CERTIFICATE, b"unknown protocol") };
         let name = certified_name(&connection);
         if name.is_none() && alpn != Alpn::Enrol {
-            tracing::warn!(%from, ?alpn, "refused a connection without a certificate of this run");
+            self.complaints.warn(&format!("refused a connection from {from} without a certificate of this run"));
             return connection.close(NO_CERTIFICATE, b"a certificate of this run is needed: enrol first");
         }
         if name.is_some() {

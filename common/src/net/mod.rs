@@ -10,6 +10,7 @@ pub mod authority;
 pub mod endpoint;
 pub mod enrolment;
 pub mod identity;
+pub mod quiet;
 mod tls;
 pub mod token;
 pub mod tokens;
