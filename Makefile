@@ -4,7 +4,7 @@
 # but cargo and a C compiler, and is slower.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libtorch build data train test test-flex lint bench chaos clean-runs
+.PHONY: help setup libtorch build data train test test-flex lint bench chaos fuzz clean-runs
 
 ifdef FLEX
 TARGET := target/flex
@@ -59,6 +59,10 @@ bench: build ## throughput of the training step and of the ring
 chaos: libtorch ## disturb runs for ten minutes (CHAOS="--time 8h --seed 7" for longer), write chaos.md
 	cargo build --release --workspace
 	$(BIN)/chaos $(CHAOS)
+
+fuzz: libtorch ## fuzz every decoder for a minute (FUZZ=600 for ten); needs a nightly compiler and cargo-fuzz
+	cargo build --release --workspace
+	scripts/fuzz.sh $(or $(FUZZ),60)
 
 clean-runs: ## remove all run directories
 	rm -rf runs

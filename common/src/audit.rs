@@ -53,8 +53,8 @@ pub fn checksum(ids: &[u32]) -> u64 {
 /// Something that is not as the plan has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// A step that is not on the record.
-    NotRecorded { step: u64 },
+    /// From the first to the last of these steps none is on the record.
+    NotRecorded { first: u64, last: u64 },
     /// On the record twice.
     RecordedTwice { step: u64 },
     /// The record has no checksum of it.
@@ -91,19 +91,30 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
     for line in trained.iter().filter(|t| t.generation == committed_in(starts, t.step)) {
         told.entry(line.step).or_default().insert(line.rank, line);
     }
+    let mut next = 0;
+    for &step in record.keys().chain([&steps]) {
+        if next < step {
+            report.findings.push(Finding::NotRecorded { first: next, last: step - 1 });
+        }
+        next = step.saturating_add(1);
+    }
+    // Only what is on the record is gone through: a damaged line may claim any step.
     let per_epoch = plan.steps_per_epoch();
-    for epoch in 0..steps.div_ceil(per_epoch) {
+    let epochs: BTreeSet<u64> = record.keys().map(|step| step / per_epoch).collect();
+    for epoch in epochs {
         let orders: Vec<Vec<u32>> = (0..plan.shards()).map(|shard| plan.shard_order(epoch, shard)).collect();
         let mut used = vec![0u32; plan.samples() as usize];
-        let last = ((epoch + 1) * per_epoch).min(steps);
-        for step in epoch * per_epoch..last {
+        let lines = record.range(epoch * per_epoch..).take_while(|(step, _)| *step / per_epoch == epoch);
+        let mut recorded = 0;
+        for (&step, line) in lines {
             let at = plan.position(step).step_in_epoch;
             let planned: Vec<u32> = (0..).zip(&orders).flat_map(|(shard, order)| order[plan.span(at, shard)].iter().copied()).collect();
             planned.iter().for_each(|&id| used[id as usize] += 1);
             let nothing = BTreeMap::new();
-            check_step(&mut report, step, &planned, record.get(&step), told.get(&step).unwrap_or(&nothing));
+            check_step(&mut report, step, &planned, line, told.get(&step).unwrap_or(&nothing));
+            recorded += 1;
         }
-        if last == (epoch + 1) * per_epoch {
+        if recorded == per_epoch {
             report.whole_epochs += 1;
             let wrong: Vec<u32> = (0..).zip(&used).filter(|&(_, &n)| n != 1).map(|(id, _)| id).collect();
             if !wrong.is_empty() {
@@ -120,8 +131,7 @@ fn committed_in(starts: &[(u64, u64)], step: u64) -> u64 {
     starts.iter().rev().find(|(_, first)| *first <= step).map_or(0, |(generation, _)| *generation)
 }
 
-fn check_step(report: &mut Report, step: u64, planned: &[u32], line: Option<&Committed>, told: &BTreeMap<u32, &Trained>) {
-    let Some(line) = line else { return report.findings.push(Finding::NotRecorded { step }) };
+fn check_step(report: &mut Report, step: u64, planned: &[u32], line: &Committed, told: &BTreeMap<u32, &Trained>) {
     report.samples += line.samples;
     let skipped: BTreeSet<u32> = told.values().flat_map(|t| t.skipped.iter().copied()).collect();
     report.skipped.extend(skipped.iter().map(|&id| (step, id)));

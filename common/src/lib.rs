@@ -8,6 +8,8 @@
 pub mod audit;
 pub mod config;
 pub mod dataset;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod net;
 pub mod plan;
 pub mod recorder;

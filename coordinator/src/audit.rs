@@ -25,7 +25,7 @@ pub fn run(path: &Path) -> Result<String> {
         .map(|m| Committed { step: m.step, samples: m.samples, checksum: u64::from_str_radix(&m.samples_checksum, 16).ok() })
         .collect();
     let trained: Vec<Trained> = view.trained()?;
-    let last = committed.iter().map(|c| c.step + 1).max().unwrap_or(0);
+    let last = committed.iter().map(|c| c.step.saturating_add(1)).max().unwrap_or(0);
     if last == 0 {
         bail!("the run in `{}` has no committed step on its record", path.display());
     }
@@ -46,7 +46,8 @@ fn describe(report: &Report, told: bool, names: &Names) -> String {
     }
     for finding in report.findings.iter().take(FINDINGS) {
         _ = match finding {
-            Finding::NotRecorded { step } => writeln!(text, "step {step}: is not on the record"),
+            Finding::NotRecorded { first, last } if first == last => writeln!(text, "step {first}: is not on the record"),
+            Finding::NotRecorded { first, last } => writeln!(text, "steps {first} to {last}: are not on the record"),
             Finding::RecordedTwice { step } => writeln!(text, "step {step}: is on the record twice"),
             Finding::NoChecksum { step } => writeln!(text, "step {step}: its samples have no checksum"),
             Finding::Samples { step, .. } if !told => writeln!(

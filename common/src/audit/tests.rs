@@ -92,7 +92,14 @@ fn every_kind_of_wrong_is_found_and_named() {
         assert!(matches!(check(&s).findings.as_slice(), [Finding::Samples { .. }]));
         let mut s = story(case);
         s.committed.remove(at);
-        assert_eq!(check(&s).findings, [Finding::NotRecorded { step }]);
+        assert_eq!(check(&s).findings, [Finding::NotRecorded { first: step, last: step }]);
+        // A damaged line that claims a step far away is no work for years.
+        let mut s = story(case);
+        let end = s.steps;
+        s.steps = u64::MAX;
+        s.committed[at].step = u64::MAX - 1;
+        let gaps = [Finding::NotRecorded { first: step, last: step }, Finding::NotRecorded { first: end, last: u64::MAX - 2 }];
+        assert!(check(&s).findings.starts_with(&gaps), "case {case}");
         let mut s = story(case);
         let again = s.committed[at];
         s.committed.push(again);

@@ -6,7 +6,7 @@
 mod csv;
 mod idx;
 mod images;
-mod index_cache;
+pub(crate) mod index_cache;
 mod points;
 mod synthetic;
 mod table;

@@ -180,3 +180,9 @@ where
     let certificate = authority.issue(&name, &request.certificate_request).map_err(|e| e.to_string())?;
     Ok((name, certificate))
 }
+
+#[cfg(fuzzing)]
+pub(crate) async fn read_any(bytes: &[u8]) {
+    let _ = read_message::<Request>(&mut &*bytes, MESSAGE_MAX).await;
+    let _ = read_message::<Reply>(&mut &*bytes, MESSAGE_MAX).await;
+}

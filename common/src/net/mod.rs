@@ -11,7 +11,7 @@ pub mod endpoint;
 pub mod enrolment;
 pub mod identity;
 pub mod quiet;
-mod tls;
+pub(crate) mod tls;
 pub mod token;
 pub mod tokens;
 pub mod transport;

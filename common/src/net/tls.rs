@@ -35,7 +35,7 @@ pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
 }
 
 /// The node named in a certificate, which must name exactly one.
-pub(super) fn name_in(certificate: &CertificateDer<'_>) -> Option<String> {
+pub(crate) fn name_in(certificate: &CertificateDer<'_>) -> Option<String> {
     let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
     let mut names = parsed.valid_dns_names();
     let name = names.next()?.to_owned();

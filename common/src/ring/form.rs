@@ -173,3 +173,9 @@ fn judge(spec: &RingSpec, name: &str, hello: &Hello) -> (Reply, Result<usize, St
     }
     (Reply::Joined, Ok(hello.index as usize))
 }
+
+#[cfg(fuzzing)]
+pub(crate) async fn read_any(bytes: &[u8]) {
+    let _ = read_message::<Hello>(&mut &*bytes, HELLO_MAX).await;
+    let _ = read_message::<Reply>(&mut &*bytes, HELLO_MAX).await;
+}

@@ -7,7 +7,7 @@ pub mod bucket;
 mod driver;
 pub mod encoding;
 pub mod fixed;
-mod form;
+pub(crate) mod form;
 pub mod header;
 mod lane;
 pub mod schedule;

@@ -249,9 +249,9 @@ impl Replica {
         }
         let prefixes: Vec<_> = self.optimizer.state().map(|(slot, _)| format!("{slot}/")).collect();
         let slots = state::read(&self.layout, &prefixes, &state.optimizer)?;
-        self.import_weights(&state.model)?;
-        for ((_, values), slot) in self.optimizer.state_mut().zip(slots) {
-            values.copy_from_slice(&slot);
+        import_weights(&mut *self.engine, &self.layout, &state.model)?;
+        for (slot, (_, values)) in self.optimizer.state_mut().enumerate() {
+            slots.copy_to(slot, values);
         }
         self.step = step;
         Ok(())
@@ -262,14 +262,7 @@ impl Replica {
     /// # Errors
     /// They are malformed or another model's; this replica is unchanged.
     pub fn import_weights(&mut self, model: &[u8]) -> Result<(), ReplicaError> {
-        let parts = state::read(&self.layout, &[String::new()], model)?;
-        self.engine.write(&mut |weights, mirror| {
-            parts.iter().for_each(|new| weights.copy_from_slice(new));
-            if let Some(mirror) = mirror {
-                f32_to_bf16(weights, mirror);
-            }
-        });
-        Ok(())
+        import_weights(&mut *self.engine, &self.layout, model)
     }
 
     /// A fingerprint of the weights: equal on workers that hold the same bytes.
@@ -285,4 +278,16 @@ impl Replica {
         loss::check_labels(labels, self.input.classes)?;
         Ok(Images { values: images, n: labels.len(), input: self.input })
     }
+}
+
+/// Free, so that a caller may hold views of the rest of a replica meanwhile.
+fn import_weights(engine: &mut dyn Engine, layout: &ParamLayout, model: &[u8]) -> Result<(), ReplicaError> {
+    let parts = state::read(layout, &[String::new()], model)?;
+    engine.write(&mut |weights, mirror| {
+        parts.copy_to(0, weights);
+        if let Some(mirror) = mirror {
+            f32_to_bf16(weights, mirror);
+        }
+    });
+    Ok(())
 }

@@ -42,8 +42,31 @@ pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
     step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
 }
 
+/// Flat vectors as they lie in a state's bytes: nothing is copied until all of it
+/// is known to fit, and then once, to its place. States have gigabytes.
+pub(super) struct Parts<'a> {
+    layout: &'a ParamLayout,
+    /// The values of each parameter in turn, for each prefix.
+    tensors: Vec<Vec<&'a [u8]>>,
+}
+
+impl Parts<'_> {
+    /// How many vectors there are: one for each prefix.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Copies the vector of the prefix at this place into `flat`.
+    pub(super) fn copy_to(&self, part: usize, flat: &mut [f32]) {
+        for (param, bytes) in self.layout.params().iter().zip(&self.tensors[part]) {
+            bytemuck::cast_slice_mut(&mut flat[param.range()]).copy_from_slice(bytes);
+        }
+    }
+}
+
 /// The flat vectors of `prefixes` (as given to `write`), checked by name, type and shape.
-pub(super) fn read(layout: &ParamLayout, prefixes: &[String], bytes: &[u8]) -> Result<Vec<Vec<f32>>, ReplicaError> {
+pub(super) fn read<'a>(layout: &'a ParamLayout, prefixes: &[String], bytes: &'a [u8]) -> Result<Parts<'a>, ReplicaError> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
     let expected = prefixes.len() * layout.params().len();
     if tensors.len() != expected {
@@ -51,7 +74,7 @@ pub(super) fn read(layout: &ParamLayout, prefixes: &[String], bytes: &[u8]) -> R
     }
     let mut parts = Vec::with_capacity(prefixes.len());
     for prefix in prefixes {
-        let mut flat = vec![0f32; layout.total()];
+        let mut values = Vec::with_capacity(layout.params().len());
         for param in layout.params() {
             let name = format!("{prefix}{}", param.name());
             let tensor = tensors.tensor(&name).map_err(|_| ReplicaError::State(format!("it has no tensor `{name}`")))?;
@@ -62,11 +85,11 @@ pub(super) fn read(layout: &ParamLayout, prefixes: &[String], bytes: &[u8]) -> R
                     param.shape()
                 )));
             }
-            bytemuck::cast_slice_mut(&mut flat[param.range()]).copy_from_slice(tensor.data());
+            values.push(tensor.data());
         }
-        parts.push(flat);
+        parts.push(values);
     }
-    Ok(parts)
+    Ok(Parts { layout, tensors: parts })
 }
 
 /// BLAKE3 over the parameters in name order: the name's length and bytes, the

@@ -1,0 +1,24 @@
+//! Private decoders, opened to the fuzz targets and to nothing else: only
+//! `cargo fuzz` builds this.
+
+use rustls::pki_types::CertificateDer;
+
+/// The first words on a ring connection, and the answer to them.
+pub async fn ring_introduction(bytes: &[u8]) {
+    crate::ring::form::read_any(bytes).await;
+}
+
+/// A stranger's request and a coordinator's answer to it.
+pub async fn enrolment(bytes: &[u8]) {
+    crate::net::enrolment::read_any(bytes).await;
+}
+
+/// The name in a certificate.
+pub fn certificate(bytes: &[u8]) {
+    let _ = crate::net::tls::name_in(&CertificateDer::from(bytes));
+}
+
+/// The list of a dataset, as the cache keeps it.
+pub fn index(bytes: &[u8]) {
+    let _ = crate::dataset::index_cache::parse(bytes);
+}

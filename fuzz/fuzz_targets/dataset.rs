@@ -1,0 +1,75 @@
+//! Datasets that users bring: tables, IDX files plain and zipped, lists of class
+//! folders, kernels. The first byte chooses.
+#![no_main]
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use common::dataset::{self, SampleSource, Split, Table};
+use fuzz::scratch;
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+use worker::filter::Kernel;
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(scratch);
+
+/// What opens can be read from one end to the other, and no further.
+fn read_all(source: &dyn SampleSource) {
+    for split in [Split::Train, Split::Val] {
+        let n = source.info().len(split);
+        let ids: Vec<u32> = (0..n.min(100)).collect();
+        for sample in source.read(split, &ids).expect("samples of an open dataset") {
+            assert!((sample.label as usize) < source.info().classes.len());
+            let _ = source.name(split, sample.id);
+        }
+        assert!(source.read(split, &[n]).is_err());
+    }
+}
+
+fn open(data: &str) {
+    if let Ok(source) = dataset::open(&fuzz::config_on(data).data, 1, &|_| {}) {
+        read_all(&*source);
+    }
+}
+
+fn table(folder: &Path, bytes: &[u8]) {
+    let path = folder.join("table.csv");
+    fs::write(&path, bytes).expect("a file in memory");
+    open(&format!("kind = \"csv\"\npath = \"{}\"\nlabel = \"y\"", path.display()));
+    let classes = ["0".to_owned(), "1".to_owned()];
+    if let Ok(table) = Table::open_like(&path, "y", &[], &classes) {
+        read_all(&table);
+    }
+}
+
+/// Four files one after the other: the length of each before it.
+fn idx(folder: &Path, mut bytes: &[u8], ending: &str) {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder).expect("a folder in memory");
+    for name in ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"] {
+        let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
+        let (file, rest) = rest.split_at(rest.len().min(u16::from_le_bytes(*length).into()));
+        fs::write(folder.join(format!("{name}-ubyte{ending}")), file).expect("a file in memory");
+        bytes = rest;
+    }
+    open(&format!("kind = \"idx\"\nimage_size = 28\npath = \"{}\"", folder.display()));
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&choice, bytes)) = input.split_first() else { return };
+    let folder = FOLDER.path();
+    match choice % 5 {
+        0 => table(folder, bytes),
+        1 => idx(&folder.join("plain"), bytes, ""),
+        2 => idx(&folder.join("zipped"), bytes, ".gz"),
+        3 => common::fuzzing::index(bytes),
+        _ => {
+            let path = folder.join("kernel.txt");
+            fs::write(&path, bytes).expect("a file in memory");
+            for dimensions in 1..=3 {
+                let _ = Kernel::of(&path.display().to_string(), dimensions);
+            }
+        }
+    }
+});

@@ -1,0 +1,40 @@
+//! The messages between coordinator, workers and donors, from a stream of bytes.
+//! The first byte chooses the message.
+#![no_main]
+
+use std::fmt::Debug;
+
+use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, MAX_REQUEST, ToCoordinator, ToWorker};
+use common::wire::{read_message, write_message};
+use fuzz::block_on;
+use libfuzzer_sys::fuzz_target;
+
+/// Reads what there is; what was valid must be writable, and read back as itself.
+macro_rules! read_all {
+    ($message:ty, $max:expr, $bytes:expr) => {
+        block_on(async {
+            let mut rest: &[u8] = $bytes;
+            while let Ok(Some(message)) = read_message::<$message>(&mut rest, $max).await {
+                let mut written = Vec::new();
+                write_message(&mut written, &message).await.expect("a message is writable");
+                let again = read_message::<$message>(&mut &written[..], usize::MAX).await.expect("what was written is valid");
+                same(&again, &Some(message));
+            }
+        })
+    };
+}
+
+/// By their text, because a measured value may be NaN.
+fn same(a: &impl Debug, b: &impl Debug) {
+    assert_eq!(format!("{a:?}"), format!("{b:?}"));
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&choice, bytes)) = input.split_first() else { return };
+    match choice % 4 {
+        0 => read_all!(ToCoordinator, MAX_CONTROL, bytes),
+        1 => read_all!(ToWorker, MAX_CONTROL, bytes),
+        2 => read_all!(BulkRequest, MAX_REQUEST, bytes),
+        _ => read_all!(BulkReply, MAX_REQUEST, bytes),
+    }
+});
