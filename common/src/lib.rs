@@ -16,5 +16,6 @@ pub mod recorder;
 pub mod ring;
 pub mod run_dir;
 pub mod seed;
+pub mod trace;
 pub mod ui;
 pub mod wire;

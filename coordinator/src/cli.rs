@@ -105,6 +105,10 @@ pub struct LocalArgs {
     /// repeated.
     #[arg(long, value_name = "DEVICE,...", value_delimiter = ',', default_value = "auto")]
     pub devices: Vec<String>,
+    /// Write where the workers' time goes, a row for each thread and rank, for
+    /// ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// The worker binary [default: beside this one].
     #[arg(long, value_name = "FILE")]
     pub worker_binary: Option<PathBuf>,

@@ -77,7 +77,15 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
     // Others may join the local ones.
     let token = run.authority.tokens().standing(SystemTime::now())?;
     leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{} {token}\n", endpoint.local_addr()?))?;
-    let launch = Launch { workers: args.workers, devices: args.devices, binary, data, stream_data: args.stream_data, log: log.options() };
+    let launch = Launch {
+        workers: args.workers,
+        devices: args.devices,
+        binary,
+        data,
+        stream_data: args.stream_data,
+        trace: args.trace,
+        log: log.options(),
+    };
     let path = run.run_dir.path().to_owned();
     let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority)).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use common::net::Authority;
+use common::trace;
 use common::ui::{LogOptions, screen};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -25,6 +26,8 @@ pub struct Launch {
     /// The folder that workers read, except those that stream.
     pub data: Option<PathBuf>,
     pub stream_data: Vec<u32>,
+    /// Where the trace of all workers goes, if there is to be one.
+    pub trace: Option<PathBuf>,
     pub log: LogOptions,
 }
 
@@ -130,7 +133,19 @@ impl Workers {
             }
         }
         while self.output.join_next().await.is_some() {}
+        let Some(trace) = &self.launch.trace else { return };
+        let parts: Vec<PathBuf> = (0..self.launch.workers).map(|rank| part_of(trace, rank)).collect();
+        if let Err(e) = trace::merge(trace, &parts) {
+            tracing::warn!("could not write the trace to `{}`: {e}", trace.display());
+        }
     }
+}
+
+/// Where one worker's part of a trace goes.
+fn part_of(trace: &Path, rank: u32) -> PathBuf {
+    let mut name = trace.as_os_str().to_owned();
+    name.push(format!(".rank-{rank}"));
+    name.into()
 }
 
 fn command(launch: &Launch, rank: u32, addr: SocketAddr) -> Command {
@@ -140,6 +155,9 @@ fn command(launch: &Launch, rank: u32, addr: SocketAddr) -> Command {
     command.args(["--device", device]);
     if let Some(data) = data_for(launch, rank) {
         command.arg("--data").arg(data);
+    }
+    if let Some(trace) = &launch.trace {
+        command.arg("--trace").arg(part_of(trace, rank));
     }
     if launch.log.quiet {
         command.arg("--quiet");

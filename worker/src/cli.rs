@@ -57,6 +57,9 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint in the run directory.
     #[arg(long, requires = "run_dir")]
     pub resume: bool,
+    /// Write where the time goes, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +91,9 @@ pub struct JoinArgs {
     /// The most gigabytes of streamed samples to keep on disk.
     #[arg(long, value_name = "GB", default_value_t = 20)]
     pub cache_gb: u64,
+    /// Write where the time goes, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// This worker's place among those that join.
     #[arg(long, value_name = "RANK", hide = true)]
     pub preferred_rank: Option<u32>,

@@ -3,12 +3,14 @@
 use std::time::Instant;
 
 use common::run_dir::StepMetrics;
+use common::trace;
 
 use crate::exchange::Totals;
 
 /// Marks the phases of one step as they end. The first phase, waiting for data,
 /// begins where the step before it ended, so no stall goes uncounted.
 pub struct StepClock {
+    step: u64,
     started: Instant,
     last: Instant,
     data_wait_ms: f64,
@@ -18,41 +20,42 @@ pub struct StepClock {
 }
 
 impl StepClock {
-    pub fn start() -> Self {
+    pub fn start(step: u64) -> Self {
         let now = Instant::now();
-        Self { started: now, last: now, data_wait_ms: 0.0, compute_ms: 0.0, all_reduce_exposed_ms: 0.0, update_ms: 0.0 }
+        Self { step, started: now, last: now, data_wait_ms: 0.0, compute_ms: 0.0, all_reduce_exposed_ms: 0.0, update_ms: 0.0 }
     }
 
     pub fn data_arrived(&mut self) {
-        self.data_wait_ms = self.lap();
+        self.data_wait_ms = self.lap("data wait");
     }
 
     pub fn gradient_computed(&mut self) {
-        self.compute_ms = self.lap();
+        self.compute_ms = self.lap("compute");
     }
 
     /// What was left to wait for after the backward pass.
     pub fn gradient_summed(&mut self) {
-        self.all_reduce_exposed_ms = self.lap();
+        self.all_reduce_exposed_ms = self.lap("all-reduce exposed");
     }
 
     pub fn updated(&mut self) {
-        self.update_ms = self.lap();
+        self.update_ms = self.lap("update");
     }
 
-    fn lap(&mut self) -> f64 {
+    fn lap(&mut self, phase: &'static str) -> f64 {
         let now = Instant::now();
+        trace::record(phase, Some(self.step), self.last, now);
         let elapsed = now.duration_since(self.last).as_secs_f64() * 1e3;
         self.last = now;
         elapsed
     }
 
     /// The step's line in metrics.jsonl. `all` are the sums over all ranks.
-    pub fn metrics(&self, step: u64, epoch: u64, all: Totals, lr: f64, grad_norm: f64) -> StepMetrics {
+    pub fn metrics(&self, epoch: u64, all: Totals, lr: f64, grad_norm: f64) -> StepMetrics {
         let step_ms = self.last.duration_since(self.started).as_secs_f64() * 1e3;
         let samples = all.count.max(1) as f64;
         StepMetrics {
-            step,
+            step: self.step,
             epoch,
             loss: all.loss / samples,
             top1: all.top1 as f64 / samples,

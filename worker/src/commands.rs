@@ -14,6 +14,7 @@ use common::dataset;
 use common::net::Token;
 use common::recorder::describe;
 use common::run_dir::RunDir;
+use common::trace;
 use common::ui::{index_progress, screen};
 
 use crate::cli::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
@@ -46,6 +47,7 @@ pub fn run(cli: Cli) -> Result<()> {
 }
 
 fn train(args: TrainArgs, quiet: bool) -> Result<()> {
+    let _trace = trace::to_file(args.trace);
     let config = Config::load(&args.config, &args.overrides)?;
     let device = ComputeDevice::parse(&args.device)?;
     let progress = index_progress(quiet);
@@ -89,6 +91,7 @@ fn on_interrupt(stop: Arc<AtomicBool>) -> Result<()> {
 }
 
 fn join_command(args: JoinArgs) -> Result<()> {
+    let _trace = trace::to_file(args.trace.clone());
     let token = read_token(&args)?;
     let coordinator = resolve(&args.coordinator)?;
     let cache_dir = args.cache_dir.or_else(|| dirs::cache_dir().map(|d| d.join("ringleader"))).unwrap_or_else(std::env::temp_dir);

@@ -14,6 +14,7 @@ use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
 use common::ring::{BucketLayout, Encoding, Ring, RingError, RingPeer, RingSpec};
 use common::run_dir::peak_rss_bytes;
+use common::trace;
 use common::wire::messages::{Finished, Generation, StateSource, ToCoordinator};
 
 use crate::device::ComputeDevice;
@@ -110,6 +111,7 @@ fn take_part(
         Job::new(member.config.clone(), member.info.clone(), generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
     let spec = ring_spec(&job, &generation, &layout)?;
+    trace::set_rank(job.rank);
     if let StateSource::Donor { rank } = generation.state
         && rank == generation.rank
     {

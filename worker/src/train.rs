@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
 use common::run_dir::{Evaluation, StepMetrics};
+use common::trace;
 use std::sync::Arc;
 
 use crate::clock::StepClock;
@@ -95,7 +96,7 @@ pub fn train(
         record.checkpoint(&mut || snapshot(replica))?;
     }
     while step < job.length.steps {
-        let mut clock = StepClock::start();
+        let mut clock = StepClock::start(step);
         let batch = loader.next_batch()?;
         clock.data_arrived();
 
@@ -142,7 +143,7 @@ pub fn train(
             record.skipped(step, &skipped.name, &skipped.problem)?;
         }
         loader.recycle(batch);
-        record.step(&clock.metrics(step, job.plan.position(step).epoch, all, lr, update.grad_norm))?;
+        record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, update.grad_norm))?;
         step += 1;
 
         let reached = goal.reached(step, all.top1, all.count);
@@ -165,6 +166,7 @@ pub fn train(
 
 /// The state as it stands, to be stored.
 pub fn snapshot(replica: &Replica) -> Result<Snapshot> {
+    let _span = trace::span("snapshot", Some(replica.step()));
     Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() })
 }
 
@@ -180,6 +182,7 @@ fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
 /// no padding. Every rank returns the same result.
 pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
+    let _span = trace::span("evaluation", Some(step));
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
     let mut mine = Totals::default();

@@ -18,6 +18,7 @@ use super::header::StreamHeader;
 use super::schedule::{self, Hop, Phase};
 use super::shared::{DONE, Key, RingError, Shared};
 use crate::net::transport::STREAMS_IN_FLIGHT;
+use crate::trace;
 
 /// Values that are encoded and passed on at a time. Small enough that a rank
 /// forwards a chunk while it still arrives, and that the allocator reuses memory
@@ -201,6 +202,8 @@ struct InFlight {
 /// Reduces one bucket and hands it over. Returns the outgoing stream, complete
 /// but perhaps not yet acknowledged.
 async fn reduce(context: Arc<Context>, job: Job, connection: Connection, stream: oneshot::Receiver<RecvStream>) -> Option<Outgoing> {
+    let (step, number) = job.key;
+    let _span = trace::overlapping("bucket", step * (context.layout.exponents() as u64 + 1) + number as u64, Some(number as u64));
     let bucket = InFlight {
         length: job.values.len(),
         values: Mutex::new(job.values),

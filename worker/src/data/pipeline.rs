@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::dataset::DatasetError;
+use common::trace;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Samples of one step, or of one part of an evaluation.
@@ -94,6 +95,7 @@ impl Pipeline {
                         break;
                     }
                     batch.clear(number);
+                    let _span = trace::span("make a batch", Some(number));
                     let outcome = catch_unwind(AssertUnwindSafe(|| make(number, &mut batch)));
                     let result = match outcome {
                         Ok(Ok(())) => Ok(batch),

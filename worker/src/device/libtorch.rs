@@ -17,6 +17,7 @@ use burn::backend::libtorch::TchTensor;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use common::config::{ModelConfig, Precision};
+use common::trace;
 use tch::{Kind, no_grad};
 
 use crate::models::{DropoutGroup, InputShape, Model, Pass};
@@ -173,7 +174,7 @@ impl Engine for LibtorchEngine {
         let shape = logits.size();
         let slope = head(&to_host(&logits)?);
         let slope = tch::Tensor::from_slice(&slope).view(shape.as_slice()).to_device(self.device);
-        phases.forward = lap(start);
+        phases.forward = lap("forward", start);
 
         let start = Instant::now();
         let root = (&logits * slope).sum(Kind::Float);
@@ -184,21 +185,21 @@ impl Engine for LibtorchEngine {
         }
         let grads = backward(&root, &inputs)?;
         drop(root);
-        phases.backward = lap(start);
+        phases.backward = lap("backward of the classifier", start);
         let start = Instant::now();
         let params = self.leaves.len();
         self.collect(split..params, &grads[..params - split], sink);
-        phases.copy = lap(start);
+        phases.copy = lap("gradient copy", start);
 
         if let Some(slope) = grads.get(params - split) {
             let start = Instant::now();
             let root = (&features * slope).sum(Kind::Float);
             drop(features);
             let grads = backward(&root, &self.leaves[..split].iter().collect::<Vec<_>>())?;
-            phases.backward += lap(start);
+            phases.backward += lap("backward of the features", start);
             let start = Instant::now();
             self.collect(0..split, &grads, sink);
-            phases.copy += lap(start);
+            phases.copy += lap("gradient copy", start);
         }
         Ok(phases)
     }
@@ -211,8 +212,11 @@ impl Engine for LibtorchEngine {
     }
 }
 
-fn lap(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64()
+/// Ends a phase: its seconds.
+fn lap(phase: &'static str, start: Instant) -> f64 {
+    let end = Instant::now();
+    trace::record(phase, None, start, end);
+    end.duration_since(start).as_secs_f64()
 }
 
 fn backward(root: &tch::Tensor, inputs: &[&tch::Tensor]) -> Result<Vec<tch::Tensor>, ReplicaError> {
