@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::cli::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
 use crate::local::{Launch, Workers, worker_binary};
-use crate::serve::{Outcome, Run, serve};
+use crate::serve::{Outcome, Run, Told, serve};
 use crate::{audit, check, token};
 
 /// How long local workers get to end by themselves.
@@ -26,6 +26,9 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// How often the join line's token is looked at.
 const RENEW: Duration = Duration::from_secs(3600);
+
+/// What may wait to be told to the coordinator.
+const TOLD: usize = 64;
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -60,7 +63,9 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Outcome> {
     leave_join_line(&join, &format!("{host}:{port} {token}\n"))?;
     tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
     println!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n");
-    serve(run, endpoint, interrupts()).await
+    let (send, told) = mpsc::channel(TOLD);
+    interrupts(send);
+    serve(run, endpoint, told).await
 }
 
 async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Outcome> {
@@ -87,9 +92,11 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Out
         log: log.options(),
     };
     let path = run.run_dir.path().to_owned();
-    let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority)).await?;
+    let (send, told) = mpsc::channel(TOLD);
+    interrupts(send.clone());
+    let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
-    let mut serving = std::pin::pin!(serve(run, endpoint, interrupts()));
+    let mut serving = std::pin::pin!(serve(run, endpoint, told));
     let served = tokio::select! {
         outcome = &mut serving => outcome,
         // The coordinator notices by itself what happens to a worker that has
@@ -141,24 +148,22 @@ fn leave_join_line(path: &Path, line: &str) -> Result<()> {
     write().with_context(|| format!("could not write `{}`", path.display()))
 }
 
-/// One message for each Ctrl-C or SIGTERM.
-fn interrupts() -> mpsc::Receiver<()> {
-    let (send, receive) = mpsc::channel(2);
+/// Tells of each Ctrl-C or SIGTERM; the third ends the process, whatever it is at.
+fn interrupts(told: mpsc::Sender<Told>) {
     tokio::spawn(async move {
         use tokio::signal::unix::{SignalKind, signal};
         let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-        loop {
+        for times in 1.. {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => {}
                 _ = terminate.recv() => {}
             }
-            if send.try_send(()).is_err() {
+            if times > 2 || told.try_send(Told::Stop).is_err() {
                 screen().suspend(|| eprintln!("stopped at once"));
                 std::process::exit(1);
             }
         }
     });
-    receive
 }
 
 /// What other machines can call this one: the address that it listens on, or

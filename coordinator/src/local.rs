@@ -15,7 +15,10 @@ use common::trace;
 use common::ui::{LogOptions, screen};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+use crate::serve::Told;
 
 /// How to start the workers.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ pub struct Workers {
     /// When each was started, and how many before it died at once.
     started: Vec<(Instant, u32)>,
     output: JoinSet<()>,
+    told: mpsc::Sender<Told>,
 }
 
 /// A worker that lives less long has died at once; after so many of these in a
@@ -60,9 +64,10 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 const SHORT_LIVES: u32 = 5;
 
 impl Workers {
-    /// Starts all workers of `launch`; they join at `addr`.
-    pub async fn start(launch: Launch, addr: SocketAddr, authority: Arc<Authority>) -> Result<Self> {
-        let mut workers = Self { children: Vec::new(), started: Vec::new(), output: JoinSet::new(), launch, addr, authority };
+    /// Starts all workers of `launch`; they join at `addr`. When one is killed,
+    /// `told` hears of it.
+    pub async fn start(launch: Launch, addr: SocketAddr, authority: Arc<Authority>, told: mpsc::Sender<Told>) -> Result<Self> {
+        let mut workers = Self { children: Vec::new(), started: Vec::new(), output: JoinSet::new(), launch, addr, authority, told };
         for rank in 0..workers.launch.workers {
             let child = workers.spawn(rank).await?;
             workers.children.push(child);
@@ -107,13 +112,14 @@ impl Workers {
                     return format!("worker {at} ended with {status}, as the {SHORT_LIVES} before it, each at once");
                 }
                 tracing::warn!("worker {at} ended with {status}: starting another in its place");
+                let _ = self.told.send(Told::Ended { preferred_rank: at as u32 }).await;
                 match self.spawn(at as u32).await {
                     Ok(child) => (self.children[at], self.started[at]) = (child, (Instant::now(), short)),
                     Err(e) => return format!("worker {at} ended with {status}, and no other could be started: {e:#}"),
                 }
             }
             while self.output.try_join_next().is_some() {}
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

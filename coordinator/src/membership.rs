@@ -112,6 +112,11 @@ impl Membership {
             Input::Failed { worker, reason } => self.failed(worker, &reason),
             Input::Leaving { worker } => self.leaving(worker),
             Input::Left { worker, reason } => self.lose(now, worker, &format!("left: {reason}")),
+            Input::Ended { preferred_rank } => {
+                let ended: Vec<WorkerId> =
+                    self.workers.iter().filter(|(_, w)| w.preferred_rank == Some(preferred_rank)).map(|(&id, _)| id).collect();
+                self.give_up(now, ended.into_iter().map(|worker| (worker, "ended".to_owned())))
+            }
             Input::Stored { step } => {
                 self.stored = self.stored.max(step);
                 Vec::new()
@@ -283,8 +288,12 @@ impl Membership {
         };
         let silent = silent.into_iter().map(|worker| (worker, format!("was not heard for {} ms", timeout.as_millis())));
         let stuck = stuck.into_iter().map(|worker| (worker, "did not leave a generation that was over".to_owned()));
+        self.give_up(now, silent.chain(stuck))
+    }
+
+    fn give_up(&mut self, now: Instant, workers: impl Iterator<Item = (WorkerId, String)>) -> Vec<Output> {
         let mut outputs = Vec::new();
-        for (worker, reason) in silent.chain(stuck) {
+        for (worker, reason) in workers {
             outputs.extend(self.lose(now, worker, &reason));
             outputs.push(Output::Drop { worker, reason });
         }

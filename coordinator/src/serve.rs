@@ -76,6 +76,16 @@ pub enum News {
     },
 }
 
+/// What comes from outside of the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// A person asks to stop; the second time means at once.
+    Stop,
+    /// The process of the worker that prefers this rank has ended: nobody needs to
+    /// wait until it is missed.
+    Ended { preferred_rank: u32 },
+}
+
 /// What workers report for the record.
 #[derive(Debug)]
 pub enum Fact {
@@ -94,9 +104,8 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
-/// Serves `run` on `endpoint` until it is over. `shutdown` resolves once for
-/// each time a person asks to stop.
-pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()>) -> Result<Outcome> {
+/// Serves `run` on `endpoint` until it is over.
+pub async fn serve(run: Run, endpoint: Endpoint, mut told: mpsc::Receiver<Told>) -> Result<Outcome> {
     let Run { config, source, run_dir, authority, start_workers, may_return, quiet } = run;
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
@@ -173,13 +182,14 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut shutdown: mpsc::Receiver<()
                 let revoked = roster.refresh();
                 revoked.iter().flat_map(|name| desk.expel(name, "its token was revoked")).collect()
             }
-            Some(()) = shutdown.recv() => {
-                stops += 1;
-                if stops > 1 {
-                    break Err(anyhow!("stopped at once; the newest checkpoint is kept"));
+            Some(told) = told.recv() => match told {
+                Told::Ended { preferred_rank } => vec![Input::Ended { preferred_rank }],
+                Told::Stop if stops > 0 => break Err(anyhow!("stopped at once; the newest checkpoint is kept")),
+                Told::Stop => {
+                    stops += 1;
+                    tracing::info!("stopping after this step with a checkpoint; once more to stop at once");
+                    vec![Input::StopRequested]
                 }
-                tracing::info!("stopping after this step with a checkpoint; once more to stop at once");
-                vec![Input::StopRequested]
             }
         };
         for input in inputs {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use common::net::{Alpn, Endpoint};
-use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_CONTROL, MAX_REQUEST};
+use common::trace;
+use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CONTROL, MAX_REQUEST};
 use common::wire::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
@@ -42,6 +43,7 @@ impl Default for Donor {
 impl Donor {
     /// Offers `state` to the members of `generation`.
     pub fn offer(&self, generation: u64, members: Vec<String>, state: State) {
+        let _span = trace::span("digest of the state", Some(state.step));
         let blake3 = digest(&state.model, &state.optimizer);
         self.0.send_replace(Some(Arc::new(Offer { generation, members, state, blake3 })));
     }
@@ -96,8 +98,9 @@ impl Donor {
     }
 }
 
-/// Gets the state before `step` from the worker `name` at `address`.
-pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generation: u64, step: u64) -> Result<State> {
+/// Gets the state before `step` from the worker `name` at `address`; no file of it
+/// can have more than `largest` bytes.
+pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generation: u64, step: u64, largest: u64) -> Result<State> {
     let connection = endpoint.connect(address, name, Alpn::Bulk).await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     write_message(&mut send, &BulkRequest::GetState { generation, step }).await?;
@@ -109,29 +112,30 @@ pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generat
     };
     let mut contents = Vec::with_capacity(FILES.len());
     for file in files {
-        if file.bytes > MAX_CHECKPOINT_BYTES {
+        if file.bytes > largest {
             bail!("`{name}` says that its {} has {} bytes", file.name, file.bytes);
         }
         contents
-            .push(read_bounded(&mut receive, file.bytes).await.with_context(|| format!("the {} of `{name}` came incomplete", file.name))?);
+            .push(read_whole(&mut receive, file.bytes).await.with_context(|| format!("the {} of `{name}` came incomplete", file.name))?);
     }
     let optimizer = contents.pop().unwrap_or_default();
     let model = contents.pop().unwrap_or_default();
+    let checking = trace::span("digest of the state", Some(step));
     if digest(&model, &optimizer) != blake3 {
         bail!("the state that `{name}` sent is not what it says it is: the digests differ");
     }
+    drop(checking);
     connection.close(0u32.into(), b"thanks");
     Ok(State { step, model, optimizer })
 }
 
-/// Memory is taken as bytes arrive, not as they are announced.
-async fn read_bounded(receive: &mut RecvStream, bytes: u64) -> Result<Vec<u8>> {
-    const PIECE: u64 = 16 << 20;
-    let mut content = Vec::new();
-    while (content.len() as u64) < bytes {
-        let from = content.len();
-        content.resize(from + (bytes - from as u64).min(PIECE) as usize, 0);
-        receive.read_exact(&mut content[from..]).await?;
+/// Reads just so many bytes. Memory that is reserved is not used before they arrive.
+async fn read_whole(receive: &mut RecvStream, bytes: u64) -> Result<Vec<u8>> {
+    let bytes = usize::try_from(bytes)?;
+    let mut content = Vec::with_capacity(bytes);
+    while content.len() < bytes {
+        let piece = receive.read_chunk(bytes - content.len(), true).await?;
+        content.extend_from_slice(&piece.context("the stream ended early")?.bytes);
     }
     Ok(content)
 }

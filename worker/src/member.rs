@@ -161,12 +161,14 @@ fn catch_up(link: &Link, replica: &mut Replica, generation: &Generation) -> Resu
                 .get(rank as usize)
                 .ok_or_else(|| anyhow!("the coordinator named rank {rank} as donor, which is none"))?;
             let address = address(&donor.addr, rank)?;
-            let got =
-                link.unless_over(generation.number, donor::fetch(&link.ring_endpoint, address, &donor.name, generation.number, step))?;
+            let _span = trace::span("state from the donor", Some(step));
+            let fetching = donor::fetch(&link.ring_endpoint, address, &donor.name, generation.number, step, replica.largest_state_file());
+            let got = link.unless_over(generation.number, fetching)?;
             // A donor that is gone ends the generation like any lost neighbour.
             got.map_err(|e| RingError::PeerLost { rank, name: donor.name.clone(), cause: format!("{e:#}") })?
         }
     };
+    let _span = trace::span("import of the state", Some(step));
     replica.import(&state)?;
     tracing::info!("took over the state of step {step}");
     Ok(())

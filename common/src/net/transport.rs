@@ -128,6 +128,10 @@ pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Dur
     let (both, one_way) = streams(alpn);
     config.max_concurrent_bidi_streams(VarInt::from_u32(both));
     config.max_concurrent_uni_streams(VarInt::from_u32(one_way));
+    if alpn == Alpn::Bulk {
+        // Whoever asks for a gigabyte of state reads nothing else meanwhile.
+        config.stream_receive_window(VarInt::from_u32(window(socket_buffer)));
+    }
     config.max_idle_timeout(IdleTimeout::try_from(idle).ok());
     config.keep_alive_interval(Some(idle / 6));
     config

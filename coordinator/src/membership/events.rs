@@ -47,6 +47,10 @@ pub enum Input {
         worker: WorkerId,
         reason: String,
     },
+    /// Whoever started the worker that prefers this rank saw its process end.
+    Ended {
+        preferred_rank: u32,
+    },
     /// A checkpoint of the state before `step` is on disk.
     Stored {
         step: u64,

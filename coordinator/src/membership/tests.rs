@@ -280,3 +280,20 @@ fn a_generation_that_the_journal_lost_is_not_numbered_again() {
     let outputs = m.handle(now, ready(1, u64::MAX, 30));
     assert!(matches!(&outputs[0], Output::Refuse { worker: 1, reason } if reason.contains("the newest is 8")), "{outputs:?}");
 }
+
+#[test]
+fn a_worker_whose_process_has_ended_is_not_waited_for() {
+    let now = Instant::now();
+    let mut m = Membership::new(Rules { start_workers: 3, ..rules(1, 16) });
+    for worker in 0..3 {
+        m.handle(now, joined(worker, Some(worker as u32)));
+        m.handle(now, ready(worker, 0, 0));
+    }
+    let soon = now + Duration::from_millis(30);
+    let outputs = m.handle(soon, Input::Ended { preferred_rank: 1 });
+    assert!(outputs.contains(&Output::Lost { name: "worker-1".to_owned(), reason: "ended".to_owned(), silent: soon - now }), "{outputs:?}");
+    assert!(outputs.iter().any(|o| matches!(o, Output::End { members, generation: 1, .. } if *members == [0, 2])), "{outputs:?}");
+    assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, .. })), "{outputs:?}");
+    // Nobody has that rank any more: the next one to prefer it is another process.
+    assert_eq!(m.handle(soon, Input::Ended { preferred_rank: 1 }), []);
+}

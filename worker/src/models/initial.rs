@@ -4,6 +4,7 @@
 use common::config::{Activation, ModelConfig};
 use common::seed;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use crate::replica::ParamLayout;
@@ -68,14 +69,11 @@ pub fn initial_weights(layout: &ParamLayout, model: &ModelConfig, seed: u64) -> 
     flat
 }
 
-/// Box and Muller, "A Note on the Generation of Random Normal Deviates", 1958.
+/// Marsaglia and Tsang, "The Ziggurat Method for Generating Random Variables",
+/// 2000: AlexNet has 60 million weights, and a newcomer should not be long about them.
 fn fill_normal(rng: &mut ChaCha8Rng, deviation: f32, values: &mut [f32]) {
-    for pair in values.chunks_mut(2) {
-        // 1 - u is in (0, 1]: its logarithm is finite.
-        let radius = deviation * (-2.0 * (1.0 - seed::unit(rng)).ln()).sqrt();
-        let (sin, cos) = (std::f32::consts::TAU * seed::unit(rng)).sin_cos();
-        for (value, direction) in pair.iter_mut().zip([cos, sin]) {
-            *value = radius * direction;
-        }
+    for value in values {
+        let normal: f32 = StandardNormal.sample(rng);
+        *value = deviation * normal;
     }
 }

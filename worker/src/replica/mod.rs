@@ -11,6 +11,7 @@ mod state;
 mod tests;
 
 use common::config::{ModelConfig, TrainConfig};
+use common::trace;
 
 use crate::device::ComputeDevice;
 use crate::models::{DropoutGroup, InputShape, Model, initial_weights};
@@ -225,11 +226,19 @@ impl Replica {
         Ok((self.loss.unsmoothed().sums(&scores, labels, 1.0, None), scores))
     }
 
+    /// The most bytes that a file of a [`State`] of this model can have.
+    pub fn largest_state_file(&self) -> u64 {
+        const NAMES_AND_SHAPES: u64 = 1 << 20;
+        let vectors = self.optimizer.state().count().max(1) as u64;
+        4 * vectors * self.layout.total() as u64 + NAMES_AND_SHAPES
+    }
+
     /// Weights, optimizer state and step.
     ///
     /// # Errors
     /// Serialisation failed.
     pub fn export(&self) -> Result<State, ReplicaError> {
+        let _span = trace::span("export of the state", Some(self.step));
         let slots: Vec<_> = self.optimizer.state().map(|(slot, values)| (format!("{slot}/"), values)).collect();
         Ok(State {
             step: self.step,
