@@ -51,12 +51,6 @@ pub(super) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// How many vectors there are: one for each prefix.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.tensors.len()
-    }
-
     /// Copies the vector of the prefix at this place into `flat`.
     pub(super) fn copy_to(&self, part: usize, flat: &mut [f32]) {
         for (param, bytes) in self.layout.params().iter().zip(&self.tensors[part]) {

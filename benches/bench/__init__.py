@@ -1,0 +1,1 @@
+"""The driver of the benchmarks. It needs Python's standard library only; PyTorch runs in processes of its own."""
