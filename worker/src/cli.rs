@@ -37,6 +37,9 @@ pub enum Command {
     /// Get a dataset, or look at one.
     #[command(subcommand)]
     Data(DataCommand),
+    /// Measure how fast the parts of training are here.
+    #[command(subcommand)]
+    Bench(crate::bench::BenchCommand),
     /// Say what this machine and this build can do.
     Doctor,
 }

@@ -21,7 +21,7 @@ use crate::cli::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
 use crate::device::ComputeDevice;
 use crate::join::{JoinOptions, join};
 use crate::single::{self, SingleRun};
-use crate::{doctor, ending, fetch, presence};
+use crate::{bench, doctor, ending, fetch, presence};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -39,6 +39,7 @@ pub fn run(cli: Cli) -> Result<()> {
             fetch::get(&dataset, &into, from.as_deref())
         }
         Command::Data(DataCommand::Show { data, label, out }) => look::quietly(|| look::show(&data, &label, out)),
+        Command::Bench(command) => bench::run(command),
         Command::Doctor => {
             print!("{}", doctor::report());
             Ok(())
@@ -179,7 +180,7 @@ fn resolve(host: &str) -> Result<SocketAddr> {
 
 /// Ends this process when stdin does: the launcher holds the other end and
 /// never writes to it again, so the end of the pipe is the end of the launcher.
-fn end_with_stdin() -> Result<()> {
+pub(crate) fn end_with_stdin() -> Result<()> {
     std::thread::Builder::new().name("supervisor".to_owned()).spawn(|| {
         let mut rest = [0; 64];
         while matches!(std::io::Read::read(&mut std::io::stdin(), &mut rest), Ok(1..)) {}

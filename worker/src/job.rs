@@ -15,7 +15,7 @@ use crate::models::{DropoutGroup, InputShape};
 use crate::schedule::learning_rate;
 
 /// Batches that may wait, decoded, for the model.
-const PREFETCH_STEPS: usize = 3;
+pub(crate) const PREFETCH_STEPS: usize = 3;
 
 /// A run as seen by one rank of one generation.
 #[derive(Debug, Clone)]

@@ -31,7 +31,7 @@ pub fn open(place: &Path, label: &str) -> Result<Arc<dyn SampleSource>> {
 }
 
 /// A `[data]` section for data of which only the place is known.
-fn guess(place: &Path, label: &str) -> Result<DataConfig> {
+pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
     let has = |name: &str| place.join(name).is_dir();
     let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
     let table = if place.is_dir() {

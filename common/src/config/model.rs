@@ -116,7 +116,7 @@ pub struct AlexnetConfig {
     pub dropout: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AlexnetPreset {
     /// Convolutions of 96, 256, 384, 384, 384 channels: the course notes.
@@ -170,6 +170,15 @@ impl ModelConfig {
         }
     }
 
+    /// The smallest side of a square picture that the model can read.
+    pub fn smallest_image(&self) -> u32 {
+        match self {
+            Self::Alexnet(_) => ALEXNET_MIN_SIZE,
+            Self::Lenet(_) => LENET_MIN_SIZE,
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => 1,
+        }
+    }
+
     pub(super) fn validate(&self, data: &DataConfig, train: &TrainConfig) -> Result<(), ConfigError> {
         if train.label_smoothing > 0.0 && !self.uses_cross_entropy() {
             return Err(invalid("train.label_smoothing", "belongs to cross-entropy; this model has another loss: set it to 0"));
@@ -186,14 +195,14 @@ impl ModelConfig {
                 Err(invalid("model.hidden", message))
             }
             Self::Mlp(_) => Ok(()),
-            Self::Lenet(_) => wants_pictures("LeNet", LENET_MIN_SIZE, data),
+            Self::Lenet(_) => wants_pictures("LeNet", self.smallest_image(), data),
             Self::Alexnet(m) if !(m.width > 0.0 && m.width <= 16.0) => {
                 Err(invalid("model.width", format!("is {}: it must be above 0 and at most 16", m.width)))
             }
             Self::Alexnet(m) if !(0.0..1.0).contains(&m.dropout) => {
                 Err(invalid("model.dropout", format!("is {}: it must be at least 0 and below 1", m.dropout)))
             }
-            Self::Alexnet(_) => wants_pictures("AlexNet", ALEXNET_MIN_SIZE, data),
+            Self::Alexnet(_) => wants_pictures("AlexNet", self.smallest_image(), data),
         }
     }
 

@@ -102,6 +102,8 @@ const WAITING: usize = 64;
 pub struct Endpoint {
     quinn: quinn::Endpoint,
     identity: Identity,
+    /// What lies between this node and all others, if addresses do not say it.
+    route: Option<Route>,
     socket_buffer: usize,
     peers: Mutex<mpsc::Receiver<Peer>>,
     rings: Mutex<mpsc::Receiver<Peer>>,
@@ -112,6 +114,13 @@ impl Endpoint {
     /// Binds `address` (port 0 for any) and accepts connections at once. Must be
     /// called within the tokio runtime that is to drive the endpoint.
     pub fn bind(address: SocketAddr, identity: &Identity, role: Role) -> Result<Self, NetError> {
+        Self::bind_on(address, identity, role, None)
+    }
+
+    /// Like [`Endpoint::bind`], taking every peer to be at the end of `route`:
+    /// for measuring, on one machine, what a network would do. By default a
+    /// peer's address says what lies between.
+    pub fn bind_on(address: SocketAddr, identity: &Identity, role: Role, route: Option<Route>) -> Result<Self, NetError> {
         let server = tls::quic_server(identity.server_config(role)?)?;
         let bound = |source| NetError::Bind { address, source };
         let (socket, socket_buffer) = transport::bind(address).map_err(bound)?;
@@ -127,14 +136,14 @@ impl Endpoint {
         let door = Door {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             socket_buffer,
-            loopback: with(Route::Loopback),
-            network: with(Route::Network),
+            loopback: with(route.unwrap_or(Route::Loopback)),
+            network: with(route.unwrap_or(Route::NETWORK)),
             peers: peers_in,
             rings: rings_in,
             complaints: Quiet::default(),
         };
         let accepting = tokio::spawn(Arc::new(door).keep(quinn.clone()));
-        Ok(Self { quinn, identity: identity.clone(), socket_buffer, peers: Mutex::new(peers), rings: Mutex::new(rings), accepting })
+        Ok(Self { quinn, identity: identity.clone(), route, socket_buffer, peers: Mutex::new(peers), rings: Mutex::new(rings), accepting })
     }
 
     /// Where this endpoint is bound.
@@ -172,7 +181,8 @@ impl Endpoint {
         idle: Duration,
     ) -> Result<quinn::Connection, NetError> {
         let mut config = tls::quic_client(self.identity.client_config(alpn)?)?;
-        config.transport_config(Arc::new(transport::outgoing(alpn, Route::to(address), self.socket_buffer, idle)));
+        let route = self.route.unwrap_or_else(|| Route::to(address));
+        config.transport_config(Arc::new(transport::outgoing(alpn, route, self.socket_buffer, idle)));
         connect(&self.quinn, config, address, name).await
     }
 
@@ -254,7 +264,7 @@ impl Door {
         let from = incoming.remote_address();
         let config = match Route::to(from) {
             Route::Loopback => self.loopback.clone(),
-            Route::Network => self.network.clone(),
+            Route::Network { .. } => self.network.clone(),
         };
         let Ok(connecting) = incoming.accept_with(config) else { return };
         let connection = match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {

@@ -23,3 +23,4 @@ pub use authority::Authority;
 pub use endpoint::{Alpn, Endpoint, NetError, Peer, Role};
 pub use identity::{COORDINATOR, Identity, worker_name};
 pub use token::Token;
+pub use transport::Route;

@@ -23,12 +23,14 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const LOOPBACK_PACKET: u16 = 65_000;
 /// What handshake packets may be at most, discovery or not.
 const LOOPBACK_FIRST_PACKET: u16 = 16_000;
+/// Every path carries this much: QUIC demands it.
+pub const SMALLEST_PACKET: u16 = 1_200;
 /// Ten of these make a GSO batch that the kernel still takes.
-const NETWORK_PACKET: u16 = 6_500;
+pub const NETWORK_PACKET: u16 = 6_500;
 /// Streams of gradients that a ring keeps in flight on one connection. Each has
 /// its own share of the connection's window, so that one that is not read yet
 /// cannot hold up the others.
-pub(crate) const STREAMS_IN_FLIGHT: u32 = 4;
+pub const STREAMS_IN_FLIGHT: u32 = 4;
 /// What a peer may have in flight before it is known who it is.
 const STRANGER_WINDOW: u32 = 64 << 10;
 /// A connection is given up after this long without a packet, unless whoever
@@ -37,19 +39,26 @@ pub(super) const IDLE: Duration = Duration::from_secs(10);
 
 /// What lies between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Route {
+pub enum Route {
     Loopback,
-    Network,
+    /// `packet` is the largest UDP payload that is looked for, from
+    /// [`SMALLEST_PACKET`] to [`NETWORK_PACKET`] bytes.
+    Network {
+        packet: u16,
+    },
 }
 
 impl Route {
+    /// A network of which nothing is known.
+    pub const NETWORK: Self = Self::Network { packet: NETWORK_PACKET };
+
     pub(super) fn to(address: SocketAddr) -> Self {
         let loopback = match address.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
         };
         // Elsewhere the loopback device does not carry 64 KiB packets.
-        if loopback && cfg!(target_os = "linux") { Self::Loopback } else { Self::Network }
+        if loopback && cfg!(target_os = "linux") { Self::Loopback } else { Self::NETWORK }
     }
 }
 
@@ -101,9 +110,9 @@ fn base(route: Route, socket_buffer: usize) -> TransportConfig {
             config.initial_rtt(Duration::from_millis(5));
             discovery.upper_bound(LOOPBACK_PACKET);
         }
-        Route::Network => {
+        Route::Network { packet } => {
             config.initial_rtt(Duration::from_millis(50));
-            discovery.upper_bound(NETWORK_PACKET);
+            discovery.upper_bound(packet);
         }
     }
     config.mtu_discovery_config(Some(discovery));
@@ -167,7 +176,7 @@ mod tests {
             assert_eq!(Route::to(address.parse().unwrap()) == Route::Loopback, cfg!(target_os = "linux"), "{address}");
         }
         for address in ["10.0.0.1:1", "[fe80::1]:1", "[::ffff:10.0.0.1]:1"] {
-            assert_eq!(Route::to(address.parse().unwrap()), Route::Network);
+            assert_eq!(Route::to(address.parse().unwrap()), Route::NETWORK);
         }
     }
 

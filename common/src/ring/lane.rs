@@ -15,15 +15,10 @@ use super::bucket::BucketLayout;
 use super::encoding::Encoding;
 use super::encoding::{Decoder, Merge, encode};
 use super::header::StreamHeader;
-use super::schedule::{self, Hop, Phase};
+use super::schedule::{self, Hop, Phase, SEGMENT};
 use super::shared::{DONE, Key, RingError, Shared};
 use crate::net::transport::STREAMS_IN_FLIGHT;
 use crate::trace;
-
-/// Values that are encoded and passed on at a time. Small enough that a rank
-/// forwards a chunk while it still arrives, and that the allocator reuses memory
-/// instead of mapping new pages.
-const SEGMENT: usize = 16 << 10;
 
 /// What all lanes of a ring know.
 pub(super) struct Context {

@@ -1,7 +1,8 @@
 //! Ring all-reduce: what to send to whom ([`schedule`]), in which spans
 //! ([`bucket`]) in which number format ([`encoding`]), and how sums are made
-//! independent of their order ([`fixed`]), all pure; and the
-//! driver that moves the bytes ([`Ring`]).
+//! independent of their order ([`fixed`]), and what all that takes in a cluster
+//! that is not at hand ([`sim`]), all pure; and the driver that moves the bytes
+//! ([`Ring`]).
 
 pub mod bucket;
 mod driver;
@@ -12,6 +13,7 @@ pub mod header;
 mod lane;
 pub mod schedule;
 mod shared;
+pub mod sim;
 
 #[cfg(test)]
 mod tests;

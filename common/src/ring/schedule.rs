@@ -14,6 +14,11 @@
 
 use std::ops::Range;
 
+/// Values that are encoded and passed on at a time. Small enough that a rank
+/// forwards a chunk while it still arrives, and that the allocator reuses memory
+/// instead of mapping new pages.
+pub const SEGMENT: usize = 16 << 10;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// What arrives is added to the rank's own values.

@@ -1,0 +1,390 @@
+//! The events of one simulated step: messages that arrive, and work on cores
+//! that is done.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+
+use super::{Costs, Machines, Outcome, Sent, Work, ready};
+use crate::ring::encoding::Encoding;
+use crate::ring::schedule::{self, Hop, SEGMENT};
+
+/// Work that is this close to its end, in seconds, is done: what remains is
+/// what rounding has left.
+const DONE: f64 = 1e-12;
+
+/// Simulates the ranks of one machine; `factor` says how many times the compute
+/// of `work` each of them takes, `on_send` sees every message.
+pub(super) fn run(
+    world: usize,
+    work: &Work,
+    costs: &Costs,
+    machines: &Machines,
+    factor: &dyn Fn(usize) -> f64,
+    on_send: &mut dyn FnMut(Sent),
+) -> Outcome {
+    let due = ready(&work.layout, &work.parts, work.compute_ms);
+    let ranks = machines.workers_each.clamp(1, world);
+    let mut machine = Machine {
+        world,
+        work,
+        costs: Seconds::of(costs),
+        cores: machines.cores,
+        compute_cores: machines.compute_cores,
+        on_send,
+        now: 0.0,
+        ranks: (0..ranks).map(|rank| Rank::new(rank, world, ranks < world, work, &due, factor(rank))).collect(),
+        arrivals: BinaryHeap::new(),
+        serial: 0,
+    };
+    machine.run();
+    let last = |time: fn(&Rank) -> f64| machine.ranks.iter().map(time).fold(0.0, f64::max);
+    let (computed, summed) = (last(|r| r.computed), last(|r| r.summed));
+    Outcome { step_ms: summed * 1e3 + work.update_ms, compute_ms: computed * 1e3, exposed_ms: (summed - computed) * 1e3 }
+}
+
+/// [`Costs`], each in seconds.
+struct Seconds {
+    latency: f64,
+    local_latency: f64,
+    link_per_byte: f64,
+    send_per_byte: f64,
+    receive_per_byte: f64,
+    per_value: f64,
+    message: f64,
+}
+
+impl Seconds {
+    fn of(costs: &Costs) -> Self {
+        Self {
+            latency: costs.latency_us * 1e-6,
+            local_latency: costs.local_latency_us * 1e-6,
+            link_per_byte: 8e-9 / costs.link_gbit_per_s,
+            send_per_byte: (costs.send_ns_per_byte + costs.encrypt_ns_per_byte) * 1e-9,
+            receive_per_byte: (costs.receive_ns_per_byte + costs.encrypt_ns_per_byte) * 1e-9,
+            per_value: costs.sum_ns_per_value * 1e-9 / 2.0,
+            message: costs.message_us * 1e-6,
+        }
+    }
+}
+
+/// A segment of a bucket, from one rank to the next.
+#[derive(Debug, Clone, Copy)]
+struct Message {
+    bucket: usize,
+    values: usize,
+}
+
+/// What a rank's thread has to do.
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Send(Message),
+    Receive(Message),
+}
+
+/// A message that reaches `rank`. The earliest is the greatest: a [`BinaryHeap`]
+/// gives the greatest first.
+#[derive(Debug, Clone, Copy)]
+struct Arrival {
+    at: f64,
+    /// Keeps what arrives at one time in order.
+    serial: u64,
+    rank: usize,
+    message: Message,
+}
+
+impl Ord for Arrival {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.total_cmp(&self.at).then(other.serial.cmp(&self.serial))
+    }
+}
+
+impl PartialOrd for Arrival {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Arrival {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Arrival {}
+
+/// A bucket as one rank sees it.
+#[derive(Debug, Default)]
+struct Flight {
+    length: usize,
+    begun: bool,
+    /// The hop that is being sent, and how many values of it are.
+    hop: usize,
+    sent: usize,
+    /// A segment waits for the rank's thread: there is one at a time.
+    sending: bool,
+    /// Values merged before those that this hop passes on began to come.
+    before: usize,
+    merged: usize,
+    expected: usize,
+    /// What came before the bucket was begun here.
+    parked: Vec<Message>,
+}
+
+struct Rank {
+    hops: Vec<Hop>,
+    /// What its thread is at, and the CPU time that this still takes.
+    task: Option<Task>,
+    task_left: f64,
+    /// Messages to be sent, and messages that have come: it takes turns.
+    sends: VecDeque<Message>,
+    receives: VecDeque<Message>,
+    /// Buckets still to be computed, each with the compute from the one before.
+    due: VecDeque<(usize, f64)>,
+    /// Compute until the first of them.
+    compute_left: f64,
+    /// Handed to the ring, not begun.
+    waiting: VecDeque<usize>,
+    in_flight: usize,
+    flights: Vec<Flight>,
+    /// When the machine's link is free again.
+    link_free: f64,
+    computed: f64,
+    /// When its last bucket was.
+    summed: f64,
+}
+
+impl Rank {
+    fn new(rank: usize, world: usize, one_for_all: bool, work: &Work, due: &[(usize, f64)], factor: f64) -> Self {
+        let hops = schedule::hops(rank, world);
+        let flights = (0..due.len()).map(|bucket| {
+            let length = work.layout.range(bucket).len();
+            // Where one machine stands for all, chunks must be alike.
+            let length = if one_for_all { length.next_multiple_of(world) } else { length };
+            let expected = hops.iter().map(|h| schedule::chunk(length, world, h.recv_chunk).len()).sum();
+            Flight { length, expected, ..Flight::default() }
+        });
+        let flights: Vec<Flight> = flights.collect();
+        let mut before = 0.0;
+        let due: VecDeque<(usize, f64)> =
+            due.iter().map(|&(bucket, at)| (bucket, (at - std::mem::replace(&mut before, at)) * factor)).collect();
+        Self {
+            hops,
+            task: None,
+            task_left: 0.0,
+            sends: VecDeque::new(),
+            receives: VecDeque::new(),
+            compute_left: due.front().map_or(0.0, |d| d.1),
+            due,
+            waiting: VecDeque::new(),
+            in_flight: 0,
+            flights,
+            link_free: 0.0,
+            computed: 0.0,
+            summed: 0.0,
+        }
+    }
+}
+
+struct Machine<'a> {
+    world: usize,
+    work: &'a Work,
+    costs: Seconds,
+    cores: f64,
+    compute_cores: f64,
+    on_send: &'a mut dyn FnMut(Sent),
+    now: f64,
+    ranks: Vec<Rank>,
+    arrivals: BinaryHeap<Arrival>,
+    serial: u64,
+}
+
+impl Machine<'_> {
+    fn run(&mut self) {
+        while let Some(elapsed) = self.advance() {
+            self.now += elapsed;
+            while self.arrivals.peek().is_some_and(|a| a.at <= self.now + DONE) {
+                if let Some(arrival) = self.arrivals.pop() {
+                    self.arrive(arrival.rank, arrival.message);
+                }
+            }
+            for rank in 0..self.ranks.len() {
+                if self.ranks[rank].task.is_some() && self.ranks[rank].task_left <= DONE {
+                    self.finish_task(rank);
+                }
+                while !self.ranks[rank].due.is_empty() && self.ranks[rank].compute_left <= DONE {
+                    self.hand_in(rank);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass until the next thing happens: how much, or none if nothing
+    /// more does. Whoever has work gets an even share of the cores.
+    fn advance(&mut self) -> Option<f64> {
+        let demand = |r: &Rank| f64::from(u8::from(r.task.is_some())) + if r.due.is_empty() { 0.0 } else { self.compute_cores };
+        let demand: f64 = self.ranks.iter().map(demand).sum();
+        let speed = if demand > self.cores { self.cores / demand } else { 1.0 };
+        let compute_speed = if self.compute_cores > 0.0 { speed } else { 1.0 };
+        let mut next = self.arrivals.peek().map_or(f64::INFINITY, |a| a.at - self.now);
+        for rank in &self.ranks {
+            if rank.task.is_some() {
+                next = next.min(rank.task_left / speed);
+            }
+            if !rank.due.is_empty() {
+                next = next.min(rank.compute_left / compute_speed);
+            }
+        }
+        if next == f64::INFINITY {
+            return None;
+        }
+        let next = next.max(0.0);
+        for rank in &mut self.ranks {
+            rank.task_left -= next * speed;
+            rank.compute_left -= next * compute_speed;
+        }
+        Some(next)
+    }
+
+    /// The next bucket is computed.
+    fn hand_in(&mut self, rank: usize) {
+        let r = &mut self.ranks[rank];
+        let Some((bucket, _)) = r.due.pop_front() else { return };
+        r.waiting.push_back(bucket);
+        match r.due.front() {
+            Some(next) => r.compute_left = next.1,
+            None => r.computed = self.now,
+        }
+        self.begin(rank);
+    }
+
+    /// Begins waiting buckets for as long as there is room.
+    fn begin(&mut self, rank: usize) {
+        while self.ranks[rank].in_flight < self.work.in_flight {
+            let r = &mut self.ranks[rank];
+            let Some(bucket) = r.waiting.pop_front() else { return };
+            r.in_flight += 1;
+            r.flights[bucket].begun = true;
+            for message in std::mem::take(&mut r.flights[bucket].parked) {
+                self.enqueue(rank, Task::Receive(message));
+            }
+            self.go_on(rank, bucket);
+        }
+    }
+
+    /// Queues the next segment of a bucket if it may be sent; ends the bucket,
+    /// and says so, if all is sent and merged.
+    fn go_on(&mut self, rank: usize, bucket: usize) -> bool {
+        let world = self.world;
+        let Rank { hops, flights, .. } = &mut self.ranks[rank];
+        let flight = &mut flights[bucket];
+        if flight.sending {
+            return false;
+        }
+        while let Some(hop) = hops.get(flight.hop) {
+            let chunk = schedule::chunk(flight.length, world, hop.send_chunk).len();
+            if flight.sent < chunk {
+                let values = SEGMENT.min(chunk - flight.sent);
+                // What a hop passes on came in the hop before; the first has its own values.
+                if flight.hop > 0 && flight.merged < flight.before + flight.sent + values {
+                    return false;
+                }
+                flight.sent += values;
+                flight.sending = true;
+                let hop = flight.hop;
+                (self.on_send)(Sent { rank, bucket, hop, values });
+                self.enqueue(rank, Task::Send(Message { bucket, values }));
+                return false;
+            }
+            if flight.hop > 0 {
+                flight.before += chunk;
+            }
+            (flight.hop, flight.sent) = (flight.hop + 1, 0);
+        }
+        if flight.merged < flight.expected {
+            return false;
+        }
+        let r = &mut self.ranks[rank];
+        r.in_flight -= 1;
+        r.summed = self.now;
+        true
+    }
+
+    fn width(&self, bucket: usize) -> usize {
+        let statistics = bucket == self.work.layout.statistics();
+        if statistics { Encoding::F32.width() } else { self.work.encoding.width() }
+    }
+
+    /// CPU time of a task.
+    fn price(&self, task: Task) -> f64 {
+        let (Task::Send(message) | Task::Receive(message)) = task;
+        let per_byte = match task {
+            Task::Send(_) => self.costs.send_per_byte,
+            Task::Receive(_) => self.costs.receive_per_byte,
+        };
+        let bytes = message.values * self.width(message.bucket);
+        bytes as f64 * per_byte + message.values as f64 * self.costs.per_value + self.costs.message
+    }
+
+    fn enqueue(&mut self, rank: usize, task: Task) {
+        match task {
+            Task::Send(message) => self.ranks[rank].sends.push_back(message),
+            Task::Receive(message) => self.ranks[rank].receives.push_back(message),
+        }
+        if self.ranks[rank].task.is_none() {
+            self.take_up(rank, None);
+        }
+    }
+
+    /// Takes up the next task: of the other kind than the last, if there is one.
+    fn take_up(&mut self, rank: usize, last: Option<Task>) {
+        let Rank { sends, receives, .. } = &mut self.ranks[rank];
+        let next = match last {
+            Some(Task::Send(_)) => receives.pop_front().map(Task::Receive).or_else(|| sends.pop_front().map(Task::Send)),
+            _ => sends.pop_front().map(Task::Send).or_else(|| receives.pop_front().map(Task::Receive)),
+        };
+        self.ranks[rank].task_left = next.map_or(0.0, |task| self.price(task));
+        self.ranks[rank].task = next;
+    }
+
+    fn finish_task(&mut self, rank: usize) {
+        let Some(task) = self.ranks[rank].task else { return };
+        self.take_up(rank, Some(task));
+        let (Task::Send(message) | Task::Receive(message)) = task;
+        match task {
+            Task::Send(_) => {
+                self.post(rank, message);
+                self.ranks[rank].flights[message.bucket].sending = false;
+            }
+            Task::Receive(_) => self.ranks[rank].flights[message.bucket].merged += message.values,
+        }
+        if self.go_on(rank, message.bucket) {
+            self.begin(rank);
+        }
+    }
+
+    /// Sets a message on its way to the next rank: of this machine, or of the
+    /// next one, for which this one stands.
+    fn post(&mut self, rank: usize, message: Message) {
+        let bytes = (message.values * self.width(message.bucket)) as f64;
+        let abroad = rank + 1 == self.ranks.len() && self.ranks.len() < self.world;
+        let at = if abroad {
+            let r = &mut self.ranks[rank];
+            r.link_free = r.link_free.max(self.now) + bytes * self.costs.link_per_byte;
+            r.link_free + self.costs.latency
+        } else {
+            self.now + self.costs.local_latency
+        };
+        self.serial += 1;
+        let to = schedule::successor(rank, self.ranks.len());
+        self.arrivals.push(Arrival { at, serial: self.serial, rank: to, message });
+    }
+
+    fn arrive(&mut self, rank: usize, message: Message) {
+        let flight = &mut self.ranks[rank].flights[message.bucket];
+        if flight.begun {
+            self.enqueue(rank, Task::Receive(message));
+        } else {
+            flight.parked.push(message);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! `worker bench data`: the input pipeline alone, as training uses it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use common::config::{Augment, CorruptPolicy, DataSource, Pixels, TrainConfig};
+use common::dataset::{self, DatasetError, DatasetInfo, Images, Sample, SampleSource, Split};
+use common::plan::Plan;
+use common::ui::index_progress;
+use serde::Serialize;
+
+use super::{cores, show};
+use crate::data::{Input, LoaderOptions, TrainLoader};
+use crate::job::PREFETCH_STEPS;
+use crate::show::guess;
+
+#[derive(Debug, Clone, Args)]
+pub struct DataArgs {
+    /// A folder with class folders (under train/ and val/ or not), or with IDX files.
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The size in pixels to which pictures are brought.
+    #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub size: u32,
+    /// Decoding threads [default: one for each core, at most 8].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// What to do to the pictures, in this order.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "crop,flip")]
+    pub augment: Vec<Change>,
+    /// Pictures in one step.
+    #[arg(long, default_value_t = TrainConfig::default().global_batch, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// Pictures that are counted, at least; a smaller folder is gone through
+    /// several times. Some more come before them.
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub images: u64,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A config's `augment`, with a word for all changes of colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Change {
+    /// A random part of the picture, as large as it may be small.
+    Crop,
+    /// Every second picture, left to right.
+    Flip,
+    Brightness,
+    Contrast,
+    Temperature,
+    Lighting,
+    /// The four before this one.
+    Colour,
+    /// Nothing.
+    None,
+}
+
+impl Change {
+    fn augments(self) -> &'static [Augment] {
+        match self {
+            Self::Crop => &[Augment::Crop],
+            Self::Flip => &[Augment::Flip],
+            Self::Brightness => &[Augment::Brightness],
+            Self::Contrast => &[Augment::Contrast],
+            Self::Temperature => &[Augment::Temperature],
+            Self::Lighting => &[Augment::Lighting],
+            Self::Colour => &[Augment::Brightness, Augment::Contrast, Augment::Temperature, Augment::Lighting],
+            Self::None => &[],
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataResult {
+    pub images_per_second: f64,
+    pub images: u64,
+    pub seconds: f64,
+    /// Pictures that do not decode and were left out.
+    pub skipped: u64,
+}
+
+/// `worker bench data`.
+///
+/// # Errors
+/// The folder is no dataset of pictures, or cannot be read.
+pub fn run(args: &DataArgs) -> Result<()> {
+    show(args.json, &measure(args)?, |r| {
+        let left_out = if r.skipped > 0 { format!("; {} do not decode", r.skipped) } else { String::new() };
+        format!("{:.1} images/s: {} in {:.2} s{left_out}", r.images_per_second, r.images, r.seconds)
+    })
+}
+
+fn measure(args: &DataArgs) -> Result<DataResult> {
+    if !args.folder.is_dir() {
+        bail!("`{}` is not a folder: give one with a folder of pictures for each class, or with IDX files", args.folder.display());
+    }
+    let (source, mut pixels) = open(&args.folder, args.json)?;
+    let defaults = TrainConfig::default();
+    pixels.image_size = args.size;
+    pixels.augment = args.augment.iter().flat_map(|change| change.augments()).copied().collect();
+    // Shards as in training, as far as there are pictures for them.
+    let pictures = source.info().train;
+    let shards = defaults.shards.min(pictures);
+    let plan = Plan::new(1, pictures, shards, args.batch.next_multiple_of(shards));
+    let threads = args.threads.unwrap_or_else(|| cores().min(8)) as usize;
+    let options = LoaderOptions { threads, prefetch_steps: PREFETCH_STEPS };
+    let input = Input { source, pixels, on_corrupt: CorruptPolicy::Skip };
+    let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options)?;
+    // Each thread's first batch gets its memory. From there on what is begun at
+    // the start of the count and what is begun at its end make up for each other.
+    for _ in 0..threads {
+        let batch = loader.next_batch()?;
+        loader.recycle(batch);
+    }
+    let (start, mut images, mut skipped) = (Instant::now(), 0, 0);
+    while images < args.images {
+        let batch = loader.next_batch()?;
+        images += batch.labels.len() as u64;
+        skipped += batch.skipped.len() as u64;
+        if let (true, Some(last)) = (images == 0 && skipped >= u64::from(pictures), batch.skipped.last()) {
+            bail!("no picture in `{}` decodes; `{}` {}", args.folder.display(), last.name, last.problem);
+        }
+        loader.recycle(batch);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(DataResult { images_per_second: images as f64 / seconds, images, seconds, skipped })
+}
+
+/// The pictures of a folder, to train on: those under train/, or all of them
+/// where there is no val/.
+fn open(folder: &Path, quiet: bool) -> Result<(Arc<dyn SampleSource>, Pixels)> {
+    let config = guess(folder, "")?;
+    let progress = index_progress(quiet);
+    let source = match &config.source {
+        DataSource::Images { val_fraction: Some(_), .. } => {
+            let train = folder.join("train");
+            let root = if train.is_dir() { train } else { folder.to_owned() };
+            Arc::new(All::new(Images::open_all(&root, &progress)?))
+        }
+        _ => dataset::open(&config, 1, &progress)?,
+    };
+    Ok((source, config.pixels))
+}
+
+/// Pictures that nobody has divided: all of them are there to train on.
+struct All {
+    info: DatasetInfo,
+    /// They are its validation set.
+    pictures: Images,
+}
+
+impl All {
+    fn new(pictures: Images) -> Self {
+        let info = pictures.info().clone();
+        Self { info: DatasetInfo { train: info.val, val: 0, ..info }, pictures }
+    }
+}
+
+impl SampleSource for All {
+    fn info(&self) -> &DatasetInfo {
+        &self.info
+    }
+
+    fn read(&self, _: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        self.pictures.read(Split::Val, ids)
+    }
+
+    fn name(&self, _: Split, id: u32) -> String {
+        self.pictures.name(Split::Val, id)
+    }
+}
