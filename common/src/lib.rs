@@ -16,6 +16,7 @@ pub mod recorder;
 pub mod ring;
 pub mod run_dir;
 pub mod seed;
+pub mod simd;
 pub mod trace;
 pub mod ui;
 pub mod wire;

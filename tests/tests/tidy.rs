@@ -105,7 +105,16 @@ fn every_config_is_valid() {
 #[test]
 fn documents_name_only_what_exists() {
     let makefile = read(&project().join("Makefile"));
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/course.md", "docs/failure.md", "benches/README.md", "benches/NOTES.md"] {
+    for document in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/course.md",
+        "docs/failure.md",
+        "benches/README.md",
+        "benches/NOTES.md",
+    ] {
         let text = read(&project().join(document));
         for word in text.split(|c: char| c.is_whitespace() || "`()[]".contains(c)) {
             if (word.starts_with("configs/") || word.starts_with("docs/")) && word.len() > "configs/".len() {

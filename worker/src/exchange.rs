@@ -7,8 +7,9 @@
 //!
 //! It knows neither burn nor sockets.
 
+use common::config::{Config, Precision, WireEncoding};
 use common::ring::fixed::{Scale, exponent};
-use common::ring::{BucketLayout, Ring, RingError, STATISTICS};
+use common::ring::{BucketLayout, Ring, RingError, STATISTICS, Span, Values};
 
 /// The statistics bucket: what ranks sum beside the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -63,6 +64,30 @@ impl Totals {
     }
 }
 
+/// How a step's gradients are kept and summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Summation {
+    F32,
+    /// Made as bf16, and sent as bf16 or not at all: never converted.
+    Bf16,
+    /// As integers, independent of who computed which of the run's `shards`.
+    Exact {
+        shards: u32,
+    },
+}
+
+impl Summation {
+    /// `alone`: in a world of one that never grows, nothing is sent.
+    pub fn of(config: &Config, alone: bool) -> Self {
+        let compact = config.train.precision == Precision::Bf16 && (alone || config.cluster.wire == WireEncoding::Bf16);
+        match config.train.reproducible {
+            true => Self::Exact { shards: config.train.shards },
+            false if compact => Self::Bf16,
+            false => Self::F32,
+        }
+    }
+}
+
 /// Collects one gradient at a time and has the ring sum it.
 pub struct Exchange {
     /// None in a world of one: its gradient is the sum already.
@@ -71,7 +96,7 @@ pub struct Exchange {
     /// All-reduce rounds so far: one a step, one an evaluation. All ranks count
     /// alike, because they run the same loop.
     round: u64,
-    buckets: Vec<Vec<f32>>,
+    buckets: Vec<Values>,
     /// Elements that are still missing in each bucket.
     missing: Vec<usize>,
     /// Buckets from this one on are with the ring. They go last to first, since
@@ -92,23 +117,25 @@ struct Exact {
 }
 
 impl Exchange {
-    /// `reproducible` names the number of the run's shards, if sums are to be
-    /// independent of who computed them.
-    pub fn new(ring: Option<Ring>, layout: BucketLayout, reproducible: Option<u32>) -> Self {
-        let buckets: Vec<Vec<f32>> = (0..layout.len()).map(|b| vec![0.0; layout.range(b).len()]).collect();
-        let missing = buckets.iter().map(Vec::len).collect();
-        let exact = reproducible.map(|shards| Exact { shards, parts: Vec::new(), complete: 0 });
+    pub fn new(ring: Option<Ring>, layout: BucketLayout, summation: Summation) -> Self {
+        let compact = summation == Summation::Bf16;
+        let buckets: Vec<Values> = (0..layout.len()).map(|b| Values::zeros(compact, layout.range(b).len())).collect();
+        let missing = buckets.iter().map(Values::len).collect();
+        let exact = match summation {
+            Summation::Exact { shards } => Some(Exact { shards, parts: Vec::new(), complete: 0 }),
+            Summation::F32 | Summation::Bf16 => None,
+        };
         Self { ring, layout, round: 0, sent_from: buckets.len(), buckets, missing, exact }
     }
 
     /// Takes a finished span of the flat gradient; spans may come in any order,
     /// together they cover it once (in each part, in reproducible mode).
-    pub fn add(&mut self, offset: usize, span: &[f32]) -> Result<(), RingError> {
+    pub fn add(&mut self, offset: usize, span: Span<'_>) -> Result<(), RingError> {
         if let Some(exact) = &mut self.exact {
             if exact.parts.len() == exact.complete {
                 exact.parts.push(vec![0.0; self.layout.elements()]);
             }
-            exact.parts[exact.complete][offset..offset + span.len()].copy_from_slice(span);
+            span.read(&mut exact.parts[exact.complete][offset..offset + span.len()]);
             return Ok(());
         }
         let (mut offset, mut rest) = (offset, span);
@@ -117,9 +144,9 @@ impl Exchange {
             let range = self.layout.range(b);
             let n = rest.len().min(range.end - offset);
             let at = offset - range.start;
-            self.buckets[b][at..at + n].copy_from_slice(&rest[..n]);
+            self.buckets[b].write(at, rest.range(0..n));
             self.missing[b] -= n;
-            (offset, rest) = (offset + n, &rest[n..]);
+            (offset, rest) = (offset + n, rest.range(n..rest.len()));
         }
         while self.sent_from > 0 && self.missing[self.sent_from - 1] == 0 {
             self.sent_from -= 1;
@@ -166,29 +193,31 @@ impl Exchange {
         let mut largest: Vec<f32> = own.collect();
         if let Some(ring) = &mut self.ring {
             ring.submit(self.round, self.layout.exponents(), largest)?;
-            largest = ring.wait(self.round, self.layout.exponents())?;
+            largest = ring.wait(self.round, self.layout.exponents())?.into_f32();
         }
         let scales: Vec<Option<Scale>> = largest.iter().map(|&e| Scale::new(e, exact.shards)).collect();
         for (b, scale) in scales.iter().enumerate() {
             let Some(scale) = scale else { continue };
-            let sums = &mut self.buckets[b];
+            let mut sums = std::mem::take(&mut self.buckets[b]).into_f32();
             sums.fill(0.0);
-            parts.iter().for_each(|part| scale.add(&part[self.layout.range(b)], sums));
-            if let Some(ring) = &self.ring {
-                ring.submit(self.round, b, std::mem::take(sums))?;
+            parts.iter().for_each(|part| scale.add(&part[self.layout.range(b)], &mut sums));
+            match &self.ring {
+                Some(ring) => ring.submit(self.round, b, sums)?,
+                None => self.buckets[b] = sums.into(),
             }
         }
         let totals = self.sum(mine)?;
         for (b, scale) in scales.iter().enumerate() {
-            match (scale, &mut self.ring) {
+            let mut sums = match (scale, &mut self.ring) {
+                (Some(_), Some(ring)) => ring.wait(self.round, b)?.into_f32(),
+                _ => std::mem::take(&mut self.buckets[b]).into_f32(),
+            };
+            match scale {
+                Some(scale) => scale.restore(&mut sums),
                 // Some value was NaN or infinite: so is the sum, for whoever applies it to refuse.
-                (None, _) => self.buckets[b].fill(f32::NAN),
-                (Some(scale), Some(ring)) => {
-                    self.buckets[b] = ring.wait(self.round, b)?;
-                    scale.restore(&mut self.buckets[b]);
-                }
-                (Some(scale), None) => scale.restore(&mut self.buckets[b]),
+                None => sums.fill(f32::NAN),
             }
+            self.buckets[b] = sums.into();
         }
         self.round += 1;
         Ok(totals)
@@ -205,11 +234,11 @@ impl Exchange {
         let Some(ring) = &mut self.ring else { return Ok(mine) };
         let statistics = self.layout.statistics();
         ring.submit(self.round, statistics, mine.encode())?;
-        Ok(Totals::decode(&ring.wait(self.round, statistics)?))
+        Ok(Totals::decode(&ring.wait(self.round, statistics)?.into_f32()))
     }
 
     /// The summed gradient, bucket by bucket, after [`Exchange::finish`].
-    pub fn gradient(&mut self) -> &mut [Vec<f32>] {
+    pub fn gradient(&mut self) -> &mut [Values] {
         &mut self.buckets
     }
 
@@ -226,6 +255,11 @@ impl Exchange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The summed gradient in one.
+    fn whole(exchange: &mut Exchange) -> Vec<f32> {
+        exchange.gradient().iter().flat_map(|bucket| bucket.clone().into_f32()).collect()
+    }
 
     #[test]
     fn totals_travel_exactly() {
@@ -252,18 +286,18 @@ mod tests {
         let layout = BucketLayout::new(50, 4 * 7);
         let part = |p: usize| -> Vec<f32> { (0..50).map(|i| ((i * 31 + p * 17) % 97) as f32 / 7.0 - 6.0).collect() };
         let sum = |order: &[usize]| {
-            let mut exchange = Exchange::new(None, layout, Some(4));
+            let mut exchange = Exchange::new(None, layout, Summation::Exact { shards: 4 });
             for _ in 0..2 {
                 for &p in order {
                     let values = part(p);
                     for span in [20..50, 0..20] {
-                        exchange.add(span.start, &values[span]).unwrap_or_else(|e| panic!("{e}"));
+                        exchange.add(span.start, Span::F32(&values[span])).unwrap_or_else(|e| panic!("{e}"));
                     }
                     exchange.end_part();
                 }
                 exchange.finish(Totals::default()).unwrap_or_else(|e| panic!("{e}"));
             }
-            exchange.gradient().concat()
+            whole(&mut exchange)
         };
         let first = sum(&[0, 1, 2, 3]);
         assert_eq!(first, sum(&[3, 1, 0, 2]));
@@ -275,26 +309,30 @@ mod tests {
 
     #[test]
     fn a_nan_in_one_part_spoils_its_bucket_and_no_other() {
-        let mut exchange = Exchange::new(None, BucketLayout::new(4, 8), Some(2));
-        exchange.add(0, &[1.0, f32::NAN, 2.0, 3.0]).unwrap_or_else(|e| panic!("{e}"));
+        let mut exchange = Exchange::new(None, BucketLayout::new(4, 8), Summation::Exact { shards: 2 });
+        exchange.add(0, Span::F32(&[1.0, f32::NAN, 2.0, 3.0])).unwrap_or_else(|e| panic!("{e}"));
         exchange.end_part();
         exchange.finish(Totals::default()).unwrap_or_else(|e| panic!("{e}"));
-        assert!(exchange.gradient()[0].iter().all(|v| v.is_nan()));
-        assert_eq!(exchange.gradient()[1], [2.0, 3.0]);
+        let sums = whole(&mut exchange);
+        assert!(sums[..2].iter().all(|v| v.is_nan()));
+        assert_eq!(sums[2..], [2.0, 3.0]);
     }
 
     #[test]
     fn spans_in_any_order_make_up_the_gradient() {
         let layout = BucketLayout::new(50, 4 * 7);
-        let mut exchange = Exchange::new(None, layout, None);
-        for round in 0..3 {
-            let flat: Vec<f32> = (0..50).map(|i| (i + round * 100) as f32).collect();
-            for span in [30..50, 0..9, 9..30] {
-                exchange.add(span.start, &flat[span]).unwrap_or_else(|e| panic!("{e}"));
+        for summation in [Summation::F32, Summation::Bf16] {
+            let mut exchange = Exchange::new(None, layout, summation);
+            for round in 0..3 {
+                // Small integers, which bf16 holds exactly.
+                let flat: Vec<f32> = (0..50).map(|i| (i + round * 100) as f32).collect();
+                for span in [30..50, 0..9, 9..30] {
+                    exchange.add(span.start, Span::F32(&flat[span])).unwrap_or_else(|e| panic!("{e}"));
+                }
+                let mine = Totals { count: 3, ..Totals::default() };
+                assert_eq!(exchange.finish(mine).ok(), Some(mine));
+                assert_eq!(whole(&mut exchange), flat);
             }
-            let mine = Totals { count: 3, ..Totals::default() };
-            assert_eq!(exchange.finish(mine).ok(), Some(mine));
-            assert_eq!(exchange.gradient().concat(), flat);
         }
     }
 }

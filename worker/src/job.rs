@@ -80,11 +80,6 @@ impl Job {
         shards.chunks(if self.config.train.reproducible { 1 } else { shards.len().max(1) })
     }
 
-    /// The run's shards, if sums are to be independent of who computed them.
-    pub fn reproducible(&self) -> Option<u32> {
-        self.config.train.reproducible.then_some(self.plan.shards())
-    }
-
     /// Dropout follows the step and the shard, so that it is the same whatever
     /// the world; `shards` says which places of the batch belong to which shard.
     pub fn dropout(&self, step: u64, shards: &[(u32, Range<usize>)]) -> Vec<DropoutGroup> {

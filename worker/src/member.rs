@@ -18,7 +18,7 @@ use common::trace;
 use common::wire::messages::{Finished, Generation, StateSource, ToCoordinator};
 
 use crate::device::ComputeDevice;
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, Summation};
 use crate::job::Job;
 use crate::link::{Link, Order};
 use crate::remote::RemoteSource;
@@ -123,7 +123,7 @@ fn take_part(
     }
     let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
     link.keep_ring(generation.number, &ring)?;
-    let mut exchange = Exchange::new(Some(ring), layout, job.reproducible());
+    let mut exchange = Exchange::new(Some(ring), layout, Summation::of(&job.config, false));
     tracing::info!(
         "generation {}, rank {} of {}: shards {:?} from step {}",
         generation.number,

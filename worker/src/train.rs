@@ -8,6 +8,7 @@
 use anyhow::{Context, Result, bail};
 use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
+use common::ring::Values;
 use common::run_dir::{Evaluation, StepMetrics};
 use common::trace;
 use std::sync::Arc;
@@ -172,10 +173,10 @@ pub fn snapshot(replica: &Replica) -> Result<Snapshot> {
 
 /// The gradient was scaled by the planned number of samples; where corrupt ones
 /// were left out, this makes it the mean over those that were there.
-fn correct_for_skipped(gradient: &mut [Vec<f32>], planned: u32, counted: u64) {
+fn correct_for_skipped(gradient: &mut [Values], planned: u32, counted: u64) {
     if counted != u64::from(planned) && counted > 0 {
         let factor = planned as f32 / counted as f32;
-        gradient.iter_mut().flatten().for_each(|g| *g *= factor);
+        gradient.iter_mut().for_each(|bucket| bucket.scale(factor));
     }
 }
 

@@ -185,7 +185,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     use common::ring::BucketLayout;
     use worker::{
         device::ComputeDevice,
-        exchange::Exchange,
+        exchange::{Exchange, Summation},
         job::Job,
         replica::Replica,
         train::{Ended, Start, train},
@@ -197,7 +197,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     let device = ComputeDevice::parse("auto").unwrap();
     let mut replica = Replica::new(&config.model, &config.train, Job::input(&config, &info), config.seed, device).unwrap();
     let layout = BucketLayout::new(replica.layout().total(), config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, None);
+    let mut exchange = Exchange::new(None, layout, Summation::F32);
     let mut record = Trained::default();
     let shared: Arc<dyn SampleSource> = source.clone();
     assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, Start::at(0)).unwrap(), Ended::Run { step: 8 });

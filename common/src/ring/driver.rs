@@ -13,6 +13,7 @@ use super::form;
 use super::lane::{self, Context, Job};
 use super::schedule;
 use super::shared::{DONE, RingError, Shared};
+use super::values::Values;
 use crate::net::Endpoint;
 
 /// A worker of the ring.
@@ -127,8 +128,10 @@ impl Ring {
     }
 
     /// Hands in this rank's values of a bucket (or of
-    /// [`BucketLayout::statistics`]). Does not wait for the network.
-    pub fn submit(&self, step: u64, bucket: usize, data: Vec<f32>) -> Result<(), RingError> {
+    /// [`BucketLayout::statistics`]). Does not wait for the network. Values that
+    /// lie as bf16 are taken where bf16 travels.
+    pub fn submit(&self, step: u64, bucket: usize, data: impl Into<Values>) -> Result<(), RingError> {
+        let data = data.into();
         let misuse = |problem: String| RingError::Misuse { step, bucket, problem };
         let layout = &self.context.layout;
         if bucket > layout.exponents() {
@@ -137,6 +140,9 @@ impl Ring {
         let length = layout.range(bucket).len();
         if data.len() != length {
             return Err(misuse(format!("{} values were handed in for {length}", data.len())));
+        }
+        if matches!(data, Values::Bf16(_)) && self.context.encoding(bucket) != Encoding::Bf16 {
+            return Err(misuse("bf16 values were handed in for a bucket that travels in another format".to_owned()));
         }
         let key = (step, bucket);
         self.context.shared.begin(key, self.most_outstanding())?;
@@ -151,8 +157,8 @@ impl Ring {
     }
 
     /// Blocks the thread until a submitted bucket is the sum over all ranks: the
-    /// same bits on every rank. Not for use on a thread of the ring's runtime.
-    pub fn wait(&mut self, step: u64, bucket: usize) -> Result<Vec<f32>, RingError> {
+    /// same bits on every rank, in the format that was handed in. Not for use on a thread of the ring's runtime.
+    pub fn wait(&mut self, step: u64, bucket: usize) -> Result<Values, RingError> {
         self.context.shared.take((step, bucket))
     }
 

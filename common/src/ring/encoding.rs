@@ -4,10 +4,12 @@
 //! length, so that values need not be copied together first.
 //!
 //! The loops are plain integer arithmetic over fixed-size chunks, which LLVM
-//! turns into vector code: for the target's baseline and, chosen at run time,
-//! for AVX2.
+//! turns into vector code ([`crate::simd`]).
 
+use super::values::{Span, SpanMut};
 use crate::config::WireEncoding;
+use crate::simd::{from_bf16, to_bf16};
+use crate::vectorised;
 
 /// How a bucket's values travel and what their reduction is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,41 +55,6 @@ impl Encoding {
     }
 }
 
-/// The upper half of an f32, rounded to nearest even. NaN stays NaN.
-#[inline(always)]
-fn to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    let quiet = bits | 0x0040_0000;
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    ((if nan { quiet } else { rounded }) >> 16) as u16
-}
-
-#[inline(always)]
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-/// Compiles a loop twice and takes the wide one where the processor has it.
-macro_rules! vectorised {
-    (fn $name:ident($($argument:ident: $type:ty),*) $body:block) => {
-        fn $name($($argument: $type),*) {
-            #[inline(always)]
-            fn baseline($($argument: $type),*) $body
-            #[cfg(target_arch = "x86_64")]
-            if std::arch::is_x86_feature_detected!("avx2") {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($argument: $type),*) {
-                    baseline($($argument),*)
-                }
-                // SAFETY: the processor was just found to have AVX2.
-                return unsafe { avx2($($argument),*) };
-            }
-            baseline($($argument),*)
-        }
-    };
-}
-
 vectorised! {
     fn encode_bf16(values: &[f32], places: &mut [[u8; 2]]) {
         for (place, &value) in places.iter_mut().zip(values) {
@@ -129,6 +96,22 @@ vectorised! {
 }
 
 vectorised! {
+    fn add_bf16_to_bf16(places: &[[u8; 2]], values: &mut [u16]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value = to_bf16(from_bf16(*value) + from_bf16(u16::from_le_bytes(place)));
+        }
+    }
+}
+
+vectorised! {
+    fn copy_bf16(places: &[[u8; 2]], values: &mut [u16]) {
+        for (value, &place) in values.iter_mut().zip(places) {
+            *value = u16::from_le_bytes(place);
+        }
+    }
+}
+
+vectorised! {
     fn store_bf16(places: &[[u8; 2]], values: &mut [f32]) {
         for (value, &place) in values.iter_mut().zip(places) {
             *value = from_bf16(u16::from_le_bytes(place));
@@ -144,16 +127,18 @@ vectorised! {
     }
 }
 
-/// Appends `values` to `out`.
-pub fn encode(encoding: Encoding, values: &[f32], out: &mut Vec<u8>) {
-    match encoding {
-        Encoding::Bf16 => {
+/// Appends `values` to `out`. Values that lie as bf16 travel as bf16 only.
+pub fn encode<'a>(encoding: Encoding, values: impl Into<Span<'a>>, out: &mut Vec<u8>) {
+    match (encoding, values.into()) {
+        (Encoding::Bf16, Span::F32(values)) => {
             let start = out.len();
             out.resize(start + 2 * values.len(), 0);
             encode_bf16(values, out[start..].as_chunks_mut().0);
         }
-        _ if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
-        _ => out.extend(values.iter().flat_map(|v| v.to_bits().to_le_bytes())),
+        (_, Span::F32(values)) if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
+        (_, Span::F32(values)) => out.extend(values.iter().flat_map(|v| v.to_bits().to_le_bytes())),
+        (_, Span::Bf16(values)) if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
+        (_, Span::Bf16(values)) => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
     }
 }
 
@@ -222,8 +207,9 @@ impl Decoder {
     }
 
     /// Merges one more piece into `chunk`, the whole chunk. The pieces together
-    /// must not be longer than the chunk.
-    pub fn push(&mut self, mut piece: &[u8], chunk: &mut [f32]) {
+    /// must not be longer than the chunk. A chunk of bf16 takes [`Encoding::Bf16`] only.
+    pub fn push<'a>(&mut self, mut piece: &[u8], chunk: impl Into<SpanMut<'a>>) {
+        let mut chunk = chunk.into();
         let width = self.encoding.width();
         if self.cut_len > 0 {
             let take = (width - self.cut_len).min(piece.len());
@@ -234,7 +220,7 @@ impl Decoder {
                 return;
             }
             let cut = self.cut;
-            self.merge(&cut[..width], chunk);
+            self.merge(&cut[..width], chunk.reborrow());
             self.cut_len = 0;
         }
         let whole = piece.len() - piece.len() % width;
@@ -244,17 +230,20 @@ impl Decoder {
         self.cut_len = rest.len();
     }
 
-    fn merge(&mut self, bytes: &[u8], chunk: &mut [f32]) {
-        let values = &mut chunk[self.done..self.done + bytes.len() / self.encoding.width()];
-        match self.merge {
-            Merge::Store => decode_store(self.encoding, bytes, values),
-            Merge::Add => decode_add(self.encoding, bytes, values),
-            Merge::AddAndRound => {
-                decode_add(self.encoding, bytes, values);
-                round_in_place(self.encoding, values);
+    fn merge(&mut self, bytes: &[u8], chunk: SpanMut<'_>) {
+        let range = self.done..self.done + bytes.len() / self.encoding.width();
+        self.done = range.end;
+        match (chunk, self.merge) {
+            (SpanMut::F32(chunk), Merge::Store) => decode_store(self.encoding, bytes, &mut chunk[range]),
+            (SpanMut::F32(chunk), Merge::Add) => decode_add(self.encoding, bytes, &mut chunk[range]),
+            (SpanMut::F32(chunk), Merge::AddAndRound) => {
+                decode_add(self.encoding, bytes, &mut chunk[range.clone()]);
+                round_in_place(self.encoding, &mut chunk[range]);
             }
+            (SpanMut::Bf16(chunk), Merge::Store) => copy_bf16(bytes.as_chunks().0, &mut chunk[range]),
+            // What is kept as bf16 is rounded already.
+            (SpanMut::Bf16(chunk), Merge::Add | Merge::AddAndRound) => add_bf16_to_bf16(bytes.as_chunks().0, &mut chunk[range]),
         }
-        self.done += values.len();
     }
 }
 
@@ -292,6 +281,30 @@ mod tests {
             assert_eq!(again, bytes[1..]);
             decode_add(encoding, &again, &mut stored);
             assert!(stored.iter().zip(&expected).all(|(twice, once)| *twice == once * 2.0));
+        }
+    }
+
+    #[test]
+    fn values_kept_as_bf16_give_the_bits_that_f32_would() {
+        let rounded = |step: f32| -> Vec<f32> { (0..500).map(|i| from_bf16(to_bf16((i as f32 - 250.0) * step))).collect() };
+        let (own, theirs) = (rounded(0.37), rounded(-0.21));
+        let kept = || own.iter().map(|&v| to_bf16(v)).collect::<Vec<u16>>();
+        let (mut bytes, mut same) = (Vec::new(), Vec::new());
+        encode(Encoding::Bf16, Span::F32(&theirs), &mut bytes);
+        encode(Encoding::Bf16, Span::Bf16(&theirs.iter().map(|&v| to_bf16(v)).collect::<Vec<u16>>()), &mut same);
+        assert_eq!(bytes, same);
+        for merge in [Merge::Add, Merge::AddAndRound, Merge::Store] {
+            let (mut plain, mut compact) = (own.clone(), kept());
+            for (n, piece) in bytes.chunks(bytes.len()).enumerate() {
+                assert_eq!(n, 0);
+                Decoder::new(Encoding::Bf16, merge).push(piece, &mut plain);
+                Decoder::new(Encoding::Bf16, merge).push(piece, SpanMut::Bf16(&mut compact));
+            }
+            // What is sent on is rounded in either case.
+            let (mut from_plain, mut from_compact) = (Vec::new(), Vec::new());
+            encode(Encoding::Bf16, &plain[..], &mut from_plain);
+            encode(Encoding::Bf16, Span::Bf16(&compact), &mut from_compact);
+            assert_eq!(from_plain, from_compact, "{merge:?}");
         }
     }
 

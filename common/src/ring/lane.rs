@@ -17,6 +17,7 @@ use super::encoding::{Decoder, Merge, encode};
 use super::header::StreamHeader;
 use super::schedule::{self, Hop, Phase, SEGMENT};
 use super::shared::{DONE, Key, RingError, Shared};
+use super::values::{Bucket, Values};
 use crate::net::transport::STREAMS_IN_FLIGHT;
 use crate::trace;
 
@@ -40,7 +41,7 @@ impl Context {
     }
 
     /// Statistics are few and their sums are reported: they stay exact.
-    fn encoding(&self, bucket: usize) -> Encoding {
+    pub(super) fn encoding(&self, bucket: usize) -> Encoding {
         match bucket {
             b if b == self.layout.statistics() => Encoding::F32,
             b if b == self.layout.exponents() => Encoding::Largest,
@@ -80,7 +81,7 @@ impl Context {
 
 pub(super) struct Job {
     pub(super) key: Key,
-    pub(super) values: Vec<f32>,
+    pub(super) values: Values,
 }
 
 /// Runs until `jobs` is closed and all is sent, or until the ring fails.
@@ -185,7 +186,7 @@ fn check(context: &Context, header: &StreamHeader) -> Result<Key, String> {
 /// A bucket while it goes round.
 struct InFlight {
     /// Never contended: sender and receiver are one task.
-    values: Mutex<Vec<f32>>,
+    values: Mutex<Values>,
     /// Values merged so far, over all hops.
     merged: AtomicUsize,
     progress: Notify,
@@ -250,7 +251,7 @@ async fn send(context: &Context, key: Key, bucket: &InFlight, connection: &Conne
                 }
             }
             let mut bytes = Vec::with_capacity((end - start) * bucket.encoding.width());
-            encode(bucket.encoding, &bucket.values.lock().unwrap_or_else(PoisonError::into_inner)[start..end], &mut bytes);
+            encode(bucket.encoding, bucket.values.lock().unwrap_or_else(PoisonError::into_inner).span().range(start..end), &mut bytes);
             context.shared.count_sent(bytes.len());
             outgoing.stream.write_chunk(Bytes::from(bytes)).await.map_err(failed)?;
         }
@@ -282,7 +283,7 @@ async fn receive(context: &Context, bucket: &InFlight, stream: oneshot::Receiver
             };
             left -= piece.bytes.len();
             let mut values = bucket.values.lock().unwrap_or_else(PoisonError::into_inner);
-            decoder.push(&piece.bytes, &mut values[chunk.clone()]);
+            decoder.push(&piece.bytes, values.range_mut(chunk.clone()));
             drop(values);
             bucket.merged.store(before + decoder.done(), Ordering::Release);
             bucket.progress.notify_one();

@@ -14,6 +14,7 @@ mod lane;
 pub mod schedule;
 mod shared;
 pub mod sim;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -22,3 +23,4 @@ pub use bucket::{BucketLayout, STATISTICS};
 pub use driver::{Ring, RingAborter, RingPeer, RingSpec};
 pub use encoding::Encoding;
 pub use shared::RingError;
+pub use values::{Bucket, Span, SpanMut, Values};

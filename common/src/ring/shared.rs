@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, VarInt};
 
+use super::values::Values;
 use crate::net::endpoint::explain;
 
 /// Why a ring did not form or can no longer be used. After one of these the ring
@@ -53,7 +54,7 @@ pub(super) struct Shared {
 struct State {
     /// Submitted and not yet waited for.
     outstanding: HashSet<Key>,
-    done: HashMap<Key, Vec<f32>>,
+    done: HashMap<Key, Values>,
     newest_step: Option<u64>,
     failure: Option<RingError>,
 }
@@ -148,13 +149,13 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn complete(&self, key: Key, values: Vec<f32>) {
+    pub(super) fn complete(&self, key: Key, values: Values) {
         self.state().done.insert(key, values);
         self.changed.notify_all();
     }
 
     /// Blocks until a submitted bucket is done or the ring has failed.
-    pub(super) fn take(&self, key: Key) -> Result<Vec<f32>, RingError> {
+    pub(super) fn take(&self, key: Key) -> Result<Values, RingError> {
         let mut state = self.state();
         loop {
             if let Some(values) = state.done.remove(&key) {

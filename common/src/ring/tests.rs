@@ -111,7 +111,7 @@ fn sums_are_exact_in_f32_and_the_same_bits_everywhere_in_bf16() {
                         ring.submit(step, bucket, values(rank, step, bucket, layout.range(bucket).len())).unwrap();
                     }
                     for bucket in (0..=layout.statistics()).rev() {
-                        results.push((step, bucket, ring.wait(step, bucket).unwrap()));
+                        results.push((step, bucket, ring.wait(step, bucket).unwrap().into_f32()));
                     }
                 }
                 let sent = ring.bytes_sent();
@@ -153,7 +153,7 @@ fn buckets_far_larger_than_all_windows_do_not_block_each_other() {
                 if rank == 0 {
                     ring.submit(0, bucket, vec![2.0; layout.range(bucket).len()]).unwrap();
                 }
-                assert!(ring.wait(0, bucket).unwrap().iter().all(|&v| v == 3.0));
+                assert!(ring.wait(0, bucket).unwrap().into_f32().iter().all(|&v| v == 3.0));
             }
             workers.runtime.block_on(ring.close());
         },
@@ -170,7 +170,7 @@ fn a_rank_that_leaves_is_named_by_all_others_at_once() {
         |rank, mut ring| {
             if rank == 2 {
                 ring.submit(0, 0, vec![1.0; 10_000]).unwrap();
-                assert_eq!(ring.wait(0, 0).unwrap()[0], 4.0);
+                assert_eq!(ring.wait(0, 0).unwrap().into_f32()[0], 4.0);
                 ring.aborter().abort("a test says so");
                 return ring.submit(0, 1, vec![0.0; 10_000]).unwrap_err();
             }
@@ -288,11 +288,13 @@ fn integers_and_largest_values_are_reduced_exactly() {
             |rank, mut ring| {
                 let largest: Vec<f32> = (0..layout.len()).map(|b| ((b * 7 + rank as usize * 3) % 5) as f32 - 90.0).collect();
                 ring.submit(3, layout.exponents(), largest).unwrap();
-                let largest = ring.wait(3, layout.exponents()).unwrap();
+                let largest = ring.wait(3, layout.exponents()).unwrap().into_f32();
                 for bucket in 0..layout.len() {
-                    ring.submit(3, bucket, layout.range(bucket).map(|i| f32::from_bits(whole(rank, i) as u32)).collect()).unwrap();
+                    ring.submit(3, bucket, layout.range(bucket).map(|i| f32::from_bits(whole(rank, i) as u32)).collect::<Vec<f32>>())
+                        .unwrap();
                 }
-                let sums: Vec<i32> = (0..layout.len()).flat_map(|b| ring.wait(3, b).unwrap()).map(|v| v.to_bits() as i32).collect();
+                let sums: Vec<i32> =
+                    (0..layout.len()).flat_map(|b| ring.wait(3, b).unwrap().into_f32()).map(|v| v.to_bits() as i32).collect();
                 workers.runtime.block_on(ring.close());
                 (largest, sums)
             },
@@ -305,16 +307,50 @@ fn integers_and_largest_values_are_reduced_exactly() {
 }
 
 #[test]
+fn values_kept_as_bf16_are_summed_to_the_bits_of_f32_values() {
+    for world in [2, 3, 4] {
+        let workers = workers(world);
+        let layout = BucketLayout::new(5000, 4 * 1800);
+        let own = |rank: u32, bucket: usize| -> Vec<f32> {
+            let mut rng = seed::stream(5, "bf16", &[rank.into(), bucket as u64]);
+            layout.range(bucket).map(|_| crate::simd::from_bf16(crate::simd::to_bf16(seed::unit(&mut rng) - 0.5))).collect()
+        };
+        let sums = workers.run(
+            |rank| workers.spec(rank, layout, Encoding::Bf16),
+            |rank, mut ring| {
+                let mut sums = Vec::new();
+                for compact in [false, true] {
+                    for bucket in 0..layout.len() {
+                        let mut values = Values::zeros(compact, layout.range(bucket).len());
+                        values.write(0, Span::F32(&own(rank, bucket)));
+                        ring.submit(u64::from(compact), bucket, values).unwrap();
+                    }
+                    let wait = |bucket| ring.wait(u64::from(compact), bucket).unwrap().into_f32();
+                    sums.push((0..layout.len()).flat_map(wait).collect::<Vec<f32>>());
+                }
+                workers.runtime.block_on(ring.close());
+                sums
+            },
+        );
+        for of_rank in &sums {
+            assert_eq!(of_rank[0], sums[0][0], "{world}");
+            assert_eq!(of_rank[0], of_rank[1], "{world}");
+        }
+    }
+}
+
+#[test]
 fn misuse_is_an_error() {
     let workers = workers(1);
     let layout = BucketLayout::new(10, 20);
     let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[0], workers.spec(0, layout, Encoding::F32))).unwrap();
     assert!(matches!(ring.submit(0, 4, vec![]), Err(RingError::Misuse { .. })));
+    assert!(matches!(ring.submit(0, 0, Values::Bf16(vec![0; 5])), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.submit(0, 0, vec![1.0; 4]), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.wait(0, 0), Err(RingError::Misuse { .. })));
     ring.submit(0, 0, vec![1.0; 5]).unwrap();
     assert!(matches!(ring.submit(0, 0, vec![1.0; 5]), Err(RingError::Misuse { .. })));
-    assert_eq!(ring.wait(0, 0).unwrap(), vec![1.0; 5]);
+    assert_eq!(ring.wait(0, 0).unwrap().into_f32(), vec![1.0; 5]);
     assert_eq!(ring.bytes_sent(), 0);
     for step in 0..2 {
         (0..4).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());

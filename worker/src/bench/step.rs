@@ -6,13 +6,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use common::config::{AlexnetConfig, AlexnetPreset, Config, ConfigError, ModelConfig, Precision, TrainConfig};
+use common::config::{AlexnetConfig, AlexnetPreset, ClusterConfig, Config, ConfigError, ModelConfig, Precision, TrainConfig};
+use common::ring::BucketLayout;
 use common::run_dir::peak_rss_bytes;
 use common::seed;
 use serde::Serialize;
 
 use super::{cores, median, say, show};
 use crate::device::ComputeDevice;
+use crate::exchange::{Exchange, Summation, Totals};
 use crate::models::{DropoutGroup, InputShape};
 use crate::replica::Replica;
 use crate::summary;
@@ -147,17 +149,24 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     let mut rng = seed::stream(1, "bench", &[]);
     let images: Vec<f32> = (0..batch * input.values()).map(|_| seed::unit(&mut rng) - 0.5).collect();
     let labels: Vec<i32> = (0..batch).map(|_| seed::below(&mut rng, input.classes as u32) as i32).collect();
-    let mut bucket = vec![vec![0.0; parameters]];
+    let layout = BucketLayout::new(parameters, ClusterConfig::default().bucket_bytes);
+    let mut exchange = Exchange::new(None, layout, if train.precision == Precision::Bf16 { Summation::Bf16 } else { Summation::F32 });
     let mut steps = Vec::new();
     for step in 0..=args.steps {
         let start = Instant::now();
         let dropout = [DropoutGroup { seed: step, samples: batch }];
+        let mut added = Ok(());
         let sums = replica.gradient(&images, &labels, 1.0 / batch as f32, &dropout, &mut |at, span| {
-            bucket[0][at..at + span.len()].copy_from_slice(span);
+            if added.is_ok() {
+                added = exchange.add(at, span);
+            }
         })?;
+        added?;
+        exchange.end_part();
+        exchange.finish(Totals::default())?;
         let (phases, gradient) = (replica.phases(), start.elapsed().as_secs_f64());
         // Small enough for the weights to stay finite on pictures that mean nothing.
-        let report = replica.update(&bucket, step, 1e-3)?;
+        let report = replica.update(exchange.gradient(), step, 1e-3)?;
         let total = start.elapsed().as_secs_f64();
         let one = Step { total, forward: phases.forward, backward: phases.backward, copy: phases.copy, update: total - gradient };
         if !args.json {

@@ -17,11 +17,11 @@ use burn::backend::libtorch::TchTensor;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use common::config::{ModelConfig, Precision};
+use common::ring::Span;
 use common::trace;
 use tch::{Kind, no_grad};
 
 use crate::models::{DropoutGroup, InputShape, Model, Pass};
-use crate::optim::bf16_to_f32;
 use crate::replica::engine::{Engine, Head, Phases, Sink, Write};
 use crate::replica::{Images, ParamLayout, ReplicaError};
 
@@ -58,9 +58,6 @@ fn keep_memory() {
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
     }
 }
-
-/// bf16 gradients are converted in parts that stay in the cache.
-const CONVERT: usize = 1 << 17;
 
 pub(crate) struct LibtorchEngine {
     model: Model,
@@ -117,7 +114,6 @@ impl LibtorchEngine {
 
     /// Hands the gradients of the parameters in `range` to `sink`.
     fn collect(&self, range: Range<usize>, grads: &[tch::Tensor], sink: Sink<'_>) {
-        let mut part = Vec::new();
         // The last parameters first: their gradients were the first to be ready.
         for (spec, grad) in self.layout.params()[range].iter().zip(grads).rev() {
             let grad = grad.to_device(tch::Device::Cpu).contiguous();
@@ -125,17 +121,11 @@ impl LibtorchEngine {
             assert_eq!(grad.numel(), len, "gradient of {}", spec.name());
             match grad.kind() {
                 // SAFETY: f32, contiguous, in host memory; `grad` outlives the slice.
-                Kind::Float => sink(offset, unsafe { slice(&grad, len) }),
+                Kind::Float => sink(offset, Span::F32(unsafe { slice(&grad, len) })),
                 kind => {
                     assert_eq!(kind, Kind::BFloat16, "gradient of {}", spec.name());
-                    part.resize(CONVERT, 0.0);
                     // SAFETY: as above, of 16 bits each.
-                    let grad: &[u16] = unsafe { slice(&grad, len) };
-                    for (i, from) in grad.chunks(CONVERT).enumerate() {
-                        let to = &mut part[..from.len()];
-                        bf16_to_f32(from, to);
-                        sink(offset + i * CONVERT, to);
-                    }
+                    sink(offset, Span::Bf16(unsafe { slice(&grad, len) }));
                 }
             }
         }

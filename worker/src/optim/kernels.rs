@@ -1,37 +1,6 @@
-//! Element-wise loops, compiled for AVX-512, AVX2 and the baseline and chosen at
-//! run time. Rust never contracts a product and a sum, so all give the same bits.
+//! The optimizers' element-wise loops.
 
-/// Declares a safe function whose body is compiled once per instruction set.
-macro_rules! vectorised {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($arg: $type),*) $(-> $out)? {
-            #[inline(always)]
-            fn body($($arg: $type),*) $(-> $out)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-                fn avx512($($arg: $type),*) $(-> $out)? {
-                    body($($arg),*)
-                }
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $type),*) $(-> $out)? {
-                    body($($arg),*)
-                }
-                if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq") {
-                    // SAFETY: the processor has what the function was compiled for.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: as above.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
+use common::vectorised;
 
 /// Constants of one SGD update.
 #[derive(Debug, Clone, Copy)]
@@ -97,25 +66,5 @@ vectorised! {
         }
         let rest: f64 = rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
         lanes.iter().sum::<f64>() + rest
-    }
-}
-
-vectorised! {
-    /// bf16 (given by its bits) to f32: exact.
-    pub fn bf16_to_f32(from: &[u16], to: &mut [f32]) {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to = f32::from_bits(u32::from(from) << 16);
-        }
-    }
-}
-
-vectorised! {
-    /// f32 to the bits of the nearest bf16, ties to even; a NaN stays one.
-    pub fn f32_to_bf16(from: &[f32], to: &mut [u16]) {
-        for (to, from) in to.iter_mut().zip(from) {
-            let bits = from.to_bits();
-            let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-            *to = if from.is_nan() { (bits >> 16) | 0x40 } else { rounded } as u16;
-        }
     }
 }

@@ -9,8 +9,9 @@ mod tests;
 use common::config::{OptimizerKind, TrainConfig};
 use rayon::prelude::*;
 
+use common::ring::{Bucket, Span};
+use common::simd::f32_to_bf16;
 use kernels::{AdamStep, SgdStep};
-pub use kernels::{bf16_to_f32, f32_to_bf16};
 
 /// Values that one thread works on at a time. Fixed, so that partial sums are the
 /// same however many threads there are.
@@ -59,15 +60,15 @@ impl Optimizer {
     ///
     /// # Errors
     /// The first value, in the order of the flat vector, that is not finite.
-    pub fn norm(&self, gradient: &[Vec<f32>]) -> Result<f64, NotFinite> {
+    pub fn norm(&self, gradient: &[impl Bucket]) -> Result<f64, NotFinite> {
         let (mut sum, mut start) = (0.0, 0);
-        for (bucket, values) in gradient.iter().enumerate() {
-            let partial: Vec<f64> = self.pool.install(|| values.par_chunks(CHUNK).map(kernels::sum_of_squares).collect());
+        for (bucket, values) in gradient.iter().map(Bucket::span).enumerate() {
+            let chunks: Vec<Span<'_>> = values.chunks(CHUNK).collect();
+            let partial: Vec<f64> = self.pool.install(|| chunks.into_par_iter().map(sum_of_squares).collect());
             let total: f64 = partial.iter().sum();
             // Squares of f32 cannot overflow an f64 sum.
             if !total.is_finite() {
-                let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                return Err(NotFinite { bucket, at: start + at });
+                return Err(NotFinite { bucket, at: start + first_not_finite(values) });
             }
             sum += total;
             start += values.len();
@@ -78,13 +79,13 @@ impl Optimizer {
     /// Update number `step` (from 0) of `weights` with `factor * gradient`. `mirror`,
     /// where given, receives the new weights as bf16. All are as long as the
     /// weights, the gradient's buckets back to back.
-    pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[Vec<f32>], step: u64, lr: f64, factor: f64) {
-        let total: usize = gradient.iter().map(Vec::len).sum();
+    pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket], step: u64, lr: f64, factor: f64) {
+        let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
         assert_eq!(total, weights.len(), "the gradient's buckets must cover the weights");
         let mut tasks = Vec::with_capacity(total / CHUNK + gradient.len());
         let (mut weights, mut mirror) = (weights, mirror);
         let mut slots: Vec<&mut [f32]> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
-        for gradient in gradient.iter().flat_map(|bucket| bucket.chunks(CHUNK)) {
+        for gradient in gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)) {
             let n = gradient.len();
             tasks.push(Task {
                 gradient,
@@ -98,6 +99,21 @@ impl Optimizer {
     }
 }
 
+fn sum_of_squares(values: Span<'_>) -> f64 {
+    let mut sum = 0.0;
+    values.for_each_f32(|values| sum += kernels::sum_of_squares(values));
+    sum
+}
+
+fn first_not_finite(values: Span<'_>) -> usize {
+    let (mut before, mut found) = (0, None);
+    values.for_each_f32(|values| {
+        found = found.or_else(|| values.iter().position(|v| !v.is_finite()).map(|at| before + at));
+        before += values.len();
+    });
+    found.unwrap_or(0)
+}
+
 /// The names under which an optimizer's state is saved.
 fn slot_names(kind: OptimizerKind) -> &'static [&'static str] {
     match kind {
@@ -108,7 +124,7 @@ fn slot_names(kind: OptimizerKind) -> &'static [&'static str] {
 
 /// One chunk of everything that an update touches.
 struct Task<'a> {
-    gradient: &'a [f32],
+    gradient: Span<'a>,
     weights: &'a mut [f32],
     mirror: Option<&'a mut [u16]>,
     slots: Vec<&'a mut [f32]>,
@@ -150,11 +166,17 @@ impl Rule {
 
     fn apply(&self, task: Task<'_>) {
         let Task { gradient, weights, mirror, mut slots } = task;
-        match (self, slots.as_mut_slice()) {
-            (Self::Sgd(step), [momentum]) => kernels::sgd(step, weights, gradient, momentum),
-            (Self::Adam(step), [m, v]) => kernels::adam(step, weights, gradient, m, v),
-            _ => unreachable!("slots are made for the optimizer's kind"),
-        }
+        let mut at = 0;
+        gradient.for_each_f32(|gradient| {
+            let range = at..at + gradient.len();
+            at = range.end;
+            let weights = &mut weights[range.clone()];
+            match (self, slots.as_mut_slice()) {
+                (Self::Sgd(step), [momentum]) => kernels::sgd(step, weights, gradient, &mut momentum[range]),
+                (Self::Adam(step), [m, v]) => kernels::adam(step, weights, gradient, &mut m[range.clone()], &mut v[range]),
+                _ => unreachable!("slots are made for the optimizer's kind"),
+            }
+        });
         // The chunk just written is still in the cache.
         if let Some(mirror) = mirror {
             f32_to_bf16(weights, mirror);

@@ -2,6 +2,7 @@
 
 use super::*;
 use common::seed;
+use common::simd::bf16_to_f32;
 
 fn settings(optimizer: OptimizerKind) -> TrainConfig {
     TrainConfig { optimizer, momentum: 0.9, weight_decay: 0.01, ..TrainConfig::default() }

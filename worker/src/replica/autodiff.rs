@@ -7,6 +7,7 @@ use std::time::Instant;
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::{ModelConfig, Precision};
+use common::ring::Span;
 
 use super::engine::{Engine, Head, Phases, Sink, Write};
 use super::{Images, ParamLayout, ReplicaError};
@@ -130,7 +131,7 @@ impl ModuleVisitor for Collector<'_> {
             return;
         };
         match values(grad.cast(FloatDType::F32)) {
-            Ok(grad) => (self.sink)(spec.range().start, &grad),
+            Ok(grad) => (self.sink)(spec.range().start, Span::F32(&grad)),
             Err(error) => self.result = Err(error),
         }
     }

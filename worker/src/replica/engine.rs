@@ -1,6 +1,8 @@
 //! What runs a model over the flat state: one implementation for libtorch's
 //! memory, one for any burn backend.
 
+use common::ring::Span;
+
 use super::{Images, ReplicaError};
 use crate::models::DropoutGroup;
 
@@ -8,7 +10,7 @@ use crate::models::DropoutGroup;
 pub(crate) type Head<'a> = &'a mut dyn FnMut(&[f32]) -> Vec<f32>;
 
 /// Receives finished spans of the flat gradient: (offset, values).
-pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
+pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, Span<'_>);
 
 /// Writes new master weights and, where there is one, their bf16 mirror (as bits).
 /// Whoever writes the one must write the other.
@@ -20,7 +22,7 @@ pub struct Phases {
     /// Input copy, forward pass and loss.
     pub forward: f64,
     pub backward: f64,
-    /// Conversion of the gradient and the sink.
+    /// What the sink takes: copies to buckets.
     pub copy: f64,
 }
 

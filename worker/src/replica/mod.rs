@@ -11,11 +11,13 @@ mod state;
 mod tests;
 
 use common::config::{ModelConfig, TrainConfig};
+use common::ring::{Bucket, Span};
+use common::simd::f32_to_bf16;
 use common::trace;
 
 use crate::device::ComputeDevice;
 use crate::models::{DropoutGroup, InputShape, Model, initial_weights};
-use crate::optim::{NotFinite, Optimizer, f32_to_bf16};
+use crate::optim::{NotFinite, Optimizer};
 use engine::Engine;
 pub use engine::Phases;
 pub use layout::{ParamLayout, ParamSpec};
@@ -157,7 +159,7 @@ impl Replica {
         labels: &[i32],
         scale: f32,
         dropout: &[DropoutGroup],
-        sink: &mut dyn FnMut(usize, &[f32]),
+        sink: &mut dyn FnMut(usize, Span<'_>),
     ) -> Result<Sums, ReplicaError> {
         let images = self.batch(images, labels)?;
         let grouped: usize = dropout.iter().map(|g| g.samples).sum();
@@ -166,7 +168,7 @@ impl Replica {
         }
         if labels.is_empty() {
             let total = self.layout.total();
-            (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, &ZEROS[..ZEROS.len().min(total - at)]));
+            (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, Span::F32(&ZEROS[..ZEROS.len().min(total - at)])));
             self.phases = Phases::default();
             return Ok(Sums::default());
         }
@@ -186,8 +188,8 @@ impl Replica {
     ///
     /// # Errors
     /// The gradient has the wrong size or is not finite; the weights are unchanged.
-    pub fn update(&mut self, gradient: &[Vec<f32>], step: u64, lr: f64) -> Result<UpdateReport, ReplicaError> {
-        let (found, expected) = (gradient.iter().map(Vec::len).sum(), self.layout.total());
+    pub fn update(&mut self, gradient: &[impl Bucket], step: u64, lr: f64) -> Result<UpdateReport, ReplicaError> {
+        let (found, expected) = (gradient.iter().map(|bucket| bucket.span().len()).sum(), self.layout.total());
         if found != expected {
             return Err(ReplicaError::GradientSize { found, expected });
         }

@@ -40,7 +40,7 @@ fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, d
     let mut handed = 0;
     let sums = replica
         .gradient(images, labels, scale, &[DropoutGroup { seed: dropout_seed, samples: labels.len() }], &mut |at, span| {
-            flat[at..at + span.len()].copy_from_slice(span);
+            span.read(&mut flat[at..at + span.len()]);
             handed += span.len();
         })
         .unwrap();

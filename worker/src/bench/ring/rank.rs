@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use common::config::WireEncoding;
 use common::net::{Authority, Endpoint, Role, Route, worker_name};
-use common::ring::{BucketLayout, Ring, RingPeer, RingSpec, STATISTICS};
+use common::ring::{Bucket, BucketLayout, Ring, RingPeer, RingSpec, STATISTICS, Values};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -50,13 +51,16 @@ pub(in crate::bench) fn run() -> Result<()> {
     let handle = runtime.handle().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let driver = std::thread::Builder::new().name("ring".to_owned()).spawn(move || runtime.block_on(stopped))?;
-    let mut gradient: Vec<Vec<f32>> = (0..layout.len()).map(|b| vec![1.0; layout.range(b).len()]).collect();
+    // As in training: what travels as bf16 was made as bf16.
+    let compact = load.wire == WireEncoding::Bf16;
+    let mut gradient: Vec<Values> = (0..layout.len()).map(|b| Values::zeros(compact, layout.range(b).len())).collect();
     let mut rounds = Vec::new();
     for round in 0..WARM_UP + load.rounds {
         gradient.iter_mut().for_each(|bucket| bucket.fill(1.0));
         rounds.push(reduce(&mut ring, round, &mut gradient)?);
-        let right = |bucket: &Vec<f32>| bucket.iter().all(|&v| v == load.world as f32);
-        if !gradient.iter().all(right) {
+        let mut right = true;
+        gradient.iter().for_each(|bucket| bucket.span().for_each_f32(|values| right &= values.iter().all(|&v| v == load.world as f32)));
+        if !right {
             bail!("the sum over {} ranks is wrong in round {round}", load.world);
         }
     }
@@ -67,7 +71,7 @@ pub(in crate::bench) fn run() -> Result<()> {
 }
 
 /// Sums the gradient over all ranks, once all of them are here.
-fn reduce(ring: &mut Ring, round: u64, gradient: &mut Vec<Vec<f32>>) -> Result<Round> {
+fn reduce(ring: &mut Ring, round: u64, gradient: &mut Vec<Values>) -> Result<Round> {
     let statistics = gradient.len();
     ring.submit(round, statistics, vec![0.0; STATISTICS])?;
     ring.wait(round, statistics)?;
