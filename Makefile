@@ -4,7 +4,7 @@
 # but cargo and a C compiler, and is slower.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libtorch build data train test test-flex lint bench chaos fuzz clean-runs
+.PHONY: help setup libtorch build data train test test-flex lint bench bench-gpu chaos fuzz clean-runs
 
 ifdef FLEX
 TARGET := target/flex
@@ -51,9 +51,12 @@ lint: libtorch ## format, clippy, docs, licences
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
 	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; else echo "cargo-deny is not installed: licences were not checked"; fi
 
-bench: build ## throughput of the training step and of the ring
-	cargo run --release -p worker --example step -- --size 128 --batch 64 --precision bf16
-	cargo run --release -p common --example all_reduce -- --world 2
+# For example: make bench BENCH="--only ring,scaling --data DIR"
+bench: build ## the same work in PyTorch and here, in turn: a table, benches/RESULTS.md
+	python3 benches/run.py $(BENCH)
+
+bench-gpu: build ## the same on a GPU
+	python3 benches/run.py --gpu $(BENCH)
 
 # For example: make chaos CHAOS="--faults kill --count 60 --time 0s"
 chaos: libtorch ## disturb runs for ten minutes (CHAOS="--time 8h --seed 7" for longer), write chaos.md

@@ -2,7 +2,9 @@
 //! in pieces. The first byte chooses.
 #![no_main]
 
+use common::ring::SpanMut;
 use common::ring::encoding::{Decoder, Encoding, Merge, decode_add, decode_store, round_in_place};
+use common::simd::{from_bf16, to_bf16};
 use common::ring::header::StreamHeader;
 use fuzz::block_on;
 use libfuzzer_sys::fuzz_target;
@@ -35,6 +37,22 @@ fn values(encoding: Encoding, merge: Merge, bytes: &[u8]) {
     assert_eq!(decoder.done(), chunk.len());
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&chunk), bits(&whole));
+    if encoding == Encoding::Bf16 {
+        kept_as_bf16(merge, bytes, 1 + usize::from(cut));
+    }
+}
+
+/// What is kept as bf16 is what f32 would be rounded to.
+fn kept_as_bf16(merge: Merge, bytes: &[u8], cut: usize) {
+    let mut kept: Vec<u16> = (0..bytes.len() / 2).map(|n| n as u16 ^ 0x3f80).collect();
+    let mut plain: Vec<f32> = kept.iter().map(|&bits| from_bf16(bits)).collect();
+    Decoder::new(Encoding::Bf16, merge).push(bytes, &mut plain);
+    let mut decoder = Decoder::new(Encoding::Bf16, merge);
+    bytes.chunks(cut).for_each(|piece| decoder.push(piece, SpanMut::Bf16(&mut kept)));
+    let rounded: Vec<u16> = plain.iter().map(|&value| to_bf16(value)).collect();
+    // A NaN is one whatever its other bits say.
+    let same = |(a, b): (&u16, &u16)| a == b || (from_bf16(*a).is_nan() && from_bf16(*b).is_nan());
+    assert!(kept.iter().zip(&rounded).all(same));
 }
 
 fuzz_target!(|input: &[u8]| {
