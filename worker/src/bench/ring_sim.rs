@@ -97,7 +97,7 @@ pub struct StepFlags {
     #[arg(long, value_name = "MS", default_value_t = 25.0, value_parser = not_negative)]
     pub update_ms: f64,
     /// Bytes of f32 gradient that are reduced as one.
-    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(4096..=1 << 30))]
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 30))]
     pub bucket_bytes: u64,
     /// The number format between workers.
     #[arg(long, value_enum, default_value = "f32")]
