@@ -5,7 +5,7 @@
 //! has the gradient summed; [`member`] (behind [`join`]) and [`single`] are the two
 //! ways to run it; [`donor`] hands state from one worker to another.
 //! Only [`device`] knows libtorch. What is done with a run afterwards starts from
-//! [`trained`]; [`plot`] draws, [`plots`] says what. [`bench`] measures the parts.
+//! [`trained`]; [`plot`] draws, [`plots`] says what. [`mod@bench`] measures the parts.
 
 pub mod bench;
 pub mod bulk;

@@ -73,7 +73,8 @@ fn a_small_folder_is_gone_through_until_there_are_enough_pictures() {
 
 #[test]
 fn rings_of_processes_sum_and_are_timed() {
-    for more in [&["--world", "2"][..], &["--world", "3", "--wire", "bf16", "--connections", "2"], &["--packet", "1452"]] {
+    for more in [&["--world", "2"][..], &["--world", "3", "--wire", "bf16", "--connections", "2", "--threads", "2"], &["--packet", "1452"]]
+    {
         let ring = result(&[&["ring", "--bytes", "400003", "--rounds", "3", "--bucket-bytes", "65536"], more].concat());
         assert_positive(&ring, &["median_ms", "best_ms", "bus_gb_per_s", "cpu_ms"]);
         assert_eq!(ring["bytes"], 400_000);

@@ -5,8 +5,8 @@
 //! What is modelled: each rank moves its messages on one thread, in the order in
 //! which they come up; compute and messages of a machine's workers share its
 //! cores evenly; a machine has one link each way; at most so many buckets are on
-//! their way at a time. What is not: lost packets, congestion control, the
-//! kernel's scheduler.
+//! their way at a time. What is not: lost packets, windows and congestion control,
+//! the kernel's scheduler, a last machine with fewer workers than the others.
 //!
 //! All machines of a world are alike, so one of them stands for all: what leaves
 //! its last rank is what reaches its first. A rank that is late holds up every
@@ -62,7 +62,7 @@ pub struct Costs {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Machines {
     pub cores: f64,
-    /// At least 1. A world that they do not divide is taken to.
+    /// At least 1.
     pub workers_each: usize,
     /// Cores that the compute of one worker keeps busy; 0 if it is on a GPU.
     pub compute_cores: f64,

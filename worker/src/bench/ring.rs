@@ -51,6 +51,9 @@ pub struct Load {
     /// Bytes of f32 gradient that are reduced as one.
     #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(4096..=1 << 30))]
     pub bucket_bytes: u64,
+    /// Threads of each process's runtime.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: u32,
     /// The largest UDP payload, as on a network: 1452 is what 1500-byte Ethernet
     /// carries [default: loopback's own, 65000].
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(SMALLEST_PACKET)..=i64::from(NETWORK_PACKET)))]

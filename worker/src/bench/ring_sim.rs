@@ -28,10 +28,32 @@ pub struct RingSimArgs {
         value_parser = clap::value_parser!(u32).range(1..=4096)
     )]
     pub worlds: Vec<u32>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "A worker's step")]
     pub step: StepFlags,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "What messages cost")]
     pub costs: Costs,
+    #[command(flatten, next_help_heading = "The cluster")]
+    pub cluster: ClusterFlags,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Measure rings on this machine, fit the costs to some of them, and compare
+    /// what the simulation makes of all.
+    #[arg(long)]
+    pub check: bool,
+    /// Sizes of the gradients that --check reduces.
+    #[arg(long, value_name = "BYTES,BYTES...", value_delimiter = ',', default_value = "33554432,124756688,249513376", requires = "check", value_parser = clap::value_parser!(u64).range(4096..=1 << 32))]
+    pub check_bytes: Vec<u64>,
+    /// Rounds of each ring of --check.
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "check", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub check_rounds: u64,
+    /// Print the result as one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the workers run on, and how evenly.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterFlags {
     /// Cores of a machine.
     #[arg(long, value_name = "N", default_value_t = 8.0, value_parser = positive)]
     pub cores: f64,
@@ -48,21 +70,6 @@ pub struct RingSimArgs {
     /// Steps over which those delays are averaged.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub steps: u64,
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Measure rings on this machine, fit the costs to some of them, and compare
-    /// what the simulation makes of the others.
-    #[arg(long)]
-    pub check: bool,
-    /// Sizes of the gradients that --check reduces.
-    #[arg(long, value_name = "BYTES,BYTES...", value_delimiter = ',', default_value = "33554432,124756688,249513376", requires = "check", value_parser = clap::value_parser!(u64).range(4096..=1 << 32))]
-    pub check_bytes: Vec<u64>,
-    /// Rounds of each ring of --check.
-    #[arg(long, value_name = "N", default_value_t = 5, requires = "check", value_parser = clap::value_parser!(u64).range(1..=1000))]
-    pub check_rounds: u64,
-    /// Print the result as one line of JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// One step of AlexNet, and how its gradient travels.
@@ -84,13 +91,13 @@ pub struct StepFlags {
     pub backward_ms: f64,
     /// The share of the backward pass after which the gradients of the dense
     /// layers are there; those of the convolutions are at its end.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.33, value_parser = not_negative)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.33, value_parser = share)]
     pub dense_at: f64,
     /// From the summed gradient to the next step.
     #[arg(long, value_name = "MS", default_value_t = 25.0, value_parser = not_negative)]
     pub update_ms: f64,
     /// Bytes of f32 gradient that are reduced as one.
-    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(4096..=1 << 30))]
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 20, value_parser = clap::value_parser!(u64).range(1 << 16..=1 << 30))]
     pub bucket_bytes: u64,
     /// The number format between workers.
     #[arg(long, value_enum, default_value = "f32")]
@@ -123,6 +130,13 @@ impl StepFlags {
     }
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    match not_negative(text)? {
+        number if number <= 1.0 => Ok(number),
+        _ => Err("it must be between 0 and 1".to_owned()),
+    }
+}
+
 /// Bucket sizes that are tried.
 const BUCKETS: [u64; 8] = [2 << 20, 4 << 20, 8 << 20, 16 << 20, 32 << 20, 64 << 20, 128 << 20, 256 << 20];
 /// What is this close to the best counts as good: then f32, which is exact, goes
@@ -138,7 +152,8 @@ pub struct Row {
     pub efficiency: f64,
     /// What is left to wait for after the backward pass.
     pub exposed_ms: f64,
-    /// The part of the step that would not be there without latency.
+    /// The part of the step that would not be there if messages cost nothing by
+    /// themselves: neither latency nor CPU time, whatever they hold.
     pub latency_share: f64,
     pub best: Choice,
 }
@@ -174,8 +189,12 @@ pub fn run(args: &RingSimArgs) -> Result<()> {
 
 impl RingSimArgs {
     fn machines(&self) -> Machines {
-        let workers = self.workers_per_machine as usize;
-        Machines { cores: self.cores, workers_each: workers, compute_cores: self.compute_cores.unwrap_or(self.cores / workers as f64) }
+        let workers = self.cluster.workers_per_machine as usize;
+        Machines {
+            cores: self.cluster.cores,
+            workers_each: workers,
+            compute_cores: self.cluster.compute_cores.unwrap_or(self.cluster.cores / workers as f64),
+        }
     }
 
     /// Means over the steps: of the step and of what was exposed, in ms.
@@ -183,9 +202,10 @@ impl RingSimArgs {
         let machines = self.machines();
         let (mut step_ms, mut exposed_ms) = (0.0, 0.0);
         // Without delays all steps are alike.
-        let steps = if self.straggler_spread == 0.0 { 1 } else { self.steps };
+        let steps = if self.cluster.straggler_spread == 0.0 { 1 } else { self.cluster.steps };
         for step in 0..steps {
-            let outcome = simulate(world as usize, work, costs, &machines, slowest(self.seed, step, world as usize, self.straggler_spread));
+            let outcome =
+                simulate(world as usize, work, costs, &machines, slowest(self.seed, step, world as usize, self.cluster.straggler_spread));
             step_ms += outcome.step_ms / steps as f64;
             exposed_ms += outcome.exposed_ms / steps as f64;
         }
@@ -195,7 +215,7 @@ impl RingSimArgs {
     fn row(&self, world: u32, alone_ms: f64) -> Row {
         let planned = self.step.with(self.step.bucket_bytes, self.step.wire);
         let (step_ms, exposed_ms) = self.mean(world, &planned, &self.costs);
-        let (without_ms, _) = self.mean(world, &planned, &Costs { latency_us: 0.0, local_latency_us: 0.0, ..self.costs });
+        let (without_ms, _) = self.mean(world, &planned, &Costs { latency_us: 0.0, local_latency_us: 0.0, message_us: 0.0, ..self.costs });
         let tried: Vec<Choice> = [WireEncoding::F32, WireEncoding::Bf16]
             .into_par_iter()
             .flat_map(|wire| BUCKETS.into_par_iter().map(move |bucket_bytes| (wire, bucket_bytes)))
@@ -220,7 +240,13 @@ fn forecast(args: &RingSimArgs) -> Forecast {
 
 fn text(forecast: &Forecast) -> String {
     let mut lines = vec![
-        format!("simulated: {} parameters, {:?}", group(forecast.parameters as u64), forecast.machines),
+        format!(
+            "simulated: {} parameters; machines of {} cores with {} workers, each computing on {} cores",
+            group(forecast.parameters as u64),
+            forecast.machines.cores,
+            forecast.machines.workers_each,
+            forecast.machines.compute_cores
+        ),
         format!("{:>6}  {:>9}  {:>10}  {:>10}  {:>7}   best", "world", "step ms", "efficiency", "exposed ms", "latency"),
     ];
     for row in &forecast.worlds {

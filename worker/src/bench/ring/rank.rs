@@ -10,6 +10,7 @@ use common::net::{Authority, Endpoint, Role, Route, worker_name};
 use common::ring::{Bucket, BucketLayout, Ring, RingPeer, RingSpec, STATISTICS, Values};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Builder;
 
 use super::{Assignment, Round};
 use crate::commands::end_with_stdin;
@@ -25,7 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The ring broke, or summed wrongly.
 pub(in crate::bench) fn run() -> Result<()> {
     let Assignment { authority, rank, load } = read()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = match load.threads {
+        1 => Builder::new_current_thread().enable_all().build()?,
+        threads => Builder::new_multi_thread().worker_threads(threads as usize).enable_all().build()?,
+    };
     let name = |rank: u32| worker_name(u64::from(rank));
     let identity = Authority::open(&authority)?.identity(&name(rank))?;
     let route = load.packet.map(|packet| Route::Network { packet });

@@ -3,7 +3,8 @@
 //! Rings of two processes with the smallest and the largest gradient give the
 //! costs; what rings of two to four processes take for all gradients is then
 //! foretold and measured. Measurements take turns, and of each counts the one in
-//! which others used the machine least.
+//! which others used the machine least; the simulation has the cores that these
+//! left.
 
 use anyhow::Result;
 use common::config::WireEncoding;
@@ -79,14 +80,17 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
     let ends = [sizes.first(), sizes.last()];
     let fitted = |load: &Load| load.world == WORLDS[0] && ends.contains(&Some(&load.bytes));
     let known: Vec<&(Load, Turn)> = measured.iter().filter(|(load, _)| fitted(load)).collect();
-    let machine = |load: &Load| Machines { cores: f64::from(cores()), workers_each: load.world as usize, compute_cores: 0.0 };
-    let predict = |load: &Load, costs: &Costs| simulate(load.world as usize, &work(load), costs, &machine(load), 1.0).step_ms;
+    let cores = f64::from(cores());
+    let predict = |load: &Load, turn: &Turn, costs: &Costs| {
+        let left = Machines { cores: cores * (1.0 - turn.others), workers_each: load.world as usize, compute_cores: 0.0 };
+        simulate(load.world as usize, &work(load), costs, &left, 1.0).step_ms
+    };
     let costs = fit(&args.costs, |costs| {
-        let error = |(load, turn): &&(Load, Turn)| (predict(load, costs) / turn.ms).ln().powi(2);
+        let error = |(load, turn): &&(Load, Turn)| (predict(load, turn, costs) / turn.ms).ln().powi(2);
         known.iter().map(error).sum()
     });
     let checks = measured.iter().map(|(load, turn)| {
-        let predicted_ms = predict(load, &costs);
+        let predicted_ms = predict(load, turn, &costs);
         Check {
             world: load.world,
             bytes: load.bytes,
@@ -98,13 +102,13 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
             fitted: fitted(load),
         }
     });
-    let report = Report { costs, cores: f64::from(cores()), checks: checks.collect() };
+    let report = Report { costs, cores, checks: checks.collect() };
     show(args.json, &report, text)
 }
 
 fn load(args: &RingSimArgs, world: u32, bytes: u64, wire: WireEncoding) -> Load {
     let rounds = args.check_rounds;
-    Load { world, bytes, wire, rounds, connections: args.step.connections, bucket_bytes: args.step.bucket_bytes, packet: None }
+    Load { world, bytes, wire, rounds, connections: args.step.connections, bucket_bytes: args.step.bucket_bytes, threads: 1, packet: None }
 }
 
 /// A gradient that is there from the start.
