@@ -46,7 +46,7 @@ impl Limits {
     pub fn check(&self, message: &ToCoordinator) -> Result<(), String> {
         match message {
             ToCoordinator::Hello { .. } | ToCoordinator::Leaving => Ok(()),
-            ToCoordinator::Heartbeat { step } => self.step(*step),
+            ToCoordinator::Heartbeat { step, .. } => self.step(*step),
             ToCoordinator::Ready { device, step, .. } => self.step(*step).and_then(|()| text(device)),
             ToCoordinator::Step { metrics, .. } => self.metrics(metrics),
             ToCoordinator::Evaluation(evaluation) => self.step(evaluation.step),
@@ -130,7 +130,7 @@ mod tests {
             (trained(101, 0, &[1]), "step 101"),
             (finished(u64::MAX, "0a".repeat(32)), "of a run of 100"),
             (finished(1, "../../etc/passwd".to_owned()), "digest"),
-            (ToCoordinator::Heartbeat { step: 101 }, "step 101"),
+            (ToCoordinator::Heartbeat { step: 101, waiting: false }, "step 101"),
             (skipped("x".repeat(5000)), "5000 bytes"),
         ];
         for (message, word) in cases {

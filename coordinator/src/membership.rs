@@ -34,6 +34,8 @@ struct Worker {
     leaving: bool,
     told_spare: bool,
     heard: Instant,
+    /// After which step, and since when, it has been waiting for the others in its ring.
+    waiting: Option<(u64, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,18 +98,38 @@ impl Membership {
 
     /// Takes one input at time `now` and says what to do.
     pub fn handle(&mut self, now: Instant, input: Input) -> Vec<Output> {
-        if let Input::Ready { worker, .. } | Input::Alive { worker } | Input::Finished { worker, .. } | Input::Leaving { worker } = &input
+        if let Input::Ready { worker, .. }
+        | Input::Alive { worker }
+        | Input::Beat { worker, .. }
+        | Input::Finished { worker, .. }
+        | Input::Leaving { worker } = &input
             && let Some(w) = self.workers.get_mut(worker)
         {
             w.heard = now;
         }
         let mut outputs = match input {
             Input::Joined { worker, name, addr, preferred_rank, generation } => {
-                let newcomer = Worker { name, addr, preferred_rank, phase: Phase::Joining, leaving: false, told_spare: false, heard: now };
+                let newcomer = Worker {
+                    name,
+                    addr,
+                    preferred_rank,
+                    phase: Phase::Joining,
+                    leaving: false,
+                    told_spare: false,
+                    heard: now,
+                    waiting: None,
+                };
                 self.join(now, worker, newcomer, generation)
             }
             Input::Ready { worker, generation, step } => self.ready(now, worker, generation, step),
             Input::Alive { .. } => Vec::new(),
+            Input::Beat { worker, step, waiting } => {
+                if let Some(w) = self.workers.get_mut(&worker) {
+                    let still = w.waiting.filter(|(after, _)| *after == step);
+                    w.waiting = waiting.then(|| still.unwrap_or((step, now)));
+                }
+                Vec::new()
+            }
             Input::Finished { worker, report } => self.finish(worker, report),
             Input::Failed { worker, reason } => self.failed(worker, &reason),
             Input::Leaving { worker } => self.leaving(worker),
@@ -286,9 +308,24 @@ impl Membership {
             }
             _ => Vec::new(),
         };
+        let awaited = self.awaited(now);
         let silent = silent.into_iter().map(|worker| (worker, format!("was not heard for {} ms", timeout.as_millis())));
         let stuck = stuck.into_iter().map(|worker| (worker, "did not leave a generation that was over".to_owned()));
-        self.give_up(now, silent.chain(stuck))
+        let stall = self.rules.stall;
+        let awaited = awaited.into_iter().map(|worker| (worker, format!("kept all others waiting for {} s", stall.as_secs())));
+        self.give_up(now, silent.chain(stuck).chain(awaited))
+    }
+
+    /// Members that hang although they are alive: all others wait for them, for longer
+    /// than any step may take. One that computes does not wait; of those that wait
+    /// nobody can be blamed.
+    fn awaited(&self, now: Instant) -> Vec<WorkerId> {
+        let State::Running { members, reports, .. } = &self.state else { return Vec::new() };
+        let since = |id: &WorkerId| self.workers.get(id).and_then(|w| w.waiting).map(|(_, since)| since);
+        let (wait, others): (Vec<WorkerId>, Vec<WorkerId>) =
+            members.iter().copied().filter(|id| !reports.contains_key(id)).partition(|id| since(id).is_some());
+        let long = |id: &WorkerId| since(id).is_some_and(|at| now.saturating_duration_since(at) > self.rules.stall);
+        if !wait.is_empty() && wait.iter().all(long) { others } else { Vec::new() }
     }
 
     fn give_up(&mut self, now: Instant, workers: impl Iterator<Item = (WorkerId, String)>) -> Vec<Output> {

@@ -132,7 +132,7 @@ fn translate(worker: WorkerId, message: ToCoordinator) -> Result<Vec<News>> {
             vec![News::Membership(Input::Ready { worker, generation, step })]
         }
         ToCoordinator::Leaving => vec![News::Membership(Input::Leaving { worker })],
-        ToCoordinator::Heartbeat { .. } => vec![alive],
+        ToCoordinator::Heartbeat { step, waiting } => vec![News::Membership(Input::Beat { worker, step, waiting })],
         ToCoordinator::Step { generation, metrics } => vec![alive, News::Record(worker, Fact::Step { generation, metrics })],
         ToCoordinator::Trained(trained) => vec![alive, News::Record(worker, Fact::Trained(trained))],
         ToCoordinator::Evaluation(evaluation) => vec![alive, News::Record(worker, Fact::Evaluation(evaluation))],

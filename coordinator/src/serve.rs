@@ -120,6 +120,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut told: mpsc::Receiver<Told>)
         min_workers: config.cluster.min_workers,
         shards: config.train.shards,
         timeout: Duration::from_millis(config.cluster.timeout_ms),
+        stall: Duration::from_millis(config.cluster.stall_ms),
         first_step,
         last_generation: last.number,
     };

@@ -136,7 +136,7 @@ impl Session {
                 },
                 message = self.voice.next() => message,
                 problem = connected.bulk.closed() => return End::OutOfReach(anyhow!("its bulk connection ended: {problem}")),
-                _ = beat.tick() => ToCoordinator::Heartbeat { step: self.step.load(Ordering::Relaxed) },
+                _ = beat.tick() => ToCoordinator::Heartbeat { step: self.step.load(Ordering::Relaxed), waiting: link::waits(&self.ring) },
                 Ok(()) = self.shutdown.changed() => {
                     if *self.shutdown.borrow() {
                         tracing::info!("leaving the run after this step");

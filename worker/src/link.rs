@@ -87,3 +87,9 @@ pub fn abort(ring: &CurrentRing, generation: u64, reason: &str) {
         aborter.abort(reason);
     }
 }
+
+/// Whether the training thread waits for other ranks.
+pub fn waits(ring: &CurrentRing) -> bool {
+    let kept = ring.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.as_ref().is_some_and(|(_, ring)| ring.is_waiting())
+}

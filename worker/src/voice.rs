@@ -100,7 +100,7 @@ mod tests {
         assert_eq!((voice.generation(), voice.again(0)), (Some(4), vec![]));
         (0..100).for_each(|step| voice.remember(&skipped(step)));
         voice.remember(&ToCoordinator::Leaving);
-        voice.remember(&ToCoordinator::Heartbeat { step: 7 });
+        voice.remember(&ToCoordinator::Heartbeat { step: 7, waiting: false });
         let expected: Vec<_> = (90 - OVERLAP..100).map(skipped).chain([ToCoordinator::Leaving]).collect();
         assert_eq!(voice.again(90), expected);
         voice.remember(&ready(4));

@@ -187,6 +187,9 @@ pub struct ClusterConfig {
     pub heartbeat_ms: u64,
     /// A worker that has not been heard for this long is taken for dead.
     pub timeout_ms: u64,
+    /// A worker that is alive, but that all others have been waiting for in the ring
+    /// for this long, is given up. Longer than any step or evaluation takes.
+    pub stall_ms: u64,
     /// The number format of gradients between workers.
     pub wire: WireEncoding,
     /// Bytes of f32 gradient that are reduced as one.
@@ -204,7 +207,15 @@ pub enum WireEncoding {
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { min_workers: 1, heartbeat_ms: 250, timeout_ms: 1000, wire: WireEncoding::F32, bucket_bytes: 8 << 20, connections: 1 }
+        Self {
+            min_workers: 1,
+            heartbeat_ms: 250,
+            timeout_ms: 1000,
+            stall_ms: 300_000,
+            wire: WireEncoding::F32,
+            bucket_bytes: 8 << 20,
+            connections: 1,
+        }
     }
 }
 
@@ -223,6 +234,12 @@ impl ClusterConfig {
             return Err(invalid(
                 "cluster.timeout_ms",
                 format!("is {}: it must be at least twice cluster.heartbeat_ms = {}", self.timeout_ms, self.heartbeat_ms),
+            ));
+        }
+        if self.stall_ms < self.timeout_ms {
+            return Err(invalid(
+                "cluster.stall_ms",
+                format!("is {}: it must be at least cluster.timeout_ms = {}", self.stall_ms, self.timeout_ms),
             ));
         }
         if !(4096..=1 << 30).contains(&self.bucket_bytes) {

@@ -78,8 +78,8 @@ pub struct Ring {
     timeout: Duration,
 }
 
-/// Ends a ring from another thread, for instance because the coordinator has
-/// declared a new generation.
+/// Watches a ring from another thread, and ends it, for instance because the
+/// coordinator has declared a new generation.
 #[derive(Clone)]
 pub struct RingAborter(Arc<Shared>);
 
@@ -87,6 +87,11 @@ impl RingAborter {
     /// Whoever waits on the ring, here and on other ranks, gets an error at once.
     pub fn abort(&self, cause: &str) {
         self.0.fail(RingError::Left { cause: cause.to_owned() });
+    }
+
+    /// Whether a thread of this rank waits for the others now.
+    pub fn is_waiting(&self) -> bool {
+        self.0.is_waiting()
     }
 }
 

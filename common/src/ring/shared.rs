@@ -2,7 +2,7 @@
 //! buckets that are done, and the one reason why the ring has failed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     bytes_sent: AtomicU64,
+    /// Somebody waits for a bucket.
+    waiting: AtomicBool,
 }
 
 #[derive(Default)]
@@ -68,6 +70,7 @@ impl Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             bytes_sent: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
         }
     }
 
@@ -169,7 +172,9 @@ impl Shared {
                 let problem = "it is waited for but was not submitted".to_owned();
                 return Err(RingError::Misuse { step: key.0, bucket: key.1, problem });
             }
+            self.waiting.store(true, Ordering::Relaxed);
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.waiting.store(false, Ordering::Relaxed);
         }
     }
 
@@ -177,6 +182,10 @@ impl Shared {
     /// Before this rank's first step any step may be the one.
     pub(super) fn plausible(&self, step: u64) -> bool {
         self.state().newest_step.is_none_or(|newest| step.abs_diff(newest) <= 1)
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     pub(super) fn count_sent(&self, bytes: usize) {

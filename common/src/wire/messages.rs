@@ -54,8 +54,9 @@ pub enum ToCoordinator {
     },
     /// Wants to go: answered by `Goodbye` once the others can do without it.
     Leaving,
-    /// Sent every `cluster.heartbeat_ms`.
-    Heartbeat { step: u64 },
+    /// Sent every `cluster.heartbeat_ms`. `waiting`: for what others have to send
+    /// round the ring.
+    Heartbeat { step: u64, waiting: bool },
     /// A step that was committed in this generation, from rank 0; or in an earlier
     /// one, whose rank 0 was lost before the coordinator heard of it.
     Step { generation: u64, metrics: StepMetrics },

@@ -8,4 +8,4 @@ pub use frame::{WireError, read_message, write_message};
 
 /// The version of all messages and stream headers. Peers of different versions
 /// do not talk to each other.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;

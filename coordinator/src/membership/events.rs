@@ -25,6 +25,12 @@ pub enum Input {
         generation: u64,
         step: u64,
     },
+    /// Its heartbeat; `waiting`: for the others in its ring, after `step` committed steps.
+    Beat {
+        worker: WorkerId,
+        step: u64,
+        waiting: bool,
+    },
     /// Anything was heard from it.
     Alive {
         worker: WorkerId,
@@ -133,6 +139,8 @@ pub struct Rules {
     /// V: more workers than shards would have nothing to do.
     pub shards: u32,
     pub timeout: Duration,
+    /// How long all others may wait for a member.
+    pub stall: Duration,
     /// Where the run starts (its newest checkpoint), and the generation before its first.
     pub first_step: u64,
     pub last_generation: u64,

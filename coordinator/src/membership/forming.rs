@@ -92,7 +92,7 @@ impl Membership {
         };
         for id in &members {
             if let Some(w) = self.workers.get_mut(id) {
-                (w.phase, w.told_spare) = (Phase::Member, false);
+                (w.phase, w.told_spare, w.waiting) = (Phase::Member, false, None);
             }
         }
         self.state = State::Running { members: members.clone(), reports: BTreeMap::new(), yielding: false };

@@ -21,7 +21,8 @@ impl Membership {
         let heard = now + GRACE;
         for (id, member) in (1..).zip(members) {
             let (name, addr) = (member.name.clone(), member.addr.clone());
-            let worker = Worker { name, addr, preferred_rank: None, phase: Phase::Member, leaving: false, told_spare: false, heard };
+            let worker =
+                Worker { name, addr, preferred_rank: None, phase: Phase::Member, leaving: false, told_spare: false, heard, waiting: None };
             membership.workers.insert(id, worker);
         }
         if !members.is_empty() {

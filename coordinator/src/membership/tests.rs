@@ -8,7 +8,8 @@ use common::wire::messages::{Generation, Member, StateSource};
 use super::*;
 
 fn rules(min_workers: u32, shards: u32) -> Rules {
-    Rules { start_workers: min_workers, min_workers, shards, timeout: Duration::from_secs(1), first_step: 0, last_generation: 0 }
+    let (timeout, stall) = (Duration::from_secs(1), Duration::from_secs(300));
+    Rules { start_workers: min_workers, min_workers, shards, timeout, stall, first_step: 0, last_generation: 0 }
 }
 
 fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
@@ -296,4 +297,33 @@ fn a_worker_whose_process_has_ended_is_not_waited_for() {
     assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, .. })), "{outputs:?}");
     // Nobody has that rank any more: the next one to prefer it is another process.
     assert_eq!(m.handle(soon, Input::Ended { preferred_rank: 1 }), []);
+}
+
+/// Three heartbeats, so many seconds after `now`.
+fn beats(m: &mut Membership, now: Instant, seconds: u64, step: u64, waiting: [bool; 3]) -> Vec<Output> {
+    let at = now + Duration::from_secs(seconds);
+    (0..).zip(waiting).for_each(|(worker, waiting)| _ = m.handle(at, Input::Beat { worker, step, waiting }));
+    m.handle(at, Input::Tick)
+}
+
+#[test]
+fn a_member_that_hangs_is_given_up_when_all_others_have_waited_long_enough() {
+    let (mut m, now) = running(3, rules(1, 16));
+    for second in 0..=300 {
+        assert_eq!(beats(&mut m, now, second, 7, [true, false, true]), [], "{second}");
+    }
+    let outputs = beats(&mut m, now, 301, 7, [true, false, true]);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, reason } if reason.contains("300 s"))), "{outputs:?}");
+
+    // Whoever waited less is not to be blamed, and nobody is if all wait.
+    let (mut m, now) = running(3, rules(1, 16));
+    for second in 0..400 {
+        assert_eq!(beats(&mut m, now, second, 7, [true, second % 7 == 0, second % 200 != 0]), [], "{second}");
+    }
+    for second in 400..900 {
+        assert_eq!(beats(&mut m, now, second, 7, [true; 3]), [], "{second}");
+    } // A fast worker waits for a slow one in every step, which is no hanging.
+    for second in 900..2000 {
+        assert_eq!(beats(&mut m, now, second, second / 200, [true, false, true]), [], "{second}");
+    }
 }

@@ -60,7 +60,7 @@ fn messages(run: &Path) -> Result<()> {
         },
         ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7 },
         ToCoordinator::Leaving,
-        ToCoordinator::Heartbeat { step: 9 },
+        ToCoordinator::Heartbeat { step: 9, waiting: true },
         ToCoordinator::Step { generation: 1, metrics },
         ToCoordinator::Evaluation(evaluation),
         ToCoordinator::Skipped { step: 3, name: "cat.jpg".to_owned(), problem: "is cut off".to_owned() },
