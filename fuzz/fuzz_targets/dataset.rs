@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use common::dataset::{self, SampleSource, Split, Table};
+use common::dataset::{self, Column, SampleSource, Split, Table};
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -38,8 +38,11 @@ fn table(folder: &Path, bytes: &[u8]) {
     fs::write(&path, bytes).expect("a file in memory");
     open(&format!("kind = \"csv\"\npath = \"{}\"\nlabel = \"y\"", path.display()));
     let classes = ["0".to_owned(), "1".to_owned()];
-    if let Ok(table) = Table::open_like(&path, "y", &[], &classes) {
-        read_all(&table);
+    let column = |name: &str| Column { name: name.to_owned(), mean: 1.0, deviation: 2.0 };
+    for columns in [vec![], vec![column("a"), column("b")]] {
+        if let Ok(table) = Table::open_like(&path, "y", &columns, &classes) {
+            read_all(&table);
+        }
     }
 }
 

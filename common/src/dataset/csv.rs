@@ -67,6 +67,9 @@ impl Table {
     /// first class.
     pub fn open_like(path: &Path, label: &str, columns: &[Column], classes: &[String]) -> Result<Self, DatasetError> {
         let bad = |problem: String| DatasetError::invalid(path, problem);
+        if columns.is_empty() {
+            return Err(bad("cannot be read for a model that knows no columns: the run's dataset.json names none".to_owned()));
+        }
         let places = |header: &StringRecord| {
             let at = |name: &str| header.iter().position(|h| h == name);
             let found: Result<Vec<usize>, String> =

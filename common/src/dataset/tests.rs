@@ -266,4 +266,5 @@ fn other_rows_are_scaled_as_the_training_rows_were() {
     assert!(Table::open_like(&path, "label", &columns, &classes).err().unwrap().to_string().contains("label `z` in line 2"));
     fs::write(&path, "b\n12\n").unwrap();
     assert!(Table::open_like(&path, "label", &columns, &classes).err().unwrap().to_string().contains("no column `a`"));
+    assert!(Table::open_like(&path, "label", &[], &classes).err().unwrap().to_string().contains("dataset.json"));
 }

@@ -295,11 +295,8 @@ mod tests {
         assert_eq!(bytes, same);
         for merge in [Merge::Add, Merge::AddAndRound, Merge::Store] {
             let (mut plain, mut compact) = (own.clone(), kept());
-            for (n, piece) in bytes.chunks(bytes.len()).enumerate() {
-                assert_eq!(n, 0);
-                Decoder::new(Encoding::Bf16, merge).push(piece, &mut plain);
-                Decoder::new(Encoding::Bf16, merge).push(piece, SpanMut::Bf16(&mut compact));
-            }
+            Decoder::new(Encoding::Bf16, merge).push(&bytes, &mut plain);
+            Decoder::new(Encoding::Bf16, merge).push(&bytes, SpanMut::Bf16(&mut compact));
             // What is sent on is rounded in either case.
             let (mut from_plain, mut from_compact) = (Vec::new(), Vec::new());
             encode(Encoding::Bf16, &plain[..], &mut from_plain);
