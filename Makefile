@@ -49,7 +49,7 @@ lint: libtorch ## format, clippy, docs, licences
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --quiet
-	@if command -v cargo-deny >/dev/null; then cargo deny --offline check licenses bans sources; else echo "cargo-deny is not installed: licences were not checked"; fi
+	@if command -v cargo-deny >/dev/null; then cargo deny check licenses bans sources; else echo "cargo-deny is not installed: licences were not checked"; fi
 
 # For example: make bench BENCH="--only ring,scaling --data DIR"
 bench: build ## the same work in PyTorch and here, in turn: a table, benches/RESULTS.md

@@ -21,6 +21,8 @@ const WORLDS: [u32; 3] = [2, 3, 4];
 const WIRES: [WireEncoding; 2] = [WireEncoding::F32, WireEncoding::Bf16];
 /// Turns of all measurements.
 const TURNS: u64 = 3;
+/// What others may use of the cores: from there on the result is a rough one.
+const QUIET: f64 = 0.1;
 
 /// The median round of one ring, and the share of all cores that others used.
 struct Turn {
@@ -102,6 +104,10 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
             fitted: fitted(load),
         }
     });
+    let busiest = measured.iter().map(|(_, turn)| turn.others).fold(0.0, f64::max);
+    if busiest > QUIET {
+        tracing::warn!("others used up to {:.0}% of the cores: repeat this when nothing else runs here", 100.0 * busiest);
+    }
     let report = Report { costs, cores, checks: checks.collect() };
     show(args.json, &report, text)
 }
