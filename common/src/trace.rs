@@ -70,14 +70,14 @@ pub fn set_rank(rank: u32) {
 /// many: a step, a bucket.
 #[must_use = "the span ends when this is dropped"]
 pub fn span(name: &'static str, number: Option<u64>) -> Running {
-    Running { name, number, from: TRACER.get().map(|_| Instant::now()), overlapping: None }
+    Running::begin(name, number, None)
 }
 
 /// What a task does until the value is dropped, beside others of its kind;
 /// `id` is unique among those of `name` that run at the same time.
 #[must_use = "the span ends when this is dropped"]
 pub fn overlapping(name: &'static str, id: u64, number: Option<u64>) -> Running {
-    Running { overlapping: Some(id), ..span(name, number) }
+    Running::begin(name, number, Some(id))
 }
 
 /// What this thread did between two moments.
@@ -94,6 +94,12 @@ pub struct Running {
     /// None while tracing is off.
     from: Option<Instant>,
     overlapping: Option<u64>,
+}
+
+impl Running {
+    fn begin(name: &'static str, number: Option<u64>, overlapping: Option<u64>) -> Self {
+        Self { name, number, from: TRACER.get().map(|_| Instant::now()), overlapping }
+    }
 }
 
 impl Drop for Running {
