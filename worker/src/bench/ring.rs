@@ -86,7 +86,7 @@ pub struct Round {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rounds {
     pub(super) rounds: Vec<Round>,
-    /// What else ran on this machine meanwhile: its share of all cores.
+    /// The share of this machine's cores that others used meanwhile.
     pub(super) others: f64,
 }
 
@@ -184,8 +184,10 @@ impl Ticks {
 
     /// The share of all cores that others have used since `before`.
     fn others_since(&self, before: &Self) -> f64 {
-        let others = (self.busy - before.busy).saturating_sub(self.own - before.own);
-        others as f64 / (self.all - before.all).max(1) as f64
+        // The system takes back now and then what it has counted.
+        let passed = |now: u64, then: u64| now.saturating_sub(then);
+        let others = passed(passed(self.busy, before.busy), passed(self.own, before.own));
+        others as f64 / passed(self.all, before.all).max(1) as f64
     }
 }
 

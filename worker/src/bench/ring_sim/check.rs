@@ -2,9 +2,8 @@
 //!
 //! Rings of two processes with the smallest and the largest gradient give the
 //! costs; what rings of two to four processes take for all gradients is then
-//! foretold and measured. Measurements take turns, and of each counts the one in
-//! which others used the machine least; the simulation has the cores that these
-//! left.
+//! foretold and measured. Measurements take turns, of which those count in which
+//! others used the machine least; the simulation has the cores that these left.
 
 use anyhow::Result;
 use common::config::WireEncoding;
@@ -24,10 +23,23 @@ const TURNS: u64 = 3;
 /// What others may use of the cores: from there on the result is a rough one.
 const QUIET: f64 = 0.1;
 
-/// The median round of one ring, and the share of all cores that others used.
-struct Turn {
+/// What all turns of one measurement came to.
+struct Measured {
     ms: f64,
+    /// The share of all cores that others used.
     others: f64,
+}
+
+impl Measured {
+    /// The median round, and what others used on average, of the turns in which
+    /// that was hardly more than in the quietest. One turn would not do: of two
+    /// rings of the same processes one may take a tenth longer in every round.
+    fn of(turns: &[Rounds]) -> Self {
+        let least = turns.iter().map(|turn| turn.others).fold(f64::INFINITY, f64::min);
+        let quiet: Vec<&Rounds> = turns.iter().filter(|turn| turn.others <= least + QUIET / 2.0).collect();
+        let others = quiet.iter().map(|turn| turn.others).sum::<f64>() / quiet.len().max(1) as f64;
+        Self { ms: median(quiet.iter().flat_map(|turn| turn.rounds.iter().map(|round| round.ms))), others }
+    }
 }
 
 /// What a ring takes by the simulation, and what it took.
@@ -64,47 +76,43 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
             loads.extend(sizes.iter().map(|&bytes| load(args, world, bytes, wire)));
         }
     }
-    let mut measured: Vec<(Load, Turn)> = Vec::new();
+    let mut turns: Vec<Vec<Rounds>> = vec![Vec::new(); loads.len()];
     for turn in 1..=TURNS {
-        for (place, load) in loads.iter().enumerate() {
-            let Rounds { rounds, others } = rounds(load)?;
-            let found = Turn { ms: median(rounds.iter().map(|round| round.ms)), others };
-            let wire = name(load.wire);
-            let line = format!("{} processes, {} bytes, {wire}: {:.1} ms, others {:.0}%", load.world, load.bytes, found.ms, 100.0 * others);
-            tracing::info!("turn {turn} of {TURNS}: {line}");
-            match measured.get_mut(place) {
-                None => measured.push((load.clone(), found)),
-                Some((_, best)) if found.others < best.others => *best = found,
-                Some(_) => {}
-            }
+        for (load, turns) in loads.iter().zip(&mut turns) {
+            let found = rounds(load)?;
+            let (ms, others) = (median(found.rounds.iter().map(|round| round.ms)), 100.0 * found.others);
+            let what = format!("{} processes, {} bytes, {}", load.world, load.bytes, name(load.wire));
+            tracing::info!("turn {turn} of {TURNS}: {what}: {ms:.1} ms, others {others:.0}%");
+            turns.push(found);
         }
     }
+    let measured: Vec<(Load, Measured)> = loads.into_iter().zip(turns.iter().map(|turns| Measured::of(turns))).collect();
     let ends = [sizes.first(), sizes.last()];
     let fitted = |load: &Load| load.world == WORLDS[0] && ends.contains(&Some(&load.bytes));
-    let known: Vec<&(Load, Turn)> = measured.iter().filter(|(load, _)| fitted(load)).collect();
+    let known: Vec<&(Load, Measured)> = measured.iter().filter(|(load, _)| fitted(load)).collect();
     let cores = f64::from(cores());
-    let predict = |load: &Load, turn: &Turn, costs: &Costs| {
-        let left = Machines { cores: cores * (1.0 - turn.others), workers_each: load.world as usize, compute_cores: 0.0 };
+    let predict = |load: &Load, found: &Measured, costs: &Costs| {
+        let left = Machines { cores: cores * (1.0 - found.others), workers_each: load.world as usize, compute_cores: 0.0 };
         simulate(load.world as usize, &work(load), costs, &left, 1.0).step_ms
     };
     let costs = fit(&args.costs, |costs| {
-        let error = |(load, turn): &&(Load, Turn)| (predict(load, turn, costs) / turn.ms).ln().powi(2);
+        let error = |(load, found): &&(Load, Measured)| (predict(load, found, costs) / found.ms).ln().powi(2);
         known.iter().map(error).sum()
     });
-    let checks = measured.iter().map(|(load, turn)| {
-        let predicted_ms = predict(load, turn, &costs);
+    let checks = measured.iter().map(|(load, found)| {
+        let predicted_ms = predict(load, found, &costs);
         Check {
             world: load.world,
             bytes: load.bytes,
             wire: load.wire,
             predicted_ms,
-            measured_ms: turn.ms,
-            error: (predicted_ms - turn.ms).abs() / turn.ms,
-            others: turn.others,
+            measured_ms: found.ms,
+            error: (predicted_ms - found.ms).abs() / found.ms,
+            others: found.others,
             fitted: fitted(load),
         }
     });
-    let busiest = measured.iter().map(|(_, turn)| turn.others).fold(0.0, f64::max);
+    let busiest = measured.iter().map(|(_, found)| found.others).fold(0.0, f64::max);
     if busiest > QUIET {
         tracing::warn!("others used up to {:.0}% of the cores: repeat this when nothing else runs here", 100.0 * busiest);
     }
