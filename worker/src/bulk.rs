@@ -3,9 +3,12 @@
 
 use std::future::Future;
 
-use anyhow::Result;
-use quinn::{Connection, ConnectionError};
+use anyhow::{Context, Result, bail};
+use common::wire::messages::FileSize;
+use quinn::{Connection, ConnectionError, RecvStream};
 use tokio::sync::watch;
+
+use crate::replica::State;
 
 /// The newest bulk connection to the coordinator.
 #[derive(Debug, Clone)]
@@ -42,4 +45,31 @@ impl Bulk {
             }
         }
     }
+}
+
+/// Reads the two files of a state, model and optimizer, from whoever has announced
+/// their sizes; `of` names it. Neither may have more than `largest` bytes.
+pub async fn read_state(receive: &mut RecvStream, step: u64, files: &[FileSize], largest: u64, of: &str) -> Result<State> {
+    let mut contents = Vec::with_capacity(files.len());
+    for FileSize { name, bytes } in files {
+        if *bytes > largest {
+            bail!("the {name} of {of} is said to have {bytes} bytes");
+        }
+        contents.push(read_whole(receive, *bytes).await.with_context(|| format!("the {name} of {of} came incomplete"))?);
+    }
+    let optimizer = contents.pop().unwrap_or_default();
+    let model = contents.pop().unwrap_or_default();
+    Ok(State { step, model, optimizer })
+}
+
+/// Reads just so many bytes. Memory that is reserved is not used before they arrive.
+async fn read_whole(receive: &mut RecvStream, bytes: u64) -> Result<Vec<u8>> {
+    let bytes = usize::try_from(bytes)?;
+    let mut content = Vec::new();
+    content.try_reserve_exact(bytes)?;
+    while content.len() < bytes {
+        let piece = receive.read_chunk(bytes - content.len(), true).await?;
+        content.extend_from_slice(&piece.context("the stream ended early")?.bytes);
+    }
+    Ok(content)
 }

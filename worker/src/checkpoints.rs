@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bytes::Bytes;
 use common::run_dir::CHECKPOINT_FILES;
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_CONTROL};
@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, read_state};
 use crate::replica::State;
 use crate::train::Snapshot;
 
@@ -128,16 +128,5 @@ async fn get_over(connection: Connection, step: u64) -> Result<State> {
         Some(BulkReply::Failed { reason }) => bail!("the coordinator has no checkpoint of step {step}: {reason}"),
         _ => bail!("the coordinator gave no checkpoint of step {step}"),
     };
-    let mut contents = Vec::with_capacity(2);
-    for file in files {
-        if file.bytes > MAX_CHECKPOINT_BYTES {
-            bail!("the checkpoint's `{}` is said to have {} bytes", file.name, file.bytes);
-        }
-        let mut bytes = vec![0; usize::try_from(file.bytes)?];
-        recv.read_exact(&mut bytes).await.with_context(|| format!("the checkpoint's `{}` came incomplete", file.name))?;
-        contents.push(bytes);
-    }
-    let optimizer = contents.pop().unwrap_or_default();
-    let model = contents.pop().unwrap_or_default();
-    Ok(State { step, model, optimizer })
+    read_state(&mut recv, step, &files, MAX_CHECKPOINT_BYTES, "the checkpoint").await
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use common::net::{Alpn, Endpoint};
 use common::trace;
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CONTROL, MAX_REQUEST};
@@ -13,6 +13,7 @@ use common::wire::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
 
+use crate::bulk::read_state;
 use crate::replica::State;
 
 /// How long one who asks waits for the donor to hear of the generation too.
@@ -110,34 +111,14 @@ pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generat
         Some(BulkReply::Failed { reason }) => bail!("`{name}` gave no state: {reason}"),
         _ => bail!("`{name}` gave no state"),
     };
-    let mut contents = Vec::with_capacity(FILES.len());
-    for file in files {
-        if file.bytes > largest {
-            bail!("`{name}` says that its {} has {} bytes", file.name, file.bytes);
-        }
-        contents
-            .push(read_whole(&mut receive, file.bytes).await.with_context(|| format!("the {} of `{name}` came incomplete", file.name))?);
-    }
-    let optimizer = contents.pop().unwrap_or_default();
-    let model = contents.pop().unwrap_or_default();
+    let state = read_state(&mut receive, step, &files, largest, &format!("`{name}`")).await?;
     let checking = trace::span("digest of the state", Some(step));
-    if digest(&model, &optimizer) != blake3 {
+    if digest(&state.model, &state.optimizer) != blake3 {
         bail!("the state that `{name}` sent is not what it says it is: the digests differ");
     }
     drop(checking);
     connection.close(0u32.into(), b"thanks");
-    Ok(State { step, model, optimizer })
-}
-
-/// Reads just so many bytes. Memory that is reserved is not used before they arrive.
-async fn read_whole(receive: &mut RecvStream, bytes: u64) -> Result<Vec<u8>> {
-    let bytes = usize::try_from(bytes)?;
-    let mut content = Vec::with_capacity(bytes);
-    while content.len() < bytes {
-        let piece = receive.read_chunk(bytes - content.len(), true).await?;
-        content.extend_from_slice(&piece.context("the stream ended early")?.bytes);
-    }
-    Ok(content)
+    Ok(state)
 }
 
 fn digest(model: &[u8], optimizer: &[u8]) -> String {

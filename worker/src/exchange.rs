@@ -7,7 +7,7 @@
 //!
 //! It knows neither burn nor sockets.
 
-use common::config::{Config, Precision, WireEncoding};
+use common::config::{Precision, TrainConfig, WireEncoding};
 use common::ring::fixed::{Scale, exponent};
 use common::ring::{BucketLayout, Ring, RingError, STATISTICS, Span, Values};
 
@@ -77,11 +77,11 @@ pub enum Summation {
 }
 
 impl Summation {
-    /// `alone`: in a world of one that never grows, nothing is sent.
-    pub fn of(config: &Config, alone: bool) -> Self {
-        let compact = config.train.precision == Precision::Bf16 && (alone || config.cluster.wire == WireEncoding::Bf16);
-        match config.train.reproducible {
-            true => Self::Exact { shards: config.train.shards },
+    /// `wire`: the format in which gradients travel; none where nothing is sent.
+    pub fn of(train: &TrainConfig, wire: Option<WireEncoding>) -> Self {
+        let compact = train.precision == Precision::Bf16 && wire.is_none_or(|wire| wire == WireEncoding::Bf16);
+        match train.reproducible {
+            true => Self::Exact { shards: train.shards },
             false if compact => Self::Bf16,
             false => Self::F32,
         }

@@ -123,7 +123,7 @@ fn take_part(
     }
     let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
     link.keep_ring(generation.number, &ring)?;
-    let mut exchange = Exchange::new(Some(ring), layout, Summation::of(&job.config, false));
+    let mut exchange = Exchange::new(Some(ring), layout, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
     tracing::info!(
         "generation {}, rank {} of {}: shards {:?} from step {}",
         generation.number,

@@ -50,7 +50,7 @@ pub fn run(run: SingleRun) -> Result<Summary> {
     }
     let generation = run_dir.last_generation()?.number + 1;
     let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, Summation::of(&job.config, true));
+    let mut exchange = Exchange::new(None, layout, Summation::of(&job.config.train, None));
     let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first });
     recorder.generation(generation, &[], first);

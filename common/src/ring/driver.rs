@@ -162,7 +162,8 @@ impl Ring {
     }
 
     /// Blocks the thread until a submitted bucket is the sum over all ranks: the
-    /// same bits on every rank, in the format that was handed in. Not for use on a thread of the ring's runtime.
+    /// same bits on every rank, in the format that was handed in. Not for use on a
+    /// thread of the ring's runtime.
     pub fn wait(&mut self, step: u64, bucket: usize) -> Result<Values, RingError> {
         self.context.shared.take((step, bucket))
     }

@@ -322,7 +322,8 @@ fn a_member_that_hangs_is_given_up_when_all_others_have_waited_long_enough() {
     }
     for second in 400..900 {
         assert_eq!(beats(&mut m, now, second, 7, [true; 3]), [], "{second}");
-    } // A fast worker waits for a slow one in every step, which is no hanging.
+    }
+    // A fast worker waits for a slow one in every step, which is no hanging.
     for second in 900..2000 {
         assert_eq!(beats(&mut m, now, second, second / 200, [true, false, true]), [], "{second}");
     }

@@ -150,7 +150,7 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     let images: Vec<f32> = (0..batch * input.values()).map(|_| seed::unit(&mut rng) - 0.5).collect();
     let labels: Vec<i32> = (0..batch).map(|_| seed::below(&mut rng, input.classes as u32) as i32).collect();
     let layout = BucketLayout::new(parameters, ClusterConfig::default().bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, if train.precision == Precision::Bf16 { Summation::Bf16 } else { Summation::F32 });
+    let mut exchange = Exchange::new(None, layout, Summation::of(&train, None));
     let mut steps = Vec::new();
     for step in 0..=args.steps {
         let start = Instant::now();

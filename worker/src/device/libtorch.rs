@@ -18,11 +18,10 @@ use burn::module::{ModuleMapper, Param};
 use burn::tensor::{Device, Tensor};
 use common::config::{ModelConfig, Precision};
 use common::ring::Span;
-use common::trace;
 use tch::{Kind, no_grad};
 
 use crate::models::{DropoutGroup, InputShape, Model, Pass};
-use crate::replica::engine::{Engine, Head, Phases, Sink, Write};
+use crate::replica::engine::{Engine, Head, Phases, Sink, Write, lap};
 use crate::replica::{Images, ParamLayout, ReplicaError};
 
 /// How many CUDA devices libtorch sees.
@@ -200,13 +199,6 @@ impl Engine for LibtorchEngine {
             to_host(&inner(logits)?.to_kind(Kind::Float))
         })
     }
-}
-
-/// Ends a phase: its seconds.
-fn lap(phase: &'static str, start: Instant) -> f64 {
-    let end = Instant::now();
-    trace::record(phase, None, start, end);
-    end.duration_since(start).as_secs_f64()
 }
 
 fn backward(root: &tch::Tensor, inputs: &[&tch::Tensor]) -> Result<Vec<tch::Tensor>, ReplicaError> {

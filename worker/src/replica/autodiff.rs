@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::{ModelConfig, Precision};
 use common::ring::Span;
 
-use super::engine::{Engine, Head, Phases, Sink, Write};
+use super::engine::{Engine, Head, Phases, Sink, Write, lap};
 use super::{Images, ParamLayout, ReplicaError};
 use crate::models::{DropoutGroup, InputShape, Model, Pass};
 
@@ -69,11 +69,11 @@ impl Engine for AutodiffEngine {
         let logits = model.classifier(cut.clone(), &mut pass).cast(FloatDType::F32);
         let slope = head(&values(logits.clone())?);
         let slope = Tensor::<2>::from_data(TensorData::new(slope, logits.shape()), &self.device);
-        phases.forward = lap(start);
+        phases.forward = lap("forward", start);
 
         let start = Instant::now();
         let grads = (logits * slope).sum().backward();
-        phases.backward = lap(start);
+        phases.backward = lap("backward of the classifier", start);
         let split = model.feature_parameters();
         phases.copy = collect(model, &self.layout, &grads, split..usize::MAX, sink)?;
         if split > 0 {
@@ -81,7 +81,7 @@ impl Engine for AutodiffEngine {
             let slope = cut.grad(&grads).ok_or(ReplicaError::Broken)?;
             drop(grads);
             let grads = (features * Tensor::from_inner(slope)).sum().backward();
-            phases.backward += lap(start);
+            phases.backward += lap("backward of the features", start);
             phases.copy += collect(model, &self.layout, &grads, 0..split, sink)?;
         }
         Ok(phases)
@@ -93,10 +93,6 @@ impl Engine for AutodiffEngine {
     }
 }
 
-fn lap(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64()
-}
-
 fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, ReplicaError> {
     tensor.into_data().try_to_vec().map_err(|error| ReplicaError::Compute(format!("{error:?}")))
 }
@@ -106,7 +102,7 @@ fn collect(model: &Model, layout: &ParamLayout, grads: &Gradients, range: Range<
     let start = Instant::now();
     let mut collector = Collector { next: 0, range, layout, grads, sink, result: Ok(()) };
     model.visit(&mut collector);
-    collector.result.map(|()| lap(start))
+    collector.result.map(|()| lap("gradient copy", start))
 }
 
 struct Collector<'a> {

@@ -1,7 +1,10 @@
 //! What runs a model over the flat state: one implementation for libtorch's
 //! memory, one for any burn backend.
 
+use std::time::Instant;
+
 use common::ring::Span;
+use common::trace;
 
 use super::{Images, ReplicaError};
 use crate::models::DropoutGroup;
@@ -24,6 +27,13 @@ pub struct Phases {
     pub backward: f64,
     /// What the sink takes: copies to buckets.
     pub copy: f64,
+}
+
+/// Ends a phase, for the trace too: its seconds.
+pub(crate) fn lap(phase: &'static str, start: Instant) -> f64 {
+    let end = Instant::now();
+    trace::record(phase, None, start, end);
+    end.duration_since(start).as_secs_f64()
 }
 
 pub(crate) trait Engine: Send {

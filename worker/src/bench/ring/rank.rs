@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use common::config::WireEncoding;
 use common::net::{Authority, Endpoint, Role, Route, worker_name};
 use common::ring::{Bucket, BucketLayout, Ring, RingPeer, RingSpec, STATISTICS, Values};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Builder;
@@ -93,9 +94,7 @@ fn reduce(ring: &mut Ring, round: u64, gradient: &mut Vec<Values>) -> Result<Rou
 
 /// CPU time of this process.
 fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call writes to `time`, which is there; where it fails it writes nothing.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
