@@ -115,9 +115,7 @@ fn join_command(args: JoinArgs) -> Result<()> {
     if args.supervised {
         end_with_stdin()?;
     }
-    // Network work is light beside training: two threads keep heartbeats and
-    // gradients from waiting for each other.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(network_threads()).enable_all().build()?;
     let outcome = runtime.block_on(async {
         let (ask, shutdown) = tokio::sync::watch::channel(false);
         tokio::spawn(leave_when_told(ask, args.supervised));
@@ -128,6 +126,13 @@ fn join_command(args: JoinArgs) -> Result<()> {
     // The training thread may sit in a step that nobody waits for any more.
     runtime.shutdown_background();
     outcome
+}
+
+/// Threads for the network. Where training needs every core, a second one costs
+/// more than it moves: the ring's data would change cores on the way. A large
+/// machine has fat links and several connections to fill them.
+fn network_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / 8).clamp(1, 4)
 }
 
 /// Ctrl-C and SIGTERM ask to leave; the second of either ends the process.

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::identity::Identity;
 use super::quiet::Quiet;
+use super::socket::SmallBatches;
 use super::tls;
 use super::transport::{self, Route};
 
@@ -124,7 +125,10 @@ impl Endpoint {
         let server = tls::quic_server(identity.server_config(role)?)?;
         let bound = |source| NetError::Bind { address, source };
         let (socket, socket_buffer) = transport::bind(address).map_err(bound)?;
-        let quinn = quinn::Endpoint::new(transport::endpoint(), Some(server.clone()), socket, Arc::new(TokioRuntime)).map_err(bound)?;
+        let socket = Arc::new(SmallBatches::new(socket).map_err(bound)?);
+        let config = transport::endpoint();
+        let quinn =
+            quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, Arc::new(TokioRuntime)).map_err(bound)?;
         let (peers_in, peers) = mpsc::channel(WAITING);
         let (rings_in, rings) = mpsc::channel(WAITING);
         let with = |route| {
@@ -135,6 +139,7 @@ impl Endpoint {
         };
         let door = Door {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            route,
             socket_buffer,
             loopback: with(route.unwrap_or(Route::Loopback)),
             network: with(route.unwrap_or(Route::NETWORK)),
@@ -236,6 +241,7 @@ pub(crate) fn explain(error: &ConnectionError) -> String {
 /// Lets peers in: bounded, in limited time, and only for what they may do.
 struct Door {
     handshakes: Arc<Semaphore>,
+    route: Option<Route>,
     socket_buffer: usize,
     loopback: Arc<quinn::ServerConfig>,
     network: Arc<quinn::ServerConfig>,
@@ -262,7 +268,8 @@ impl Door {
 
     async fn admit(self: Arc<Self>, incoming: quinn::Incoming, slot: OwnedSemaphorePermit) {
         let from = incoming.remote_address();
-        let config = match Route::to(from) {
+        let route = self.route.unwrap_or_else(|| Route::to(from));
+        let config = match route {
             Route::Loopback => self.loopback.clone(),
             Route::Network { .. } => self.network.clone(),
         };
@@ -279,7 +286,7 @@ impl Door {
             return connection.close(NO_CERTIFICATE, b"a certificate of this run is needed: enrol first");
         }
         if name.is_some() {
-            transport::raise(&connection, alpn, self.socket_buffer);
+            transport::raise(&connection, alpn, route, self.socket_buffer);
         }
         let slot = name.is_none().then_some(slot);
         let queue = if alpn == Alpn::Ring { &self.rings } else { &self.peers };

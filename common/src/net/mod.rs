@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod enrolment;
 pub mod identity;
 pub mod quiet;
+mod socket;
 pub(crate) mod tls;
 pub mod token;
 pub mod tokens;

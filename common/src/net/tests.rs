@@ -62,9 +62,14 @@ async fn a_worker_with_the_token_gets_a_certificate_that_the_run_accepts() {
         let peer = coordinator.accept().await.unwrap();
         assert_eq!((peer.name.as_deref(), peer.alpn), (Some("worker-3"), alpn));
         let (mut send, mut receive) = connection.open_bi().await.unwrap();
-        write_message(&mut send, &"x".repeat(300_000)).await.unwrap();
-        let (mut reply, mut got) = peer.connection.accept_bi().await.unwrap();
-        assert_eq!(read_message::<String>(&mut got, 1 << 20).await.unwrap().unwrap().len(), 300_000);
+        // More than a stream's window: it must be read while it is written.
+        let long = "x".repeat(300_000);
+        let (written, (mut reply, read)) = tokio::join!(write_message(&mut send, &long), async {
+            let (reply, mut got) = peer.connection.accept_bi().await.unwrap();
+            (reply, read_message::<String>(&mut got, 1 << 20).await)
+        });
+        written.unwrap();
+        assert_eq!(read.unwrap().unwrap().len(), 300_000);
         write_message(&mut reply, &7u64).await.unwrap();
         assert_eq!(read_message::<u64>(&mut receive, 64).await.unwrap(), Some(7));
     }

@@ -19,6 +19,9 @@ use super::endpoint::Alpn;
 
 /// What is asked of the kernel for a socket's buffers, each way. It may give less.
 const SOCKET_BUFFER: usize = 4 << 20;
+/// In flight on loopback, which has no delay to fill: so much stays in a core's
+/// cache between sender and receiver.
+const LOOPBACK_WINDOW: usize = 1 << 20;
 /// The largest UDP payload over IPv4, with room for IPv6's header too.
 const LOOPBACK_PACKET: u16 = 65_000;
 /// What handshake packets may be at most, discovery or not.
@@ -88,13 +91,17 @@ pub(super) fn endpoint() -> EndpointConfig {
 
 /// Bytes that peers may have in flight to this node on one connection: not more
 /// than the socket's buffer holds, or packets are lost in it.
-fn window(socket_buffer: usize) -> u32 {
-    socket_buffer.clamp(256 << 10, SOCKET_BUFFER) as u32
+fn window(route: Route, socket_buffer: usize) -> u32 {
+    let most = match route {
+        Route::Loopback => LOOPBACK_WINDOW,
+        Route::Network { .. } => SOCKET_BUFFER,
+    };
+    socket_buffer.clamp(256 << 10, most) as u32
 }
 
 fn base(route: Route, socket_buffer: usize) -> TransportConfig {
     let mut config = TransportConfig::default();
-    let window = window(socket_buffer);
+    let window = window(route, socket_buffer);
     config.stream_receive_window(VarInt::from_u32(window / STREAMS_IN_FLIGHT));
     config.receive_window(VarInt::from_u32(window));
     config.send_window(u64::from(window));
@@ -139,7 +146,7 @@ pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Dur
     config.max_concurrent_uni_streams(VarInt::from_u32(one_way));
     if alpn == Alpn::Bulk {
         // Whoever asks for a gigabyte of state reads nothing else meanwhile.
-        config.stream_receive_window(VarInt::from_u32(window(socket_buffer)));
+        config.stream_receive_window(VarInt::from_u32(window(route, socket_buffer)));
     }
     config.max_idle_timeout(IdleTimeout::try_from(idle).ok());
     config.keep_alive_interval(Some(idle / 6));
@@ -158,9 +165,9 @@ pub(super) fn incoming(route: Route, socket_buffer: usize) -> TransportConfig {
 }
 
 /// Gives a peer with a certificate of the run what its protocol needs.
-pub(super) fn raise(connection: &Connection, alpn: Alpn, socket_buffer: usize) {
+pub(super) fn raise(connection: &Connection, alpn: Alpn, route: Route, socket_buffer: usize) {
     let (both, one_way) = streams(alpn);
-    connection.set_receive_window(VarInt::from_u32(window(socket_buffer)));
+    connection.set_receive_window(VarInt::from_u32(window(route, socket_buffer)));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(both));
     connection.set_max_concurrent_uni_streams(VarInt::from_u32(one_way));
 }
@@ -183,9 +190,11 @@ mod tests {
     #[test]
     fn all_streams_in_flight_fit_in_the_window_together() {
         for buffer in [0, 212_992, 1 << 20, 4 << 20, 1 << 30] {
-            let window = window(buffer);
-            assert!((256 << 10..=4 << 20).contains(&window));
-            assert!(window / STREAMS_IN_FLIGHT * STREAMS_IN_FLIGHT <= window);
+            for (route, most) in [(Route::Loopback, 1 << 20), (Route::NETWORK, 4 << 20)] {
+                let window = window(route, buffer);
+                assert!((256 << 10..=most).contains(&window));
+                assert!(window / STREAMS_IN_FLIGHT * STREAMS_IN_FLIGHT <= window);
+            }
         }
     }
 }

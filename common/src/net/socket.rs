@@ -1,0 +1,56 @@
+//! The UDP socket as quinn sees it: tokio's, a few datagrams at a time.
+
+use std::io::{IoSliceMut, Result};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+
+/// Datagrams that are received at a time. Quinn offers room for 32, which on
+/// loopback are two megabytes: each has left the cache again before it is
+/// decrypted. One at a time costs more calls than that saves where packets are
+/// small.
+const BATCH: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct SmallBatches(Arc<dyn AsyncUdpSocket>);
+
+impl SmallBatches {
+    pub(super) fn new(socket: UdpSocket) -> Result<Self> {
+        Ok(Self(TokioRuntime.wrap_udp_socket(socket)?))
+    }
+}
+
+impl AsyncUdpSocket for SmallBatches {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.0.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> Result<()> {
+        self.0.try_send(transmit)
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<Result<usize>> {
+        let batch = BATCH.min(buffers.len()).min(meta.len());
+        self.0.poll_recv(cx, &mut buffers[..batch], &mut meta[..batch])
+    }
+
+    fn local_addr(&self) -> Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.0.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.may_fragment()
+    }
+}
