@@ -25,6 +25,7 @@ use crate::{bench, doctor, ending, fetch, presence};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
+    crate::device::keep_memory();
     match cli.command {
         Command::Train(args) => train(args, cli.log.quiet),
         Command::Join(args) => join_command(args),

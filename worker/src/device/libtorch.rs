@@ -31,7 +31,6 @@ pub(super) fn cuda_devices() -> usize {
 
 /// Sets libtorch's compute threads, process-wide.
 pub(super) fn set_threads(threads: usize) {
-    keep_memory();
     tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
 }
 
@@ -47,8 +46,8 @@ pub(super) fn threads() -> i32 {
 /// Makes glibc keep freed memory. By default it gives every large tensor back to
 /// the system, which then has to clear the pages again in the next step: 8 % of
 /// AlexNet's step at 128 pixels. One arena, since only the main one can keep
-/// blocks of that size.
-fn keep_memory() {
+/// blocks of that size: a thread that got another before keeps it.
+pub(super) fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt may be called at any time; a refused setting changes nothing.
     unsafe {

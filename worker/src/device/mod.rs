@@ -36,6 +36,13 @@ pub enum DeviceError {
     NoCuda { index: usize, found: usize },
 }
 
+/// Prepares the process for the large tensors of training. Call it before there
+/// are other threads.
+pub fn keep_memory() {
+    #[cfg(feature = "libtorch")]
+    libtorch::keep_memory();
+}
+
 impl ComputeDevice {
     /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, or `flex`. `auto` is CUDA device 0
     /// where libtorch sees one, else the CPU with libtorch, else flex.
