@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Iterator
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -53,14 +54,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def carry_out(chosen: list[Row], turns: int, session: Session) -> list[Outcome]:
+def carry_out(chosen: list[Row], turns: int, session: Session) -> Iterator[list[Outcome]]:
     """Group by group, in the order of the table."""
-    outcomes: list[Outcome] = []
     for group in dict.fromkeys(row.group for row in chosen):
         mine = [row for row in chosen if row.group == group]
         say(f"{', '.join(row.name for row in mine)}")
-        outcomes += measure(session, mine, turns)
-    return outcomes
+        yield measure(session, mine, turns)
 
 
 def facts(python: Path, cores: int) -> list[tuple[str, str]]:
@@ -106,28 +105,37 @@ def main() -> int:
         say(f"note: other work is running here (load {busy:.1f}): figures will suffer")
     turns = 1 if args.quick else args.repeat
     session, start = Session(say), time.monotonic()
-    outcomes = carry_out(chosen, turns, session)
     measured = f"{environment.commit()}, {environment.today()}, load {busy:.1f}"
-    lines = [report.Line.of(outcome, session, measured) for outcome in outcomes]
+    about, order = facts(python, cores), [row.name for row in all_rows]
+    outcomes: list[Outcome] = []
+    lines: list[report.Line] = []
+    for group in carry_out(chosen, turns, session):
+        outcomes += group
+        lines += [report.Line.of(outcome, session, measured) for outcome in group]
+        if not args.quick:
+            # After every group: whoever stops it keeps what is measured.
+            write(args.gpu, about, lines, order)
     print(report.plain(lines))
     say(f"measured in {(time.monotonic() - start) / 60:.0f} minutes")
     if not args.quick:
-        write(args.gpu, facts(python, cores), lines, [row.name for row in all_rows])
+        say(f"written: {results(args.gpu).relative_to(environment.PROJECT)}")
     unmet = [outcome.row.name for outcome in outcomes if outcome.met is False]
     if unmet:
         say(f"goals that are not reached: {', '.join(unmet)}")
     return 1 if unmet and not args.no_goals else 0
 
 
+def results(on_gpu: bool) -> Path:
+    return environment.BENCHES / f"RESULTS{'-gpu' if on_gpu else ''}.md"
+
+
 def write(on_gpu: bool, about: list[tuple[str, str]], lines: list[report.Line], order: list[str]) -> None:
     """RESULTS.md, with the rows that earlier runs here measured in the place of those that this one did not."""
     kind = "-gpu" if on_gpu else ""
     whole = report.Kept(environment.cache() / f"bench-results{kind}.json").add(lines, order)
-    path = environment.BENCHES / f"RESULTS{kind}.md"
     title = "Ringleader and PyTorch, on a GPU" if on_gpu else "Ringleader and PyTorch, side by side"
     command = "make bench-gpu" if on_gpu else "make bench"
-    path.write_text(report.markdown(title, command, about, whole))
-    say(f"written: {path.relative_to(environment.PROJECT)}")
+    results(on_gpu).write_text(report.markdown(title, command, about, whole))
 
 
 if __name__ == "__main__":
