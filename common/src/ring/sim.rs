@@ -4,9 +4,10 @@
 //!
 //! What is modelled: each rank moves its messages on one thread, in the order in
 //! which they come up; compute and messages of a machine's workers share its
-//! cores evenly; a machine has one link each way; at most so many buckets are on
-//! their way at a time. What is not: lost packets, windows and congestion control,
-//! the kernel's scheduler, a last machine with fewer workers than the others.
+//! cores evenly, but for what threads that do not divide evenly lose; a machine
+//! has one link each way; at most so many buckets are on their way at a time. What
+//! is not: lost packets, windows and congestion control, the rest of what a
+//! scheduler does, a last machine with fewer workers than the others.
 //!
 //! All machines of a world are alike, so one of them stands for all: what leaves
 //! its last rank is what reaches its first. A rank that is late holds up every

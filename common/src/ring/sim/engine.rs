@@ -219,12 +219,17 @@ impl Machine<'_> {
     }
 
     /// Lets time pass until the next thing happens: how much, or none if nothing
-    /// more does. Whoever has work gets an even share of the cores.
+    /// more does. Whoever computes gets an even share of the cores. So would the
+    /// ring's threads, were they moved all the time; were they never moved, all
+    /// would go at the pace of the core that has the most of them. What is measured
+    /// lies half way.
     fn advance(&mut self) -> Option<f64> {
-        let demand = |r: &Rank| f64::from(u8::from(r.task.is_some())) + if r.due.is_empty() { 0.0 } else { self.compute_cores };
-        let demand: f64 = self.ranks.iter().map(demand).sum();
-        let speed = if demand > self.cores { self.cores / demand } else { 1.0 };
-        let compute_speed = if self.compute_cores > 0.0 { speed } else { 1.0 };
+        let moving = self.ranks.iter().filter(|r| r.task.is_some()).count() as f64;
+        let computing = self.ranks.iter().filter(|r| !r.due.is_empty()).count() as f64;
+        let share = (self.cores / (moving + computing * self.compute_cores)).min(1.0);
+        let compute_speed = if self.compute_cores > 0.0 { share } else { 1.0 };
+        let most = (moving / self.cores.ceil()).ceil();
+        let speed = 2.0 / (1.0 / share + most.max(1.0 / share));
         let mut next = self.arrivals.peek().map_or(f64::INFINITY, |a| a.at - self.now);
         for rank in &self.ranks {
             if rank.task.is_some() {
