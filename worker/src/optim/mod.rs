@@ -17,6 +17,9 @@ use kernels::{AdamStep, SgdStep};
 /// same however many threads there are.
 const CHUNK: usize = 1 << 16;
 
+/// So many chunks take less time than to wake the threads.
+const FEW: usize = 4;
+
 /// An optimizer and its state for a flat vector of weights.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -64,7 +67,10 @@ impl Optimizer {
         let (mut sum, mut start) = (0.0, 0);
         for (bucket, values) in gradient.iter().map(Bucket::span).enumerate() {
             let chunks: Vec<Span<'_>> = values.chunks(CHUNK).collect();
-            let partial: Vec<f64> = self.pool.install(|| chunks.into_par_iter().map(sum_of_squares).collect());
+            let partial: Vec<f64> = match chunks.len() {
+                ..=FEW => chunks.into_iter().map(sum_of_squares).collect(),
+                _ => self.pool.install(|| chunks.into_par_iter().map(sum_of_squares).collect()),
+            };
             let total: f64 = partial.iter().sum();
             // Squares of f32 cannot overflow an f64 sum.
             if !total.is_finite() {
@@ -95,7 +101,10 @@ impl Optimizer {
             });
         }
         let rule = Rule::new(&self.settings, step, lr, factor);
-        self.pool.install(|| tasks.into_par_iter().for_each(|task| rule.apply(task)));
+        match tasks.len() {
+            ..=FEW => tasks.into_iter().for_each(|task| rule.apply(task)),
+            _ => self.pool.install(|| tasks.into_par_iter().for_each(|task| rule.apply(task))),
+        }
     }
 }
 
