@@ -111,13 +111,14 @@ def main() -> int:
     lines: list[report.Line] = []
     for group in carry_out(chosen, turns, session):
         outcomes += group
-        lines += [report.Line.of(outcome, session, measured) for outcome in group]
+        new = [report.Line.of(outcome, session, measured) for outcome in group]
+        lines += new
         if not args.quick:
             # After every group: whoever stops it keeps what is measured.
-            write(args.gpu, about, lines, order)
+            write(args.gpu, about, new, order)
     print(report.plain(lines))
     say(f"measured in {(time.monotonic() - start) / 60:.0f} minutes")
-    if not args.quick:
+    if lines and not args.quick:
         say(f"written: {results(args.gpu).relative_to(environment.PROJECT)}")
     unmet = [outcome.row.name for outcome in outcomes if outcome.met is False]
     if unmet:
@@ -131,11 +132,11 @@ def results(on_gpu: bool) -> Path:
 
 def write(on_gpu: bool, about: list[tuple[str, str]], lines: list[report.Line], order: list[str]) -> None:
     """RESULTS.md, with the rows that earlier runs here measured in the place of those that this one did not."""
-    kind = "-gpu" if on_gpu else ""
-    whole = report.Kept(environment.cache() / f"bench-results{kind}.json").add(lines, order)
+    path = results(on_gpu)
+    whole = report.Kept(environment.cache() / f"bench-{path.stem.lower()}.json").add(lines, order)
     title = "Ringleader and PyTorch, on a GPU" if on_gpu else "Ringleader and PyTorch, side by side"
     command = "make bench-gpu" if on_gpu else "make bench"
-    results(on_gpu).write_text(report.markdown(title, command, about, whole))
+    path.write_text(report.markdown(title, command, about, whole))
 
 
 if __name__ == "__main__":

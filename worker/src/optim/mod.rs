@@ -64,14 +64,11 @@ impl Optimizer {
     /// # Errors
     /// The first value, in the order of the flat vector, that is not finite.
     pub fn norm(&self, gradient: &[impl Bucket]) -> Result<f64, NotFinite> {
+        let chunks = gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)).collect();
+        let mut partial = on_threads(&self.pool, chunks, sum_of_squares).into_iter();
         let (mut sum, mut start) = (0.0, 0);
         for (bucket, values) in gradient.iter().map(Bucket::span).enumerate() {
-            let chunks: Vec<Span<'_>> = values.chunks(CHUNK).collect();
-            let partial: Vec<f64> = match chunks.len() {
-                ..=FEW => chunks.into_iter().map(sum_of_squares).collect(),
-                _ => self.pool.install(|| chunks.into_par_iter().map(sum_of_squares).collect()),
-            };
-            let total: f64 = partial.iter().sum();
+            let total: f64 = partial.by_ref().take(values.len().div_ceil(CHUNK)).sum();
             // Squares of f32 cannot overflow an f64 sum.
             if !total.is_finite() {
                 return Err(NotFinite { bucket, at: start + first_not_finite(values) });
@@ -101,10 +98,15 @@ impl Optimizer {
             });
         }
         let rule = Rule::new(&self.settings, step, lr, factor);
-        match tasks.len() {
-            ..=FEW => tasks.into_iter().for_each(|task| rule.apply(task)),
-            _ => self.pool.install(|| tasks.into_par_iter().for_each(|task| rule.apply(task))),
-        }
+        on_threads(&self.pool, tasks, |task| rule.apply(task));
+    }
+}
+
+/// What `work` makes of each chunk, in order.
+fn on_threads<T: Send, R: Send>(pool: &rayon::ThreadPool, chunks: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
+    match chunks.len() {
+        ..=FEW => chunks.into_iter().map(work).collect(),
+        _ => pool.install(|| chunks.into_par_iter().map(work).collect()),
     }
 }
 

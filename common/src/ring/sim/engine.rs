@@ -226,10 +226,11 @@ impl Machine<'_> {
     fn advance(&mut self) -> Option<f64> {
         let moving = self.ranks.iter().filter(|r| r.task.is_some()).count() as f64;
         let computing = self.ranks.iter().filter(|r| !r.due.is_empty()).count() as f64;
-        let share = (self.cores / (moving + computing * self.compute_cores)).min(1.0);
-        let compute_speed = if self.compute_cores > 0.0 { share } else { 1.0 };
-        let most = (moving / self.cores.ceil()).ceil();
-        let speed = 2.0 / (1.0 / share + most.max(1.0 / share));
+        // How many times longer than on a core of one's own.
+        let even = ((moving + computing * self.compute_cores) / self.cores).max(1.0);
+        let unmoved = (moving / self.cores.ceil()).ceil();
+        let speed = 2.0 / (even + unmoved.max(even));
+        let compute_speed = if self.compute_cores > 0.0 { 1.0 / even } else { 1.0 };
         let mut next = self.arrivals.peek().map_or(f64::INFINITY, |a| a.at - self.now);
         for rank in &self.ranks {
             if rank.task.is_some() {
