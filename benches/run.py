@@ -85,7 +85,7 @@ def main() -> int:
 
     def listed(python: Path) -> list[Row]:
         data = environment.Data.below(args.data)
-        made = rows_of(rows.Context(ours, Peers(python), data, python, cores, args.quick, args.long))
+        made = rows_of(rows.Context(ours, Peers(python), data, python, cores, args.quick, args.long, environment.has_bf16()))
         return [rows.fewer_settings(row) for row in made] if args.quick else made
 
     chosen = selected(listed(Path("python")), args.only)

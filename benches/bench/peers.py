@@ -42,7 +42,7 @@ class Peers:
     def alexnet(self, args: Sequence[object], threads: int, world: int = 1, bf16: bool = False) -> list[Task]:
         """AlexNet's steps in every setting."""
         tasks = []
-        for flags, names in settings(bf16, compress=bf16 and world > 1):
+        for flags, names in settings(bf16, compress=world > 1):
             words = [*args, "--threads", threads, *flags]
             tasks.append(self.task("alexnet.py", words, threads, world, ", ".join(names)))
         return tasks
@@ -68,13 +68,13 @@ class Peers:
             self.task("small.py", [*args, *how, "--bf16"], threads, setting=f"{name}, bf16 autocast"),
         ]
 
-    def imagenette(self, folder: Path, args: Sequence[object], threads: int, limit_s: float) -> Task:
+    def imagenette(self, folder: Path, args: Sequence[object], threads: int, limit_s: float, bf16: bool) -> Task:
         """Time counts from here: the script is told when it was started."""
-        words = [str(folder), "--threads", str(threads), *(str(a) for a in args)]
+        words = [str(folder), "--threads", str(threads), *(str(a) for a in args), *([] if bf16 else ["--f32"])]
         return Task(
             key=" ".join(["python imagenette.py", *words]),
             run=lambda: self.since_now("imagenette.py", words, threads, 1, limit_s),
-            setting="bf16 autocast, channels-last",
+            setting="bf16 autocast, channels-last" if bf16 else "f32, channels-last",
         )
 
     def first_step(self, world: int) -> Task:

@@ -1,7 +1,7 @@
 //! `worker doctor`: what this build and this machine can do, for when something
 //! does not work.
 
-use crate::device::ComputeDevice;
+use crate::device::{ComputeDevice, cpu_has_bf16};
 
 /// A line for each thing that a run depends on.
 pub fn report() -> String {
@@ -15,6 +15,7 @@ pub fn report() -> String {
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("built with", features.join(", ")),
         ("cores", cores.to_string()),
+        ("bf16", if cpu_has_bf16() { "yes" } else { "not on the CPU: train.precision = \"f32\" is several times as fast" }.to_owned()),
         ("cache", dirs::cache_dir().map_or("none: HOME is not set".to_owned(), |d| d.join("ringleader").display().to_string())),
         ("UDP buffers", udp_buffers()),
     ];

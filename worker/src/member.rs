@@ -55,7 +55,7 @@ pub fn run(member: Member, link: Link) -> Result<()> {
 fn run_inner(member: Member, link: Link) -> Result<()> {
     let device = ComputeDevice::parse(&member.device)?;
     let source = open_source(&member, &link)?;
-    device.set_threads(Job::threads(&member.config));
+    device.prepare(Job::threads(&member.config), member.config.train.precision);
     let input = Job::input(&member.config, &member.info);
     let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
     let mut report = Report::new(&link, member.config.records_samples());

@@ -36,7 +36,7 @@ pub struct SingleRun {
 pub fn run(run: SingleRun) -> Result<Summary> {
     let SingleRun { config, source, run_dir, device, quiet, stop } = run;
     let job = Job::new(config, source.info().clone(), 0, 1).map_err(|e| anyhow!(e))?;
-    device.set_threads(Job::threads(&job.config));
+    device.prepare(Job::threads(&job.config), job.config.train.precision);
     let input = Job::input(&job.config, &job.info);
     let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, device)?;
     let mut first = 0;

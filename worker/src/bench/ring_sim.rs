@@ -43,7 +43,7 @@ pub struct RingSimArgs {
     /// Sizes of the gradients that --check reduces.
     #[arg(long, value_name = "BYTES,BYTES...", value_delimiter = ',', default_value = "33554432,124756688,249513376", requires = "check", value_parser = clap::value_parser!(u64).range(4096..=1 << 32))]
     pub check_bytes: Vec<u64>,
-    /// Rounds of each ring of --check, of which there are three of a kind.
+    /// Rounds of each ring of --check, of which there are seven of a kind.
     #[arg(long, value_name = "N", default_value_t = 8, requires = "check", value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub check_rounds: u64,
     /// Print the result as one line of JSON.

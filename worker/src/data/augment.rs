@@ -36,10 +36,15 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Draws what the config's `augment` list asks for, in its order.
-    pub fn draw(pixels: &Pixels, width: u32, height: u32, whole: bool, rng: &mut impl RngCore) -> Self {
+    /// Draws what the config's `augment` list asks for, in its order. The stream
+    /// that is drawn from is made only if it asks for anything.
+    pub fn draw<R: RngCore>(pixels: &Pixels, width: u32, height: u32, whole: bool, stream: impl FnOnce() -> R) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, 1.0) };
         let mut recipe = Self { crop, flip: false, colours: Vec::new() };
+        if pixels.augment.is_empty() {
+            return recipe;
+        }
+        let rng = &mut stream();
         for augment in &pixels.augment {
             let factor = |strength: f32, rng: &mut _| 1.0 + strength * (2.0 * unit(rng) - 1.0);
             match augment {

@@ -52,9 +52,9 @@ impl TrainLoader {
                 for (shard, ids) in parts {
                     let from = batch.labels.len();
                     for (place, sample) in samples.by_ref().take(ids.len()).enumerate() {
-                        let mut rng = seed::stream(seed, "augment", &[step, shard.into(), place as u64]);
+                        let stream = || seed::stream(seed, "augment", &[step, shard.into(), place as u64]);
                         maker.add(batch, Split::Train, &sample, |pixels, width, height, whole| {
-                            Recipe::draw(pixels, width, height, whole, &mut rng)
+                            Recipe::draw(pixels, width, height, whole, stream)
                         })?;
                     }
                     batch.shards.push((shard, from..batch.labels.len()));

@@ -2,6 +2,7 @@
 //! the batch's memory.
 
 use common::config::Pixels;
+use common::vectorised;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
@@ -36,10 +37,10 @@ impl Renderer {
         };
         if channels == 3 {
             let affine = affine::<3>(source, &recipe.colours, pixels);
-            write_planes::<3>(source, size, recipe.flip, affine, out);
+            write_colour(source, size, recipe.flip, affine, out);
         } else {
             let affine = affine::<1>(source, &recipe.colours, pixels);
-            write_planes::<1>(source, size, recipe.flip, affine, out);
+            write_grey(source, size, recipe.flip, affine, out);
         }
         Ok(())
     }
@@ -111,6 +112,20 @@ fn channel_means<const C: usize>(source: &[u8]) -> [f32; C] {
     sums.map(|s| s as f32 / pixels.len().max(1) as f32)
 }
 
+vectorised! {
+    fn write_colour(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; 3], out: &mut [f32]) {
+        write_planes::<3>(source, size, flip, affine, out);
+    }
+}
+
+vectorised! {
+    fn write_grey(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; 1], out: &mut [f32]) {
+        write_planes::<1>(source, size, flip, affine, out);
+    }
+}
+
+/// A plane of each channel, mirrored where `flip` says so.
+#[inline(always)]
 fn write_planes<const C: usize>(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; C], out: &mut [f32]) {
     for (channel, (plane, [scale, offset, low, high])) in out.chunks_exact_mut(size * size).zip(affine).enumerate() {
         for (row, values) in source.chunks_exact(size * C).zip(plane.chunks_exact_mut(size)) {

@@ -134,7 +134,7 @@ fn random_crops_lie_in_the_picture_and_have_the_asked_area() {
     let config = Pixels { crop_scale: [0.25, 0.5], crop_ratio: [1.0, 1.0], ..pixels(8, &[Augment::Crop]) };
     for case in 0..2000 {
         let mut rng = seed::stream(case, "crop", &[]);
-        let Recipe { crop: [x, y, w, h], .. } = Recipe::draw(&config, 100, 80, false, &mut rng);
+        let Recipe { crop: [x, y, w, h], .. } = Recipe::draw(&config, 100, 80, false, || &mut rng);
         assert!(x >= 0.0 && y >= 0.0 && x + w <= 100.001 && y + h <= 80.001, "{x} {y} {w} {h}");
         assert!((0.249..0.501).contains(&(w * h / 8000.0)), "{w} {h}");
     }

@@ -6,6 +6,8 @@
 #[cfg(feature = "libtorch")]
 pub(crate) mod libtorch;
 
+use common::config::Precision;
+
 /// A device that this build and this machine have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ComputeDevice {
@@ -127,6 +129,26 @@ impl ComputeDevice {
         }
     }
 
+    /// Prepares for the training of a run: the number of threads, and a warning
+    /// about what a person would not expect of this machine.
+    pub fn prepare(self, threads: usize, precision: Precision) {
+        self.set_threads(threads);
+        if self.emulates(precision) {
+            tracing::warn!(
+                "this processor has no bf16 arithmetic: libtorch makes it out of f32, which takes several times as long; set train.precision = \"f32\""
+            );
+        }
+    }
+
+    /// Whether the device has to make this precision out of another one.
+    pub fn emulates(self, precision: Precision) -> bool {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cpu => precision == Precision::Bf16 && !cpu_has_bf16(),
+            _ => false,
+        }
+    }
+
     /// One line for logs.
     pub fn describe(self) -> String {
         match self {
@@ -138,6 +160,17 @@ impl ComputeDevice {
             Self::Flex => format!("CPU with burn-flex, {} compute threads", rayon::current_num_threads()),
         }
     }
+}
+
+/// Whether this processor multiplies bf16 numbers: the instructions that oneDNN
+/// and the Arm Compute Library look for.
+pub fn cpu_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
 }
 
 /// The name that [`ComputeDevice::parse`] reads.
@@ -172,6 +205,19 @@ mod tests {
                 assert_eq!(ComputeDevice::parse(&device.to_string()), Ok(device));
             }
         }
+    }
+
+    #[cfg(feature = "libtorch")]
+    #[test]
+    fn only_bf16_on_a_processor_without_it_is_emulated() {
+        // What the system says of the processor, where it says anything.
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let told = flags.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+        if let Some(told) = told {
+            let has = told.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "bf16");
+            assert_eq!(ComputeDevice::Cpu.emulates(Precision::Bf16), !has);
+        }
+        assert!(!ComputeDevice::Cpu.emulates(Precision::F32));
     }
 
     #[cfg(feature = "libtorch")]

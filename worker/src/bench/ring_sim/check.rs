@@ -18,8 +18,8 @@ use crate::bench::{cores, median, name, show};
 
 const WORLDS: [u32; 3] = [2, 3, 4];
 const WIRES: [WireEncoding; 2] = [WireEncoding::F32, WireEncoding::Bf16];
-/// Turns of all measurements.
-const TURNS: u64 = 3;
+/// Turns of all measurements, each with a ring of its own.
+const TURNS: u64 = 7;
 /// What others may use of the cores: from there on the result is a rough one.
 const QUIET: f64 = 0.1;
 
@@ -31,15 +31,21 @@ struct Measured {
 }
 
 impl Measured {
-    /// The median round, and what others used on average, of the turns in which
-    /// that was hardly more than in the quietest. One turn would not do: of two
-    /// rings of the same processes one may take a tenth longer in every round.
+    /// The median ring's median round, and what others used on average, of the
+    /// turns in which that was hardly more than in the quietest. Rounds of few
+    /// rings would not do: of two rings of the same processes one may take a third
+    /// longer in every round.
     fn of(turns: &[Rounds]) -> Self {
         let least = turns.iter().map(|turn| turn.others).fold(f64::INFINITY, f64::min);
         let quiet: Vec<&Rounds> = turns.iter().filter(|turn| turn.others <= least + QUIET / 2.0).collect();
         let others = quiet.iter().map(|turn| turn.others).sum::<f64>() / quiet.len().max(1) as f64;
-        Self { ms: median(quiet.iter().flat_map(|turn| turn.rounds.iter().map(|round| round.ms))), others }
+        Self { ms: median(quiet.iter().map(|turn| typical(turn))), others }
     }
+}
+
+/// The median round of one ring.
+fn typical(turn: &Rounds) -> f64 {
+    median(turn.rounds.iter().map(|round| round.ms))
 }
 
 /// What a ring takes by the simulation, and what it took.
@@ -80,7 +86,7 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
     for turn in 1..=TURNS {
         for (load, turns) in loads.iter().zip(&mut turns) {
             let found = rounds(load)?;
-            let (ms, others) = (median(found.rounds.iter().map(|round| round.ms)), 100.0 * found.others);
+            let (ms, others) = (typical(&found), 100.0 * found.others);
             let what = format!("{} processes, {} bytes, {}", load.world, load.bytes, name(load.wire));
             tracing::info!("turn {turn} of {TURNS}: {what}: {ms:.1} ms, others {others:.0}%");
             turns.push(found);
