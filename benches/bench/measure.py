@@ -208,7 +208,7 @@ def measure(session: Session, rows: Sequence[Row], turns: int) -> list[Outcome]:
 
     for turn in range(max([row.turns or turns for row, _, _ in chosen], default=0)):
         for row, _, theirs in chosen:
-            for task in (theirs, row.ours):
+            for task in (row.ours, theirs):
                 if task is None or turn >= (row.turns or turns):
                     continue
                 try:
