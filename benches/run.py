@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME,...", help="measure these rows only")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns of each side [3]")
     parser.add_argument("--quick", action="store_true", help="few steps, one turn: shows that it works; nothing is written")
-    parser.add_argument("--long", action="store_true", help="also what takes half an hour")
+    parser.add_argument("--long", action="store_true", help="also what takes an hour")
     parser.add_argument("--gpu", action="store_true", help="measure on the GPU")
     parser.add_argument("--no-goals", action="store_true", help="exit 0 although goals are not reached")
     parser.add_argument("--data", type=Path, default=os.environ.get("RINGLEADER_DATA"), metavar="DIR",
