@@ -118,22 +118,22 @@ def said(argv: list[str]) -> str:
     return (done.stdout.splitlines() or [""])[0].strip()
 
 
-def cpu_model() -> str:
+def cpuinfo() -> list[str]:
+    """What the system says of its processors, a line a fact; nothing where it says nothing."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        return []
+
+
+def cpu_model() -> str:
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def has_bf16() -> bool:
     """Whether the processor multiplies bf16 numbers; else libraries make them out of f32, several times as slowly."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return True
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), None)
+    flags = next((line.split() for line in cpuinfo() if line.startswith(("flags", "Features"))), None)
     return flags is None or not {"avx512_bf16", "bf16"}.isdisjoint(flags)
 
 
