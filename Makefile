@@ -40,7 +40,7 @@ train: data ## train AlexNet on two local workers: the whole thing, one command
 
 test: libtorch ## all tests
 	cargo build --release --workspace
-	timeout 2400 cargo test --release --workspace
+	timeout 3600 cargo test --release --workspace
 
 test-flex: setup ## build without libtorch, train and test on the flex device
 	scripts/test-flex.sh

@@ -4,15 +4,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-flags=(--release --target-dir target/flex --no-default-features --features flex)
+target=${FLEX_TARGET:-target/flex}
+flags=(--release --target-dir "$target" --no-default-features --features flex)
 cargo test "${flags[@]}" -p worker --lib --bins --test course
 cargo build "${flags[@]}" -p worker -p coordinator
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
-target/flex/release/coordinator local configs/alexnet-synthetic.toml --workers 2 --devices flex \
+"$target/release/coordinator" local configs/alexnet-synthetic.toml --workers 2 --devices flex \
     --run-dir "$run/run" --set train.max_steps=20 --set data.train=640 --set data.val=100
 grep -q '"world": 2' "$run/run/summary.json"
-if ldd target/flex/release/worker | grep -q torch; then
+if ldd "$target/release/worker" | grep -q torch; then
     echo "the flex build links libtorch" >&2
     exit 1
 fi

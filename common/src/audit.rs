@@ -1,10 +1,10 @@
 //! Proof of what a run trained on. Beside the gradient travels a checksum of the
-//! samples that went into it; the record of every committed step holds the sum
-//! over all ranks. So the proof needs nobody who was there: a worker may have
-//! died right after its part of a step was used.
+//! samples that went into it; the record of every committed step holds the sum over all
+//! ranks. So the proof needs no surviving worker: a worker may have died right after
+//! its part of a step was used.
 //!
-//! With `train.audit` (always in reproducible mode) each worker also records the
-//! ids themselves, so that a step whose checksum is wrong can be taken apart.
+//! With `train.audit` (always in reproducible mode) each worker also records the ids
+//! themselves, so that the samples behind a wrong checksum can be found.
 //!
 //! It knows no file and no socket.
 
@@ -16,7 +16,7 @@ use crate::plan::Plan;
 
 /// What one worker put into one step: a line of audit.jsonl.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct Trained {
+pub struct TrainedSamples {
     pub generation: u64,
     pub step: u64,
     pub rank: u32,
@@ -34,8 +34,8 @@ pub struct Committed {
     pub checksum: Option<u64>,
 }
 
-/// 64 bits that stand for a sample: SplitMix64's finalizer (Steele, Lea and
-/// Flood, "Fast splittable pseudorandom number generators", 2014).
+/// A 64-bit fingerprint of a sample: SplitMix64's finalizer (Steele, Lea and Flood,
+/// "Fast splittable pseudorandom number generators", 2014).
 fn fingerprint(id: u32) -> u64 {
     let mut z = (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -43,31 +43,32 @@ fn fingerprint(id: u32) -> u64 {
     z ^ (z >> 31)
 }
 
-/// The sum of the samples' fingerprints, modulo 2^64: one for any order and any
-/// cut into parts, and another one if a sample is missing or there twice, but
-/// for one chance in 2^64.
+/// The sum of the samples' fingerprints, modulo 2^64. It is the same for any order and
+/// any division into parts, and differs if a sample is missing or occurs twice, except
+/// with probability 2^-64.
 pub fn checksum(ids: &[u32]) -> u64 {
     ids.iter().fold(0, |sum: u64, &id| sum.wrapping_add(fingerprint(id)))
 }
 
-/// Something that is not as the plan has it.
+/// A deviation of the record from the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// From the first to the last of these steps none is on the record.
+    /// None of these steps, from the first to the last, is recorded.
     NotRecorded { first: u64, last: u64 },
-    /// On the record twice.
+    /// The step is recorded twice.
     RecordedTwice { step: u64 },
-    /// The record has no checksum of it.
+    /// The record has no checksum of the step.
     NoChecksum { step: u64 },
-    /// It was trained on other samples than the plan's: which, if that is known.
+    /// The step was trained on other samples than the plan's; the ids, as far as they
+    /// are known.
     Samples { step: u64, missing: Vec<u32>, twice: Vec<u32>, foreign: Vec<u32> },
-    /// In one epoch these were used more than once, or not at all.
+    /// In one epoch, these samples were used more than once, or not at all.
     Epoch { epoch: u64, ids: Vec<u32> },
 }
 
 /// What an audit found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Report {
+pub struct AuditReport {
     pub steps: u64,
     pub samples: u64,
     pub whole_epochs: u64,
@@ -76,20 +77,21 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// Holds the record of the first `steps` steps against the plan. `starts` are
-/// the generations with their first steps, in order; `trained` may lack what
-/// died with its worker, and hold what was trained in vain.
-pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u64)], trained: &[Trained]) -> Report {
+/// Compares the record of the first `steps` steps with the plan. `starts` are the
+/// generations with their first steps, in order. `trained` may lack lines that died
+/// with their worker, and may hold steps that were trained but never committed.
+pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u64)], trained: &[TrainedSamples]) -> AuditReport {
     let mut record: BTreeMap<u64, Committed> = BTreeMap::new();
-    let mut report = Report { steps, ..Report::default() };
+    let mut report = AuditReport { steps, ..AuditReport::default() };
     for line in committed.iter().filter(|line| line.step < steps) {
         if record.insert(line.step, *line).is_some() {
             report.findings.push(Finding::RecordedTwice { step: line.step });
         }
     }
-    let mut told: BTreeMap<u64, BTreeMap<u32, &Trained>> = BTreeMap::new();
+    let mut told: BTreeMap<u64, BTreeMap<u32, &TrainedSamples>> = BTreeMap::new();
     for line in trained.iter().filter(|t| t.generation == committed_in(starts, t.step)) {
-        told.entry(line.step).or_default().insert(line.rank, line);
+        // A later line of a rank does not replace its first one.
+        told.entry(line.step).or_default().entry(line.rank).or_insert(line);
     }
     let mut next = 0;
     for &step in record.keys().chain([&steps]) {
@@ -98,7 +100,7 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
         }
         next = step.saturating_add(1);
     }
-    // Only what is on the record is gone through: a damaged line may claim any step.
+    // Checks only recorded steps: a damaged line may claim any step.
     let per_epoch = plan.steps_per_epoch();
     let epochs: BTreeSet<u64> = record.keys().map(|step| step / per_epoch).collect();
     for epoch in epochs {
@@ -125,13 +127,13 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
     report
 }
 
-/// The generation in which a step was committed: the last one that started at or
-/// before it, since a later start at or before it would have undone it.
+/// The generation in which a step was committed: the last one that started at or before
+/// it, since a later start at or before it would have undone it.
 fn committed_in(starts: &[(u64, u64)], step: u64) -> u64 {
     starts.iter().rev().find(|(_, first)| *first <= step).map_or(0, |(generation, _)| *generation)
 }
 
-fn check_step(report: &mut Report, step: u64, planned: &[u32], line: &Committed, told: &BTreeMap<u32, &Trained>) {
+fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Committed, told: &BTreeMap<u32, &TrainedSamples>) {
     report.samples += line.samples;
     let skipped: BTreeSet<u32> = told.values().flat_map(|t| t.skipped.iter().copied()).collect();
     report.skipped.extend(skipped.iter().map(|&id| (step, id)));

@@ -3,12 +3,12 @@
 
 use rustls::pki_types::CertificateDer;
 
-/// The first words on a ring connection, and the answer to them.
+/// The first message on a ring connection, and the answer to it.
 pub async fn ring_introduction(bytes: &[u8]) {
     crate::ring::form::read_any(bytes).await;
 }
 
-/// A stranger's request and a coordinator's answer to it.
+/// A newcomer's request and the coordinator's answer to it.
 pub async fn enrolment(bytes: &[u8]) {
     crate::net::enrolment::read_any(bytes).await;
 }

@@ -1,5 +1,5 @@
-//! The sample plan: which samples a step consumes, as a pure function of the
-//! config. It knows no worker but through [`owned_shards`], no file and no clock.
+//! The sample plan: which samples a step consumes, as a pure function of the config. It
+//! knows workers only through [`owned_shards`], and no file and no clock.
 //!
 //! Every sample belongs to one of V shards by a seeded permutation of the whole
 //! set. A shard's order in an epoch is a permutation seeded by (seed, epoch,
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::seed;
 
-/// Where a step lies: its epoch and its place in that epoch, both from 0.
+/// The position of a step: its epoch and its place in that epoch, both from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     pub epoch: u64,
@@ -29,9 +29,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `samples` in `shards` shards (V), `global_batch` samples a step.
-    /// `global_batch` must be a positive multiple of `shards`, and there must be
-    /// at least as many samples as shards: the config's validation sees to both.
+    /// `samples` in `shards` shards (V), `global_batch` samples a step. `global_batch`
+    /// must be a positive multiple of `shards`, and there must be at least as many
+    /// samples as shards: the config's validation ensures both.
     pub fn new(seed: u64, samples: u32, shards: u32, global_batch: u32) -> Self {
         assert!(shards > 0 && global_batch > 0 && global_batch.is_multiple_of(shards), "global_batch {global_batch} over {shards} shards");
         assert!(samples >= shards, "{samples} samples in {shards} shards");
@@ -79,8 +79,8 @@ impl Plan {
         start..(start + self.per_shard as usize).min(len)
     }
 
-    /// How many samples all shards together put into a step: what the summed
-    /// gradient is divided by.
+    /// How many samples all shards together put into a step: the divisor of the summed
+    /// gradient.
     pub fn global_count(&self, step: u64) -> u32 {
         let at = self.position(step).step_in_epoch;
         (0..self.shards).map(|v| self.span(at, v).len() as u32).sum()

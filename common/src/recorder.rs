@@ -1,35 +1,50 @@
-//! Keeps the record of a run: metrics, journal, checkpoints' pruning, summary
-//! and what the person at the terminal sees. The same for a cluster (in the
-//! coordinator) and for one process.
+//! Keeps the record of a run: metrics, journal, pruning of checkpoints, summary, and
+//! the terminal output. The same for a cluster (in the coordinator) and for one
+//! process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::audit::Trained;
+use tokio::sync::watch;
+
+use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::dataset::{DatasetInfo, SampleSource};
+use crate::metrics::Recovery;
+use crate::metrics::{Evaluation, StepMetrics};
 use crate::plan::Plan;
-use crate::run_dir::{DataDescription, Evaluation, Event, Recovery, RunDir, RunDirError, StepMetrics, Summary, SummaryBuilder};
-use crate::ui::{Progress, duration};
+use crate::run_dir::{DataDescription, Event, RunDir, RunDirError, Summary, SummaryBuilder};
+use crate::status::Status;
+use crate::ui::{StepProgress, duration};
 use crate::wire::messages::{Finished, Member};
 
-/// Samples that are named in the log before only their number is kept.
+/// Samples that the log names; of later ones only the number is kept.
 const NAMED_SKIPS: usize = 20;
 
-/// Steps that wait for an earlier one which another worker will tell of. When
-/// they are more, nobody is left who knows it.
+/// Steps that wait for an earlier one which another worker must report. If more wait,
+/// no worker is left that knows it.
 const EARLY: usize = 256;
+
+/// Skipped samples that are told apart; later ones are not counted.
+const SKIPS: usize = 1 << 20;
+
+/// How often a disk that does not take the record is reported.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// The record of one run.
 pub struct Recorder {
     run_dir: RunDir,
     summary: SummaryBuilder,
-    progress: Progress,
-    /// Steps that were told before an earlier one.
+    progress: StepProgress,
+    status: Arc<watch::Sender<Status>>,
+    /// Steps that were reported before an earlier one.
     early: BTreeMap<u64, StepMetrics>,
-    /// Told twice, it counts once.
-    skipped: BTreeSet<(u64, String)>,
-    /// The last attempt to write failed, and was complained of.
-    failing: bool,
+    /// Hashes of the skipped samples' names: a sample that is reported in several
+    /// epochs, or by several workers, counts once.
+    skipped: HashSet<u64>,
+    /// When a disk that takes no lines was last reported.
+    complained: Option<Instant>,
 }
 
 /// How long a run is, derived from its config and dataset.
@@ -61,7 +76,7 @@ pub fn plan(config: &Config, info: &DatasetInfo) -> Result<Plan, String> {
 }
 
 impl Recorder {
-    /// Goes on with the record as it stands; `quiet` shows nothing.
+    /// Continues the record in `run_dir`; `quiet` shows nothing.
     pub fn new(
         mut run_dir: RunDir,
         config: &Config,
@@ -76,59 +91,79 @@ impl Recorder {
         let mut summary = SummaryBuilder::new(&config.name, config.model.kind(), world);
         let (steps, evaluations) = run_dir.metrics()?;
         summary.reload(&steps, &evaluations);
+        let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), ..Status::default() };
         for event in run_dir.events()? {
             match event {
                 Event::Generation { workers, .. } => summary.generation(workers),
-                Event::Recovered(recovery) => summary.recovery(recovery),
+                Event::Recovered(recovery) => {
+                    summary.recovery(recovery);
+                    status.recovered(recovery);
+                }
+                Event::Checkpoint { step } => status.checkpoint = Some(step),
                 _ => {}
             }
         }
-        let progress = Progress::new(quiet, length.steps, epochs, run_dir.recorded()?.0);
-        Ok(Self { summary, progress, run_dir, early: BTreeMap::new(), skipped: BTreeSet::new(), failing: false })
+        let progress = StepProgress::new(quiet, length.steps, run_dir.recorded()?.0);
+        let status = Arc::new(watch::Sender::new(status));
+        Ok(Self { summary, progress, status, run_dir, early: BTreeMap::new(), skipped: HashSet::new(), complained: None })
+    }
+
+    /// The status of the run, for displays to watch.
+    pub fn status(&self) -> Arc<watch::Sender<Status>> {
+        Arc::clone(&self.status)
     }
 
     pub fn run_dir(&self) -> &RunDir {
         &self.run_dir
     }
 
-    /// The first step that the record lacks, and the newest one after which it
-    /// has an evaluation.
+    /// The first step that the record lacks, and the newest step after which it has an
+    /// evaluation.
     pub fn recorded(&mut self) -> (u64, u64) {
         let (step, evaluated) = self.run_dir.recorded().unwrap_or_default();
         (step, evaluated.unwrap_or_default())
     }
 
-    /// Appends to the journal.
-    pub fn event(&mut self, event: &Event) {
+    /// Appends to the journal. False if the line is not on disk yet; it waits in
+    /// memory for [`Recorder::sync_journal`] or the next event.
+    pub fn event(&mut self, event: &Event) -> bool {
         let written = self.run_dir.record(event);
-        self.tolerate(written);
+        self.tolerate(written)
     }
 
-    /// A generation of `members` starts at `first_step`, in a cluster; in a
-    /// single-node run there are none. What the record has of that step and
-    /// later ones will be trained again.
-    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64) {
+    /// Tries again to write the journal's missing lines to disk; true once none is
+    /// missing.
+    pub fn sync_journal(&mut self) -> bool {
+        let written = self.run_dir.sync_journal();
+        self.tolerate(written)
+    }
+
+    /// A generation of `members` starts at `first_step`; a single-node run has no
+    /// members. The steps from `first_step` on that are recorded will be trained again.
+    /// True if the event is on disk, as for [`Recorder::event`].
+    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64) -> bool {
         let workers = members.len().max(1) as u32;
         self.early.split_off(&first_step);
         if self.recorded().0 > first_step {
             let cut = self.run_dir.start_metrics(first_step).and_then(|()| self.run_dir.metrics());
             match cut {
                 Ok((steps, evaluations)) => self.summary.reload(&steps, &evaluations),
-                Err(e) => self.tolerate(Err(e)),
+                Err(e) => _ = self.tolerate(Err(e)),
             }
         }
         self.summary.generation(workers);
-        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec() });
+        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec() })
     }
 
-    /// The run has gone on after the loss of a worker.
+    /// Records that the run has continued after the loss of a worker.
     pub fn recovery(&mut self, recovery: Recovery) {
         tracing::info!("went on {:.0} ms after the loss was noticed", recovery.resume_ms);
         self.summary.recovery(recovery);
+        self.status.send_modify(|status| status.recovered(recovery));
         self.event(&Event::Recovered(recovery));
     }
 
-    /// Takes down a step, in its place, whoever tells of it first.
+    /// Records a step in its order; the first report of a step counts.
     pub fn step(&mut self, metrics: &StepMetrics) {
         let mut next = self.recorded().0;
         if metrics.step < next {
@@ -151,7 +186,8 @@ impl Recorder {
     }
 
     fn take_down(&mut self, metrics: &StepMetrics) {
-        self.progress.step(metrics);
+        self.status.send_modify(|status| status.stepped(metrics));
+        self.progress.show(&self.status.borrow());
         self.summary.step(metrics);
         let written = self.run_dir.write_step(metrics);
         self.tolerate(written);
@@ -161,14 +197,15 @@ impl Recorder {
         if self.run_dir.has_evaluation(evaluation.step) {
             return;
         }
+        self.status.send_modify(|status| status.evaluation = Some(evaluation.clone()));
         self.progress.evaluation(evaluation);
         self.summary.evaluation(evaluation);
         let written = self.run_dir.write_evaluation(evaluation);
         self.tolerate(written);
     }
 
-    /// What a worker trained on.
-    pub fn trained(&mut self, trained: &Trained) {
+    /// Records what a worker trained on.
+    pub fn trained(&mut self, trained: &TrainedSamples) {
         let written = self.run_dir.write_trained(trained);
         self.tolerate(written);
     }
@@ -177,37 +214,40 @@ impl Recorder {
     /// `keep` are removed.
     pub fn checkpoint(&mut self, step: u64, keep: usize) {
         self.event(&Event::Checkpoint { step });
+        self.status.send_modify(|status| status.checkpoint = Some(step));
         let pruned = self.run_dir.prune_checkpoints(keep);
         self.tolerate(pruned);
     }
 
-    /// A disk that is full or gone costs lines of the record, not the run: they
-    /// wait in memory and are tried again with the next ones.
-    fn tolerate(&mut self, written: Result<(), RunDirError>) {
-        match written {
-            Err(e) if !self.failing => {
-                self.failing = true;
-                tracing::warn!("{e}: training goes on, and what is to be recorded waits in memory; free space or mend the disk");
-            }
-            Err(e) => tracing::debug!("{e}"),
-            Ok(()) => self.failing = false,
+    /// A disk that is full or gone costs lines of the record, not the run: they wait in
+    /// memory and are tried again with the next ones. True if the write succeeded.
+    fn tolerate(&mut self, written: Result<(), RunDirError>) -> bool {
+        let Err(e) = written else { return true };
+        if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+            self.complained = Some(Instant::now());
+            tracing::warn!("{e}: training goes on, and what is to be recorded waits in memory; free space or mend the disk");
+        } else {
+            tracing::debug!("{e}");
         }
+        false
     }
 
     /// A sample was left out because it does not decode.
     pub fn skipped(&mut self, step: u64, name: &str, problem: &str) {
-        if self.skipped.insert((step, name.to_owned())) && self.skipped.len() <= NAMED_SKIPS {
-            tracing::warn!("skipped `{name}`: {problem}");
+        let hash = blake3::hash(name.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+        if self.skipped.len() < SKIPS && self.skipped.insert(hash) && self.skipped.len() <= NAMED_SKIPS {
+            tracing::warn!("skipped `{name}` in step {step}: {problem}");
         }
     }
 
-    /// Writes the summary and says how the run ended. `reports` has one entry a
-    /// worker; all hold the same digest.
+    /// Writes the summary and prints how the run ended. `reports` has one entry for
+    /// each worker; all hold the same digest.
     pub fn finish(mut self, reports: &[Finished]) -> Result<Summary, RunDirError> {
         self.take_down_all();
         self.progress.finish();
         if !self.skipped.is_empty() {
-            tracing::warn!("{} samples were skipped because they do not decode", self.skipped.len());
+            let more = if self.skipped.len() < SKIPS { "" } else { "at least " };
+            tracing::warn!("{more}{} samples were skipped because they do not decode", self.skipped.len());
         }
         let digest = reports.first().map(|r| r.weights_blake3.clone()).unwrap_or_default();
         let sent = reports.iter().map(|r| r.bytes_sent).sum();
@@ -283,13 +323,14 @@ mod tests {
             first.step(&step(told));
         }
         assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
-        // A new generation repeats step 5; what was early before it is no longer true.
+        // A new generation repeats step 5; steps that were early before it are invalid
+        // now.
         first.generation(2, &[], 5);
         first.step(&step(6));
         assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));
         first.step(&step(5));
         assert_eq!(recorded(&mut first), (0..7).collect::<Vec<_>>());
-        // The coordinator dies and comes back.
+        // The coordinator dies and is restarted.
         drop(first);
         let mut second = recorder(&dir.path().join("run"), true);
         assert_eq!(second.recorded().0, 7);
@@ -299,12 +340,35 @@ mod tests {
     }
 
     #[test]
+    fn a_skipped_sample_counts_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = recorder(&dir.path().join("run"), false);
+        for (step, name) in [(1, "a.png"), (1, "b.png"), (9, "a.png"), (17, "a.png")] {
+            recorder.skipped(step, name, "it is cut short");
+        }
+        assert_eq!(recorder.skipped.len(), 2);
+    }
+
+    #[test]
+    fn a_resumed_run_shows_what_came_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run");
+        let mut first = recorder(&path, false);
+        first.checkpoint(40, 3);
+        first.recovery(Recovery { detect_ms: 1.0, resume_ms: 2.0 });
+        drop(first);
+        let status = recorder(&path, true).status();
+        let status = status.borrow();
+        assert_eq!((status.checkpoint, status.recoveries), (Some(40), 1));
+    }
+
+    #[test]
     fn a_step_that_nobody_knows_holds_the_record_up_for_a_while_only() {
         let dir = tempfile::tempdir().unwrap();
         let mut recorder = recorder(&dir.path().join("run"), false);
         (1..=EARLY as u64 + 1).for_each(|s| recorder.step(&step(s)));
         assert_eq!(recorder.recorded().0, EARLY as u64 + 2);
-        // At the end nothing waits.
+        // At the end, no step waits.
         recorder.step(&step(EARLY as u64 + 9));
         recorder.finish(&[]).unwrap();
         let text = std::fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();

@@ -1,6 +1,6 @@
 //! Seeded random streams. Every random decision of a run comes from
-//! `stream(seed, domain, place)`: never from a global generator, a clock or a
-//! rank, so that a decision depends on what is decided and on nothing else.
+//! `stream(seed, domain, place)`: never from a global generator, a clock or a rank, so
+//! that a decision depends only on what is decided.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -12,7 +12,7 @@ pub fn stream(seed: u64, domain: &str, place: &[u64]) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key(seed, domain, place))
 }
 
-/// One 64-bit seed for one decision, for libraries that bring their own generator.
+/// A 64-bit seed for one decision, for libraries with their own generator.
 pub fn derive(seed: u64, domain: &str, place: &[u64]) -> u64 {
     let key = key(seed, domain, place);
     let mut low = [0; 8];

@@ -1,10 +1,10 @@
-//! Where the time goes, as a file that Perfetto and chrome://tracing open: the
-//! Trace Event Format's JSON array, an event a line, so that the files of several
-//! processes are joined by joining their lines ([`merge`]).
+//! Traces of where the time goes, as a file that Perfetto and chrome://tracing open:
+//! the Trace Event Format's JSON array, one event per line, so that the files of
+//! several processes are joined by joining their lines ([`merge`]).
 //!
-//! Off until [`to_file`]; until then a span costs one atomic load. A process is a
-//! rank; its threads are rows, and what overlaps within a thread (buckets on the
-//! ring) are rows of their own.
+//! Off until [`to_file`]; until then a span costs one atomic load. Each process is a
+//! rank and each of its threads is a row; spans that overlap within a thread (buckets
+//! on the ring) have rows of their own.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,14 +14,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Spans that are kept; later ones are counted only. 100 bytes each.
+/// Spans that are kept, 100 bytes each; later ones are only counted.
 const MAX_SPANS: usize = 2_000_000;
 
 static TRACER: OnceLock<Tracer> = OnceLock::new();
 
 struct Tracer {
-    /// When tracing started, by both clocks: spans are measured by the monotonic
-    /// one, and processes of a machine are lined up by the other.
+    /// When tracing started, by both clocks: spans are measured by the monotonic clock,
+    /// and the processes of a machine are aligned by the other.
     started: Instant,
     started_unix: Duration,
     record: Mutex<Record>,
@@ -46,11 +46,11 @@ struct Span {
 
 enum Row {
     Thread(u32),
-    /// Overlaps others of its kind: told apart by this number.
+    /// Overlaps others of its kind; this number distinguishes them.
     Overlapping(u64),
 }
 
-/// Starts tracing in this process; again does nothing.
+/// Starts tracing in this process; a second call does nothing.
 fn start() {
     TRACER.get_or_init(|| Tracer {
         started: Instant::now(),
@@ -66,21 +66,21 @@ pub fn set_rank(rank: u32) {
     }
 }
 
-/// What this thread does until the value is dropped. `number` says which one of
-/// many: a step, a bucket.
+/// A span of this thread until the value is dropped. `number` says which one of many it
+/// is: a step, a bucket.
 #[must_use = "the span ends when this is dropped"]
 pub fn span(name: &'static str, number: Option<u64>) -> Running {
     Running::begin(name, number, None)
 }
 
-/// What a task does until the value is dropped, beside others of its kind;
-/// `id` is unique among those of `name` that run at the same time.
+/// A span of a task until the value is dropped, beside others of its kind; `id` is
+/// unique among those of `name` that run at the same time.
 #[must_use = "the span ends when this is dropped"]
 pub fn overlapping(name: &'static str, id: u64, number: Option<u64>) -> Running {
     Running::begin(name, number, Some(id))
 }
 
-/// What this thread did between two moments.
+/// A span of this thread between two moments.
 pub fn record(name: &'static str, number: Option<u64>, from: Instant, to: Instant) {
     if let Some(tracer) = TRACER.get() {
         tracer.add(name, number, from, to, None);
@@ -152,7 +152,7 @@ impl Record {
             let (start, end) = (micros(*from), micros(*to));
             events.extend(match row {
                 Row::Thread(row) => vec![format!(r#"{{"ph":"X",{common},"tid":{row},"ts":{start:.3},"dur":{:.3}}}"#, end - start)],
-                // In the format's words a nestable asynchronous event.
+                // In the format's terms, a nestable asynchronous event.
                 Row::Overlapping(id) => [("b", start), ("e", end)]
                     .map(|(ph, at)| format!(r#"{{"ph":"{ph}",{common},"cat":"{name}","id":"{rank}.{id}","tid":0,"ts":{at:.3}}}"#))
                     .to_vec(),
@@ -185,7 +185,7 @@ impl Drop for ToFile {
     }
 }
 
-/// Writes what this process did so far; nothing if tracing is off.
+/// Writes the spans of this process so far; nothing if tracing is off.
 fn write(path: &Path) -> io::Result<()> {
     let Some(tracer) = TRACER.get() else { return Ok(()) };
     let events = tracer.record().events(tracer.started_unix);
@@ -200,8 +200,8 @@ fn write_events(path: &Path, events: &[String]) -> io::Result<()> {
     std::fs::write(path, text + "]\n")
 }
 
-/// Joins trace files of processes of one machine into one, and removes them.
-/// Files that are missing are passed over: a killed worker leaves none.
+/// Joins trace files of processes of one machine into one, and removes them. Missing
+/// files are skipped: a killed worker leaves none.
 pub fn merge(into: &Path, parts: &[PathBuf]) -> io::Result<()> {
     let mut events = Vec::new();
     for part in parts {

@@ -1,21 +1,21 @@
-//! `coordinator audit`: shows from a run's record alone that each epoch used
-//! every sample exactly once, or names what is not as it should be.
+//! `coordinator audit`: shows from a run's record alone that each epoch used every
+//! sample exactly once, or names what is wrong.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
-use common::audit::{Committed, Finding, Report, Trained, audit};
+use common::audit::{AuditReport, Committed, Finding, TrainedSamples, audit};
 use common::dataset::{self, SampleSource, Split};
 use common::recorder::plan;
 use common::run_dir::RunView;
 
-/// Findings that are written out, and samples of one that are named.
+/// The most findings that are written out, and the most samples that are named in one.
 const FINDINGS: usize = 20;
 const NAMES: usize = 5;
 
-/// Audits the run in `path`. The report as text; an error if it is not clean.
+/// Audits the run in `path`. Returns the report as text, or as an error if it is not clean.
 pub fn run(path: &Path) -> Result<String> {
     let view = RunView::open(path)?;
     let plan = plan(view.config(), &view.data().info).map_err(|e| anyhow!(e))?;
@@ -24,19 +24,19 @@ pub fn run(path: &Path) -> Result<String> {
         .iter()
         .map(|m| Committed { step: m.step, samples: m.samples, checksum: u64::from_str_radix(&m.samples_checksum, 16).ok() })
         .collect();
-    let trained: Vec<Trained> = view.trained()?;
+    let trained: Vec<TrainedSamples> = view.trained()?;
     let last = committed.iter().map(|c| c.step.saturating_add(1)).max().unwrap_or(0);
     if last == 0 {
         bail!("the run in `{}` has no committed step on its record", path.display());
     }
     let report = audit(&plan, last, &committed, &view.generations()?, &trained);
-    // Only for names; without the data there are ids.
+    // The data is needed only for the names of samples; without it their ids are shown.
     let source = dataset::open(&view.config().data, view.config().seed, &|_| {}).ok();
     let text = describe(&report, !trained.is_empty(), &Names(source));
     if report.findings.is_empty() { Ok(text) } else { bail!("{text}the record of the run in `{}` is not clean", path.display()) }
 }
 
-fn describe(report: &Report, told: bool, names: &Names) -> String {
+fn describe(report: &AuditReport, told: bool, names: &Names) -> String {
     let mut text = format!("{} steps, {} samples, {} whole epochs\n", report.steps, report.samples, report.whole_epochs);
     for (step, id) in report.skipped.iter().take(FINDINGS) {
         _ = writeln!(text, "step {step}: {} was left out, because it does not decode", names.of(*id));
@@ -73,7 +73,7 @@ fn describe(report: &Report, told: bool, names: &Names) -> String {
     text
 }
 
-/// How samples are called.
+/// The names of samples.
 struct Names(Option<Arc<dyn SampleSource>>);
 
 impl Names {

@@ -1,19 +1,41 @@
 //! The coordinator of a run: membership, data and checkpoint service, and the
-//! launcher of local workers.
+//! launcher of local workers. It trains nothing and knows no tensor.
 //!
-//! [`membership`] decides, [`serve`] carries out, [`peer`] and [`bulk`] speak
-//! with workers. It trains nothing and knows no tensor.
+//! [`membership`] decides and [`serve`] carries out. The modules below are in the
+//! order of their dependencies: none imports from a later one.
 
-pub mod audit;
-pub mod bulk;
-pub mod check;
-pub mod cli;
-pub mod commands;
-pub mod desk;
+// The bounds of what a worker can truthfully report in a run.
 pub mod limits;
-pub mod local;
+
+// The membership of the run.
 pub mod membership;
-pub mod peer;
-pub mod roster;
+
+// Which worker enrolled with which token, and which tokens are revoked.
+pub mod admissions;
+
+// Writes the run's record on a thread of its own.
+pub mod record_writer;
+
+// The news for the main loop, in order.
+pub mod inbox;
+
+// Samples and checkpoints, over connections of their own.
+pub mod bulk;
+
+// The coordinator of one run.
 pub mod serve;
+
+// The worker processes of a cluster on one machine.
+pub mod local;
+
+// `coordinator audit`.
+pub mod audit;
+
+// `coordinator check`.
+pub mod check;
+
+// `coordinator token`.
 pub mod token;
+
+// The command line.
+pub mod cli;

@@ -1,16 +1,16 @@
-//! What a worker can truthfully say in a run. A message beyond that is a lie, or
-//! from another program, and ends the connection that it came over. Pure.
+//! The bounds of what a worker can truthfully report in a run. A message outside of
+//! them is a lie, or from another program, and ends its connection. Pure.
 
 use common::config::Config;
 use common::dataset::DatasetInfo;
-use common::run_dir::StepMetrics;
+use common::metrics::StepMetrics;
 use common::wire::messages::ToCoordinator;
 
-/// A generation may be so much newer than the newest that the journal knows:
-/// a damaged disk may have lost the journal's end.
+/// A generation may be this much newer than the newest one in the journal: a damaged
+/// disk may have lost the journal's end.
 pub const LEAP: u64 = 1000;
 
-/// Longer names and reasons say nothing more.
+/// The most bytes of a name or a reason; longer ones say nothing more.
 const TEXT: usize = 4096;
 
 /// The bounds of one run.
@@ -21,28 +21,34 @@ pub struct Limits {
     pub global_batch: u32,
     /// Samples of the training set.
     pub train: u32,
-    /// The most that one file of a checkpoint can have.
+    /// The most bytes that one file of a checkpoint can have.
     pub checkpoint_bytes: u64,
+    /// The approximate bytes of the weights and the optimizer state.
+    pub state_bytes: u64,
 }
 
-/// Names and shapes in a checkpoint's files, beside the values.
+/// The most bytes of names and shapes in a checkpoint's files, beside the values.
 const HEADERS: u64 = 16 << 20;
 
 impl Limits {
     /// The bounds of a run of `steps` steps over this data.
     pub fn new(config: &Config, info: &DatasetInfo, steps: u64) -> Self {
         let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
+        let state = config.train.optimizer.state().len() as u64;
+        // Four bytes a number.
+        let vectors = |n: u64| parameters.saturating_mul(4 * n);
         Self {
             steps,
             shards: config.train.shards,
             global_batch: config.train.global_batch,
             train: info.train,
-            // An optimizer keeps at most two numbers a parameter, each of 4 bytes.
-            checkpoint_bytes: parameters.saturating_mul(8).saturating_add(HEADERS),
+            // A checkpoint's file has the weights, or the optimizer's state.
+            checkpoint_bytes: vectors(state.max(1)).saturating_add(HEADERS),
+            state_bytes: vectors(1 + state),
         }
     }
 
-    /// What is wrong with a message, if anything is.
+    /// The error is what is wrong with the message.
     pub fn check(&self, message: &ToCoordinator) -> Result<(), String> {
         match message {
             ToCoordinator::Hello { .. } | ToCoordinator::Leaving => Ok(()),
@@ -65,11 +71,13 @@ impl Limits {
                 self.step(trained.step)
             }
             ToCoordinator::Finished(report) => self.step(report.step).and_then(|()| digest(&report.weights_blake3)),
-            ToCoordinator::Failed { reason } => text(reason),
+            ToCoordinator::Failed { reason, .. } => text(reason),
+            ToCoordinator::Probed { peer, problem, .. } => text(peer).and_then(|()| text(problem.as_deref().unwrap_or_default())),
+            ToCoordinator::Missed { peer, reason, .. } => text(peer).and_then(|()| text(reason)),
         }
     }
 
-    /// A number of committed steps.
+    /// Checks a number of committed steps.
     pub fn step(&self, step: u64) -> Result<(), String> {
         if step > self.steps { Err(format!("step {step} of a run of {} steps", self.steps)) } else { Ok(()) }
     }
@@ -79,7 +87,7 @@ impl Limits {
             return Err(format!("{} samples in a step of {}", metrics.samples, self.global_batch));
         }
         text(&metrics.samples_checksum)?;
-        // Steps are counted from 0, so the last one is before their number.
+        // Steps are counted from 0, so the last one is one less than their number.
         self.step(metrics.step.saturating_add(1))
     }
 }
@@ -88,24 +96,24 @@ fn text(text: &str) -> Result<(), String> {
     if text.len() > TEXT { Err(format!("a text of {} bytes", text.len())) } else { Ok(()) }
 }
 
-/// Weights are named by 64 hex digits.
+/// Checks a digest of weights, which has 64 hex digits.
 pub fn digest(text: &str) -> Result<(), String> {
     let hex = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if hex { Ok(()) } else { Err("a digest that is none".to_owned()) }
+    if hex { Ok(()) } else { Err("an invalid digest".to_owned()) }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use common::audit::Trained;
+    use common::audit::TrainedSamples;
     use common::wire::messages::Finished;
 
     use super::*;
 
-    const LIMITS: Limits = Limits { steps: 100, shards: 4, global_batch: 8, train: 50, checkpoint_bytes: 1000 };
+    const LIMITS: Limits = Limits { steps: 100, shards: 4, global_batch: 8, train: 50, checkpoint_bytes: 1000, state_bytes: 900 };
 
     fn trained(step: u64, rank: u32, ids: &[u32]) -> ToCoordinator {
-        ToCoordinator::Trained(Trained { generation: 1, step, rank, ids: ids.to_vec(), skipped: vec![] })
+        ToCoordinator::Trained(TrainedSamples { generation: 1, step, rank, ids: ids.to_vec(), skipped: vec![] })
     }
 
     fn finished(step: u64, weights_blake3: String) -> ToCoordinator {
@@ -114,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_truth_passes() {
-        let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100 };
+        let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100, committed: 7 };
         for message in [trained(99, 3, &[0, 49]), finished(100, "0a".repeat(32)), ToCoordinator::Leaving, ready] {
             assert_eq!(LIMITS.check(&message), Ok(()), "{message:?}");
         }

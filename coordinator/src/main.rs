@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use common::run_dir::Resume;
 
 fn main() -> ExitCode {
-    let cli = coordinator::cli::Cli::parse();
+    let cli = coordinator::cli::arguments::Cli::parse_from(Resume::joined(std::env::args_os()));
     common::ui::init(cli.log.options());
-    common::ui::exit_code(coordinator::commands::run(cli))
+    common::ui::exit_code(coordinator::cli::commands::run(cli))
 }

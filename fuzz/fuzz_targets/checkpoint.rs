@@ -11,7 +11,7 @@ use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles};
 use fuzz::{parts, scratch};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use worker::device::ComputeDevice;
+use worker::engine::device::ComputeDevice;
 use worker::replica::{Replica, State};
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(scratch);

@@ -10,7 +10,7 @@ use common::dataset::{self, Column, SampleSource, Split, Table};
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
-use worker::filter::Kernel;
+use worker::analysis::filter::Kernel;
 
 static FOLDER: LazyLock<TempDir> = LazyLock::new(scratch);
 

@@ -8,24 +8,23 @@
 //! assert_eq!(run.summary()["world"], 3);
 //! ```
 //!
-//! Every cluster has a run directory of its own that vanishes with the value,
-//! and no process of it outlives the value.
+//! Every cluster has a run directory of its own that is removed with the value, and
+//! no process of it outlives the value.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod chaos;
+pub mod hostile;
 pub mod pictures;
+mod process;
+pub mod record;
 pub mod scenario;
 
-/// The longest that any run of a test may take.
-const PATIENCE: Duration = Duration::from_secs(240);
+pub use process::{Finished, Running, aside, cpu_seconds, gone, join_line, resident_mb, signal, until};
 
 /// A binary of this workspace: the one built into the profile that the tests
 /// were built with.
@@ -59,13 +58,14 @@ impl LocalCluster {
     /// `config` is relative to the project's root.
     pub fn new(config: impl AsRef<Path>) -> Self {
         let run_dir = TempDir::new().unwrap_or_else(|e| panic!("no temporary folder: {e}"));
-        // Tests share few cores; what is not about failures must not fail by slowness.
+        // Tests share few cores: a test that is not about failures must not fail
+        // because it is slow.
         Self { config: project().join(config), arguments: Vec::new(), run_dir: RunDirectory::Own(run_dir) }
             .workers(1)
             .set("cluster.timeout_ms=10000")
     }
 
-    /// How many workers; 1 unless told.
+    /// Sets the number of workers; 1 by default.
     pub fn workers(self, n: u32) -> Self {
         self.arg("--workers").arg(n.to_string())
     }
@@ -107,7 +107,7 @@ impl LocalCluster {
         }
     }
 
-    /// Starts the cluster and goes on at once.
+    /// Starts the cluster and returns at once.
     pub fn start(self) -> Running {
         let path = self.path();
         let child = Command::new(binary("coordinator"))
@@ -129,221 +129,4 @@ impl LocalCluster {
     pub fn run(self) -> Finished {
         self.start().wait()
     }
-}
-
-/// A process that was started, with its output collected as it comes.
-pub struct Running {
-    child: Child,
-    pub path: PathBuf,
-    readers: Vec<std::thread::JoinHandle<String>>,
-    /// Keeps the run directory while the process runs.
-    _cluster: Option<LocalCluster>,
-}
-
-impl Running {
-    /// Starts a binary of the workspace with `arguments`, in the project's root.
-    pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let child = Command::new(binary(name))
-            .args(arguments)
-            .current_dir(project())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("could not start {name}: {e}"));
-        Self::new(child, PathBuf::new(), None)
-    }
-
-    fn new(mut child: Child, path: PathBuf, cluster: Option<LocalCluster>) -> Self {
-        let mut readers = Vec::new();
-        if let Some(out) = child.stdout.take() {
-            readers.push(collect(out));
-        }
-        if let Some(err) = child.stderr.take() {
-            readers.push(collect(err));
-        }
-        Self { child, path, readers, _cluster: cluster }
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Sends a signal to this one process.
-    pub fn signal(&self, signal: i32) {
-        // SAFETY: kill(2) takes plain numbers; the process is ours and not yet waited for.
-        let sent = unsafe { libc::kill(self.child.id() as i32, signal) };
-        assert_eq!(sent, 0, "could not signal the process");
-    }
-
-    /// The running children of this process: a local cluster's workers, in the
-    /// order in which they were started.
-    pub fn children(&self) -> Vec<i32> {
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir("/proc").unwrap_or_else(|e| panic!("{e}")).flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-            // pid (name) state ppid ...; a zombie has ended.
-            let Some((_, rest)) = stat.rsplit_once(')') else { continue };
-            let mut fields = rest.split_whitespace();
-            let (state, parent) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
-            if parent == self.id().to_string() && state != "Z" {
-                found.push(pid);
-            }
-        }
-        found.sort_unstable();
-        found
-    }
-
-    /// Steps in the metrics of the run.
-    pub fn step_count(&self) -> usize {
-        step_lines(&self.path).len()
-    }
-
-    /// Waits until `steps` steps are in the metrics of the run.
-    pub fn wait_for_steps(&mut self, steps: usize) {
-        let start = Instant::now();
-        while step_lines(&self.path).len() < steps {
-            assert!(start.elapsed() < PATIENCE, "no {steps} steps within {PATIENCE:?}");
-            if let Ok(Some(status)) = self.child.try_wait() {
-                let output = self.readers.drain(..).map(|r| r.join().unwrap_or_default()).collect::<String>();
-                panic!("ended with {status} before step {steps}:\n{output}");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Waits until the process has ended, of which it was given reason.
-    pub fn await_end(&mut self) {
-        let _ = self.child.wait();
-    }
-
-    /// Lets it end by itself until `deadline`; kills it after that.
-    pub fn end_by(mut self, deadline: Instant) {
-        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Waits for the end.
-    pub fn wait(mut self) -> Finished {
-        let start = Instant::now();
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
-                other => {
-                    let _ = self.child.kill();
-                    let output = self.readers.drain(..).map(|r| r.join().unwrap_or_default()).collect::<String>();
-                    panic!("did not end within {PATIENCE:?} ({other:?}):\n{output}");
-                }
-            }
-        };
-        let mut outputs = std::mem::take(&mut self.readers).into_iter().map(|r| r.join().unwrap_or_default());
-        let stdout = outputs.next().unwrap_or_default();
-        let stderr = outputs.next().unwrap_or_default();
-        Finished { status, stdout, stderr, path: self.path.clone(), _running: self }
-    }
-}
-
-/// Sends a signal to a process that a test has started.
-pub fn signal(pid: i32, signal: i32) {
-    // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
-    let sent = unsafe { libc::kill(pid, signal) };
-    assert_eq!(sent, 0, "process {pid} is not there to be signalled");
-}
-
-/// Whether all of these have ended.
-pub fn gone(pids: &[i32]) -> bool {
-    pids.iter().all(|pid| match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Err(_) => true,
-        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')),
-    })
-}
-
-/// Waits for a run's address and token, which the coordinator leaves in its run
-/// directory.
-pub fn join_line(run_dir: &Path) -> (String, String) {
-    let path = run_dir.join("keys/join");
-    let start = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        if let Some((addr, token)) = text.strip_suffix('\n').and_then(|line| line.split_once(' ')) {
-            return (addr.to_owned(), token.to_owned());
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "{} does not appear", path.display());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn collect(from: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        for line in BufReader::new(from).lines().map_while(Result::ok) {
-            text.push_str(&line);
-            text.push('\n');
-        }
-        text
-    })
-}
-
-/// A process that has ended.
-pub struct Finished {
-    pub status: ExitStatus,
-    pub stdout: String,
-    pub stderr: String,
-    pub path: PathBuf,
-    _running: Running,
-}
-
-impl Finished {
-    /// Asserts that it ended well.
-    pub fn succeeded(self) -> Self {
-        assert!(self.status.success(), "ended with {}:\n{}\n{}", self.status, self.stdout, self.stderr);
-        self
-    }
-
-    /// Asserts that it failed with `code`, and that its last line of stderr
-    /// holds each of `words`.
-    pub fn failed(self, code: i32, words: &[&str]) -> Self {
-        assert_eq!(self.status.code(), Some(code), "{}\n{}", self.stdout, self.stderr);
-        for word in words {
-            assert!(self.stderr.contains(word), "`{word}` is not in:\n{}", self.stderr);
-        }
-        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
-        self
-    }
-
-    /// summary.json of the run.
-    pub fn summary(&self) -> Value {
-        let path = self.path.join("summary.json");
-        let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}\n{}", path.display(), self.stderr));
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-    }
-
-    pub fn digest(&self) -> String {
-        self.summary()["weights_blake3"].as_str().map(str::to_owned).unwrap_or_else(|| panic!("the summary has no digest"))
-    }
-
-    /// The step lines of metrics.jsonl.
-    pub fn steps(&self) -> Vec<Value> {
-        step_lines(&self.path)
-    }
-
-    /// One number of each step.
-    pub fn column(&self, key: &str) -> Vec<f64> {
-        self.steps().iter().map(|line| line[key].as_f64().unwrap_or_else(|| panic!("a step has no {key}: {line}"))).collect()
-    }
-}
-
-fn step_lines(run_dir: &Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run_dir.join("metrics.jsonl")).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|v| v.get("step").is_some()).collect()
 }

@@ -1,6 +1,8 @@
 //! A run to be disturbed: small, reproducible, with the product's own timeouts.
-//! Whatever is done to it, it must end with the bits of [`Scenario::quiet`].
+//! Whatever fault is injected, it must end with the weights of [`Scenario::quiet`],
+//! to the bit.
 
+use std::ffi::OsString;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 
@@ -23,7 +25,7 @@ const SETS: [&str; 8] = [
     "cluster.timeout_ms=1000",
 ];
 
-/// A run of some steps, with a folder of its own that vanishes with it.
+/// A run of some steps, with a folder of its own that is removed with it.
 pub struct Scenario {
     pub folder: TempDir,
     pub steps: usize,
@@ -48,7 +50,13 @@ impl Scenario {
         self
     }
 
-    /// Where the run's files go, unless `coordinator local` has them elsewhere.
+    /// The same run, with another number of steps.
+    pub fn of_steps(&self, steps: usize) -> Self {
+        let sets = self.sets.iter().cloned().chain([format!("train.max_steps={steps}")]).collect();
+        Self { steps, sets, ..Self::new(steps) }
+    }
+
+    /// Where the run's files go, unless `coordinator local` is told to put them elsewhere.
     pub fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
     }
@@ -61,7 +69,10 @@ impl Scenario {
     pub fn quiet(&self) -> String {
         let run = self.folder.path().join("quiet");
         let path = run.display().to_string();
-        Running::start("worker", &self.arguments(&["train", CONFIG, "-q", "--run-dir", &path])).wait().succeeded();
+        let mut arguments = self.arguments(&["train", CONFIG, "-q", "--run-dir", &path]);
+        // Checkpoints change no weights, and take disk time.
+        arguments.extend(["--set", "train.checkpoint_steps=1000000000"]);
+        Running::start("worker", &arguments).wait().succeeded();
         digest(&run)
     }
 
@@ -73,18 +84,28 @@ impl Scenario {
         running
     }
 
-    /// `coordinator local` with so many workers.
+    /// `coordinator local` with this many workers.
     pub fn local(&self, workers: u32) -> LocalCluster {
         let cluster = LocalCluster::new(CONFIG).workers(workers).run_dir(&self.run_dir());
         self.sets.iter().fold(cluster, |cluster, set| cluster.set(set))
     }
 
-    /// `coordinator serve` on a port of this machine, for so many workers.
+    /// `coordinator serve` on a port of this machine, for this many workers.
     pub fn serve(&self, port: u16, workers: u32, more: &[&str]) -> Running {
-        let (listen, path, workers) = (format!("127.0.0.1:{port}"), self.run_dir().display().to_string(), workers.to_string());
-        let mut arguments = self.arguments(&["serve", CONFIG, "--listen", &listen, "--run-dir", &path, "--workers", &workers]);
+        self.serve_in(port, workers, more, &[])
+    }
+
+    /// The same, with further environment variables.
+    pub fn serve_in(&self, port: u16, workers: u32, more: &[&str], environment: &[(&str, OsString)]) -> Running {
+        self.serve_on(&format!("127.0.0.1:{port}"), workers, more, environment)
+    }
+
+    /// The same, at any address.
+    pub fn serve_on(&self, listen: &str, workers: u32, more: &[&str], environment: &[(&str, OsString)]) -> Running {
+        let (path, workers) = (self.run_dir().display().to_string(), workers.to_string());
+        let mut arguments = self.arguments(&["serve", CONFIG, "--listen", listen, "--run-dir", &path, "--workers", &workers]);
         arguments.extend(more);
-        let mut coordinator = Running::start("coordinator", &arguments);
+        let mut coordinator = Running::start_in("coordinator", &arguments, environment);
         coordinator.path = self.run_dir();
         coordinator
     }
@@ -94,10 +115,14 @@ impl Scenario {
     pub fn assert_whole(&self, run: &Finished, expected: &str) {
         assert_eq!(run.digest(), expected, "{}", run.stderr);
         assert_eq!(run.column("step"), (0..self.steps).map(|s| s as f64).collect::<Vec<_>>());
-        let path = run.path.display().to_string();
-        let audit = Running::start("coordinator", &["audit", &path]).wait().succeeded();
-        assert!(audit.stdout.contains("every sample of every step"), "{}", audit.stdout);
+        assert_audited(&run.path);
     }
+}
+
+/// Asserts that every step on the record of a run used each of its samples once.
+pub fn assert_audited(run: &Path) {
+    let audit = Running::start("coordinator", &["audit", &run.display().to_string()]).wait().succeeded();
+    assert!(audit.stdout.contains("every sample of every step"), "{}", audit.stdout);
 }
 
 /// The digest in a run's summary.
@@ -112,13 +137,13 @@ pub fn join(addr: &str, token: &str, more: &[&str]) -> Running {
     Running::start("worker", &[&["join", addr, "--token", token], more].concat())
 }
 
-/// A UDP port of this machine that nobody uses now.
+/// A UDP port of this machine that is not in use now.
 pub fn free_port() -> u16 {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap_or_else(|e| panic!("no free port: {e}"));
     socket.local_addr().unwrap_or_else(|e| panic!("{e}")).port()
 }
 
-/// How often an event is in a run's journal.
+/// How often an event occurs in a run's journal.
 pub fn events(run: &Path, kind: &str) -> usize {
     let text = std::fs::read_to_string(run.join("journal.jsonl")).unwrap_or_default();
     text.lines().filter(|line| line.contains(&format!("\"event\":\"{kind}\""))).count()

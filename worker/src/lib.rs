@@ -1,45 +1,35 @@
 //! Models, the input pipeline and the training loop of Ringleader.
 //!
-//! Read [`train`] first: it is the algorithm. [`job`] says what a rank has to
-//! do, [`data`] brings its samples, [`replica`] holds the model, [`exchange`]
-//! has the gradient summed; [`member`] (behind [`join`]) and [`single`] are the two
-//! ways to run it; [`donor`] hands state from one worker to another.
-//! Only [`device`] knows libtorch. What is done with a run afterwards starts from
-//! [`trained`]; [`plot`] draws, [`plots`] says what. [`mod@bench`] measures the parts.
+//! Read [`training::train`] first: it is the algorithm. The modules below stand in the
+//! order in which they build on each other: none imports from one after it.
 
-pub mod bench;
-pub mod bulk;
-pub mod checkpoints;
-pub mod cli;
-pub mod clock;
-pub mod commands;
-pub mod control;
+// From undecoded samples to batches of normalised numbers.
 pub mod data;
-pub mod device;
-pub mod doctor;
-pub mod donor;
-pub mod ending;
-pub mod evaluate;
-pub mod exchange;
-pub mod fetch;
-pub mod filter;
-pub mod job;
-pub mod join;
-pub mod link;
-pub mod member;
+
+// The networks, their parameters and the initial weights.
 pub mod models;
+
+// SGD, Adam and AdamW over flat host slices.
 pub mod optim;
-pub mod perceptron;
-pub mod plot;
-pub mod plots;
-pub mod predict;
-pub mod presence;
-pub mod remote;
+
+// Devices, and the engines that run a model on them. Only `engine::libtorch` uses
+// libtorch.
+pub mod engine;
+
+// A worker's copy of the training state.
 pub mod replica;
-pub mod schedule;
-pub mod show;
-pub mod single;
-pub mod summary;
-pub mod train;
-pub mod trained;
-pub mod voice;
+
+// The training loop, and the run of one process.
+pub mod training;
+
+// A worker of a cluster.
+pub mod cluster;
+
+// Operations on runs, models and datasets other than training.
+pub mod analysis;
+
+// Benchmarks of the parts of training.
+pub mod bench;
+
+// The command line.
+pub mod cli;

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use common::run_dir::Resume;
 
 fn main() -> ExitCode {
-    let cli = worker::cli::Cli::parse();
+    let cli = worker::cli::arguments::Cli::parse_from(Resume::joined(std::env::args_os()));
     common::ui::init(cli.log.options());
-    common::ui::exit_code(worker::commands::run(cli))
+    common::ui::exit_code(worker::cli::commands::run(cli))
 }

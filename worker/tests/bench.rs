@@ -1,5 +1,5 @@
-//! `worker bench` through the binary: what it prints, and what it refuses. How
-//! fast anything is says nothing here.
+//! `worker bench` through the binary: what it prints, and what it refuses. Speed is not
+//! tested.
 
 #![allow(clippy::unwrap_used)]
 
@@ -19,7 +19,7 @@ fn bench(args: &[&str]) -> Output {
     command.args(["-q", "bench"]).args(args).current_dir(project).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Its only line of stdout, as JSON.
+/// Runs the binary; returns its only line of stdout, as JSON.
 fn result(args: &[&str]) -> Value {
     let output = bench(&[args, &["--json"]].concat());
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -28,7 +28,7 @@ fn result(args: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap()
 }
 
-/// Each of these is a number above 0.
+/// Each of `keys` is a number above 0.
 fn assert_positive(result: &Value, keys: &[&str]) {
     for key in keys {
         assert!(result[key].as_f64().is_some_and(|n| n > 0.0), "{key} of {result}");
@@ -58,14 +58,14 @@ fn a_small_folder_is_gone_through_until_there_are_enough_pictures() {
     let all = ["data", folder, "--size", "16", "--threads", "2", "--augment", "crop,flip,colour", "--images", "40"];
     let data = result(&all);
     assert_positive(&data, &["images_per_second", "seconds"]);
-    // Seven times all six: none is kept for validation.
+    // Seven times all six pictures: none is kept for validation.
     assert_eq!((&data["images"], &data["skipped"]), (&42.into(), &0.into()));
 
     std::fs::write(dir.path().join("red/damaged.png"), "nothing").unwrap();
     let data = result(&all);
     assert!(data["images"].as_u64() >= Some(40) && data["skipped"].as_u64() >= Some(6), "{data}");
 
-    // Training data that is named so is taken alone.
+    // If there is a folder train/, only its pictures are read.
     let parent = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path(), parent.path().join("train")).unwrap();
     assert_eq!(result(&["data", parent.path().to_str().unwrap(), "--size", "8", "--images", "6"])["images"], 6);
@@ -95,7 +95,7 @@ fn a_thousand_workers_are_simulated_and_advised() {
         assert!(row["efficiency"].as_f64().unwrap() < 1.0 && row["exposed_ms"].as_f64().unwrap() > 0.0, "{row}");
         assert!(step(&row["best"]) <= step(row) * 1.01, "{row}");
     }
-    // The more hops, the fewer of them one can afford.
+    // A larger world has more hops for each bucket, so fewer and larger buckets are best.
     let bucket = |row: &Value| row["best"]["bucket_bytes"].as_u64().unwrap();
     assert!(bucket(&rows[9]) > bucket(&rows[0]), "{all}");
     let seeded = || result(&["ring-sim", "--worlds", "4,8", "--seed", "5", "--steps", "2", "--workers-per-machine", "2"]);

@@ -29,7 +29,7 @@ fn worker(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_worker")).args(args).arg("-q").current_dir(folder).output().unwrap()
 }
 
-/// Its stdout; it must succeed.
+/// Runs the binary, which must succeed; returns its stdout.
 fn ok(folder: &Path, args: &[&str]) -> String {
     let output = worker(folder, args);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -37,7 +37,7 @@ fn ok(folder: &Path, args: &[&str]) -> String {
     out.into_owned()
 }
 
-/// Its stderr; it must fail.
+/// Runs the binary, which must fail; returns its stderr.
 fn refused(folder: &Path, args: &[&str]) -> String {
     let output = worker(folder, args);
     assert!(!output.status.success(), "{args:?} should have failed");
@@ -230,7 +230,7 @@ fn a_table_goes_all_the_way() {
     let out = ok(at, &[&["train", "table.toml", "--run-dir", "run"][..], &set].concat());
     assert!(out.contains("regions.png"), "{out}");
     assert_eq!(summary(&at.join("run"))["top1"], 1.0);
-    // Rows without a label, in another order of columns, with one more.
+    // Rows without a label, with the columns in another order and one more column.
     std::fs::write(at.join("new.csv"), "height,note,width\n0.5,a,105\n0.4,b,190\n").unwrap();
     let answer: serde_json::Value = serde_json::from_str(&ok(at, &["predict", "run", "new.csv", "--json"])).unwrap();
     assert_eq!((&answer[0]["top"][0]["class"], &answer[1]["top"][0]["class"]), (&"narrow".into(), &"wide".into()));

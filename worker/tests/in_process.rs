@@ -1,5 +1,5 @@
-//! Coordinator and workers in one process, over real QUIC on free ports: what
-//! was trained on, and what happens to peers that do not belong.
+//! Coordinator and workers in one process, over real QUIC on free ports: which samples
+//! are trained on, and what happens to peers of another run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -11,7 +11,7 @@ use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Spl
 use common::net::{Authority, COORDINATOR, Endpoint, Role, Token};
 use common::run_dir::RunDir;
 use coordinator::serve::{Outcome, Run, serve};
-use worker::join::{JoinOptions, join};
+use worker::cluster::join::{JoinOptions, join};
 
 const CONFIG: &str = r#"
 name = "in-process"
@@ -127,7 +127,7 @@ async fn a_worker_that_asks_to_stop_ends_the_run_cleanly_with_a_checkpoint() {
     assert!(newest >= 1);
 }
 
-/// A source that notes what is read from it, below what a worker trains on.
+/// Wraps the source that a worker trains on, and notes which samples are read from it.
 struct Noted {
     inner: Arc<dyn SampleSource>,
     read: Mutex<Vec<u32>>,
@@ -150,29 +150,29 @@ impl SampleSource for Noted {
     }
 }
 
-/// What one rank trained on, step by step, and evaluated.
+/// The samples that one rank trained on, step by step, and how many it evaluated.
 #[derive(Default)]
 struct Trained {
     ids: Vec<(u64, Vec<u32>)>,
     evaluated: u64,
 }
 
-impl worker::train::Record for Trained {
+impl worker::training::record::Record for Trained {
     fn trained(&mut self, step: u64, batch: &worker::data::Batch) -> anyhow::Result<()> {
         self.ids.push((step, batch.ids.clone()));
         Ok(())
     }
-    fn step(&mut self, _: &common::run_dir::StepMetrics) -> anyhow::Result<()> {
+    fn step(&mut self, _: &common::metrics::StepMetrics) -> anyhow::Result<()> {
         Ok(())
     }
-    fn evaluation(&mut self, evaluation: &common::run_dir::Evaluation) -> anyhow::Result<()> {
+    fn evaluation(&mut self, evaluation: &common::metrics::Evaluation) -> anyhow::Result<()> {
         self.evaluated += evaluation.samples;
         Ok(())
     }
     fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
     }
-    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::train::Snapshot>) -> anyhow::Result<()> {
+    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::training::record::Snapshot>) -> anyhow::Result<()> {
         Ok(())
     }
     fn stop_requested(&self) -> bool {
@@ -180,15 +180,18 @@ impl worker::train::Record for Trained {
     }
 }
 
-/// Runs the loop of one rank by itself: which samples it takes asks nobody.
+/// Runs the loop of one rank by itself: the samples that it takes do not depend on
+/// messages.
 fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     use common::ring::BucketLayout;
     use worker::{
-        device::ComputeDevice,
-        exchange::{Exchange, Summation},
-        job::Job,
+        engine::device::ComputeDevice,
         replica::Replica,
-        train::{Ended, Start, train},
+        training::{
+            exchange::{Exchange, Summation},
+            job::Job,
+            train::{Start, TrainingEnd, train},
+        },
     };
 
     let config = Config::parse(CONFIG, "test", &[]).unwrap();
@@ -200,7 +203,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     let mut exchange = Exchange::new(None, layout, Summation::F32);
     let mut record = Trained::default();
     let shared: Arc<dyn SampleSource> = source.clone();
-    assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, Start::at(0)).unwrap(), Ended::Run { step: 8 });
+    assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, Start::at(0)).unwrap(), TrainingEnd::Run { step: 8 });
     record
 }
 

@@ -2,13 +2,13 @@ use super::*;
 use crate::plan::owned_shards;
 use crate::seed;
 
-/// What a run of `steps` steps leaves behind that loses its ring at random.
+/// The record of a run of `steps` steps that loses its ring at random.
 struct Story {
     plan: Plan,
     steps: u64,
     committed: Vec<Committed>,
     starts: Vec<(u64, u64)>,
-    trained: Vec<Trained>,
+    trained: Vec<TrainedSamples>,
 }
 
 fn story(case: u64) -> Story {
@@ -29,9 +29,10 @@ fn story(case: u64) -> Story {
             let ids: Vec<Vec<u32>> = (0..world).map(|rank| owned_shards(rank, world, shards).flat_map(taken).collect()).collect();
             let lost = seed::below(&mut rng, 6) == 0;
             for (rank, ids) in (0..).zip(&ids) {
-                // Some die before they have told of it, whether it was committed or not.
+                // Some workers die before they report the step, whether it was
+                // committed or not.
                 if seed::below(&mut rng, 8) > 0 {
-                    story.trained.push(Trained { generation, step, rank, ids: ids.clone(), skipped: Vec::new() });
+                    story.trained.push(TrainedSamples { generation, step, rank, ids: ids.clone(), skipped: Vec::new() });
                 }
             }
             if lost {
@@ -48,7 +49,7 @@ fn story(case: u64) -> Story {
     story
 }
 
-fn check(s: &Story) -> Report {
+fn check(s: &Story) -> AuditReport {
     audit(&s.plan, s.steps, &s.committed, &s.starts, &s.trained)
 }
 
@@ -68,7 +69,7 @@ fn every_kind_of_wrong_is_found_and_named() {
         let mut s = story(case);
         let step = s.steps / 2;
         let at = step as usize;
-        // One sample in the place of another.
+        // One sample replaced by another.
         let generation = committed_in(&s.starts, step);
         let told: Vec<usize> =
             (0..s.trained.len()).filter(|&i| s.trained[i].step == step && s.trained[i].generation == generation).collect();
@@ -93,7 +94,7 @@ fn every_kind_of_wrong_is_found_and_named() {
         let mut s = story(case);
         s.committed.remove(at);
         assert_eq!(check(&s).findings, [Finding::NotRecorded { first: step, last: step }]);
-        // A damaged line that claims a step far away is no work for years.
+        // A damaged line that claims a step far away does not take years to check.
         let mut s = story(case);
         let end = s.steps;
         s.steps = u64::MAX;
@@ -124,4 +125,16 @@ fn what_was_skipped_with_a_word_is_listed_and_no_finding() {
     s.committed[place].checksum = s.committed[place].checksum.map(|sum| sum.wrapping_sub(checksum(&[id])));
     let report = check(&s);
     assert_eq!((report.findings.as_slice(), report.skipped.as_slice()), (&[][..], &[(step, id)][..]));
+}
+
+#[test]
+fn what_a_rank_says_again_of_a_step_takes_nothing_back() {
+    let mut story = (0..).map(story).find(|s| s.trained.len() > 4).unwrap_or_else(|| unreachable!());
+    // The recorded sum is wrong, so that the lines decide the finding.
+    let line = story.trained.iter().find(|t| committed_in(&story.starts, t.step) == t.generation).cloned();
+    let line = line.unwrap_or_else(|| unreachable!("some step was told of"));
+    story.committed.iter_mut().filter(|c| c.step == line.step).for_each(|c| c.checksum = Some(1));
+    let honest = check(&story);
+    story.trained.push(TrainedSamples { ids: vec![0; 3], skipped: vec![1, 2], ..line });
+    assert_eq!(check(&story), honest);
 }

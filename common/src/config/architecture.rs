@@ -2,9 +2,11 @@
 //! shapes, parameters, arithmetic. The worker builds its burn modules from the
 //! same sizes, and a test compares the two.
 
-use super::{Activation, AlexnetConfig, AlexnetPreset, ModelConfig, Pool};
+use std::fmt;
 
-/// What a model reads and how many classes it tells apart.
+use super::model::{Activation, AlexnetConfig, AlexnetPreset, ModelConfig, Pool};
+
+/// The input of a model and its number of classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InputShape {
     /// 1 (grey) or 3 (RGB); the number of features where there are no pictures.
@@ -26,24 +28,64 @@ impl InputShape {
 pub struct Layer {
     /// The prefix of its parameters' names, or what it does.
     pub name: String,
-    /// What it is: "convolution 5x5, padding 2".
-    pub kind: String,
+    pub kind: LayerKind,
     /// `[channels, height, width]` or `[units]`.
     pub output: Vec<u64>,
     pub parameters: u64,
-    /// Multiplications that are added up: those of convolutions and dense layers.
+    /// Multiply-accumulate operations: those of convolutions and dense layers.
     pub macs: u64,
 }
 
+/// The kind of a layer; its `Display` is for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerKind {
+    Convolution {
+        kernel: u64,
+        stride: u64,
+        padding: u64,
+    },
+    Pool {
+        kind: Pool,
+        kernel: u64,
+        stride: u64,
+    },
+    /// To this many values a side, for any input size.
+    AdaptivePool {
+        side: u64,
+    },
+    Activation(Activation),
+    Dense {
+        inputs: u64,
+        units: u64,
+    },
+}
+
+impl fmt::Display for LayerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `pad` respects the width that a table asks for.
+        f.pad(&match self {
+            Self::Convolution { kernel, stride, padding } => format!("convolution {kernel}x{kernel}, stride {stride}, padding {padding}"),
+            Self::Pool { kind: Pool::Max, kernel, stride } => format!("max pool {kernel}x{kernel}, stride {stride}"),
+            Self::Pool { kind: _, kernel, stride } => format!("average pool {kernel}x{kernel}, stride {stride}"),
+            Self::AdaptivePool { side } => format!("adaptive average pool to {side}x{side}"),
+            Self::Activation(Activation::Relu) => "ReLU".to_owned(),
+            Self::Activation(Activation::Sigmoid) => "sigmoid".to_owned(),
+            Self::Activation(Activation::Tanh) => "tanh".to_owned(),
+            Self::Activation(Activation::Identity) => "identity".to_owned(),
+            Self::Dense { inputs, units } => format!("dense, {inputs} to {units}"),
+        })
+    }
+}
+
 impl Layer {
-    /// Values that it puts out.
+    /// The number of its output values.
     pub fn activations(&self) -> u64 {
         self.output.iter().product()
     }
 }
 
-/// The channels of AlexNet's five convolutions and the size of its two hidden
-/// dense layers, after `width`.
+/// The channels of AlexNet's five convolutions and the size of its two hidden dense
+/// layers, with `width` applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AlexnetWidths {
     pub convolutions: [u32; 5],
@@ -62,7 +104,7 @@ impl AlexnetConfig {
     }
 }
 
-/// Builds a list of layers, keeping the shape of what flows between them.
+/// Builds a list of layers and tracks the shape of the values between them.
 struct Stack {
     /// `[channels, height, width]`
     shape: [u64; 3],
@@ -75,7 +117,7 @@ impl Stack {
         Self { shape: [channels, size, size], layers: Vec::new() }
     }
 
-    fn push(&mut self, name: &str, kind: String, output: Vec<u64>, parameters: u64, macs: u64) {
+    fn push(&mut self, name: &str, kind: LayerKind, output: Vec<u64>, parameters: u64, macs: u64) {
         self.layers.push(Layer { name: name.to_owned(), kind, output, parameters, macs });
     }
 
@@ -84,7 +126,7 @@ impl Stack {
         let side = |n: u64| (n + 2 * padding - kernel) / stride + 1;
         self.shape = [channels, side(height), side(width)];
         let weights = channels * inputs * kernel * kernel;
-        let kind = format!("convolution {kernel}x{kernel}, stride {stride}, padding {padding}");
+        let kind = LayerKind::Convolution { kernel, stride, padding };
         self.push(name, kind, self.shape.to_vec(), weights + channels, weights * self.shape[1] * self.shape[2]);
     }
 
@@ -92,32 +134,28 @@ impl Stack {
         let [channels, height, width] = self.shape;
         let side = |n: u64| (n - kernel) / stride + 1;
         self.shape = [channels, side(height), side(width)];
-        let what = if kind == Pool::Max { "max" } else { "average" };
-        self.push("pool", format!("{what} pool {kernel}x{kernel}, stride {stride}"), self.shape.to_vec(), 0, 0);
+        self.push("pool", LayerKind::Pool { kind, kernel, stride }, self.shape.to_vec(), 0, 0);
     }
 
     fn activation(&mut self, kind: Activation) {
-        let name = match kind {
-            Activation::Relu => "ReLU",
-            Activation::Sigmoid => "sigmoid",
-            Activation::Tanh => "tanh",
-            Activation::Identity => return,
-        };
+        if kind == Activation::Identity {
+            return;
+        }
         let output = self.layers.last().map_or_else(Vec::new, |l| l.output.clone());
-        self.push("activation", name.to_owned(), output, 0, 0);
+        self.push("activation", LayerKind::Activation(kind), output, 0, 0);
     }
 
-    /// Flattens what there is, if it is a picture.
+    /// Flattens the input if it is a picture.
     fn dense(&mut self, name: &str, units: u64) {
         let inputs: u64 = self.shape.iter().product();
         self.shape = [units, 1, 1];
-        self.push(name, format!("dense, {inputs} to {units}"), vec![units], inputs * units + units, inputs * units);
+        self.push(name, LayerKind::Dense { inputs, units }, vec![units], inputs * units + units, inputs * units);
     }
 }
 
 impl ModelConfig {
-    /// The layers in the order in which a sample passes them. The input must be
-    /// large enough for the model, as a valid config's is.
+    /// The layers in the order in which a sample passes them. The input must be large
+    /// enough for the model, as it is in a valid config.
     pub fn layers(&self, input: InputShape) -> Vec<Layer> {
         let mut stack = Stack::new(input);
         let classes = input.classes as u64;
@@ -150,6 +188,16 @@ impl ModelConfig {
         stack.layers
     }
 
+    /// The activation after its hidden layers, if it has any.
+    pub fn activation(&self) -> Option<Activation> {
+        match self {
+            Self::Perceptron(_) | Self::Softmax(_) => None,
+            Self::Mlp(m) => Some(m.activation),
+            Self::Lenet(m) => Some(m.activation),
+            Self::Alexnet(_) => Some(Activation::Relu),
+        }
+    }
+
     /// How many parameters the model has.
     pub fn parameters(&self, input: InputShape) -> u64 {
         self.layers(input).iter().map(|l| l.parameters).sum()
@@ -173,7 +221,7 @@ fn alexnet(stack: &mut Stack, config: &AlexnetConfig, classes: u64) {
     convolution("conv5", c5, 3, 1, 1, true);
     if config.preset == AlexnetPreset::Torchvision {
         stack.shape = [c5, 6, 6];
-        stack.push("pool", "adaptive average pool to 6x6".to_owned(), vec![c5, 6, 6], 0, 0);
+        stack.push("pool", LayerKind::AdaptivePool { side: 6 }, vec![c5, 6, 6], 0, 0);
     }
     for name in ["dense1", "dense2"] {
         stack.dense(name, widths.dense.into());

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::data_toml::RawData;
-use super::{ConfigError, invalid};
+use super::error::{ConfigError, invalid};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
 /// flat section whose `kind` says which keys belong.
@@ -69,6 +68,8 @@ pub struct Pixels {
     pub temperature: f32,
     /// `lighting`: standard deviation of the PCA colour noise.
     pub lighting: f32,
+    /// `erase`: the share of pictures that lose a part.
+    pub erase: f32,
     /// Evaluation resizes the shorter side to `image_size * eval_resize` and
     /// takes the centre.
     pub eval_resize: f32,
@@ -92,6 +93,9 @@ pub enum Augment {
     Temperature,
     /// PCA lighting noise (Krizhevsky et al. 2012, section 4.1).
     Lighting,
+    /// A part is covered by the mean colour (Zhong et al., "Random Erasing Data
+    /// Augmentation", 2017).
+    Erase,
 }
 
 /// What to do about a picture that does not decode.
@@ -106,7 +110,7 @@ pub enum CorruptPolicy {
 }
 
 impl DataConfig {
-    /// The folder that holds the data, if it lies in one.
+    /// The folder or file that holds the data, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
             DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => Some(path),
@@ -114,7 +118,7 @@ impl DataConfig {
         }
     }
 
-    /// The same data at another place.
+    /// Moves the data to another path.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
             DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => *path = to,
@@ -125,7 +129,11 @@ impl DataConfig {
     pub fn on_corrupt(&self) -> CorruptPolicy {
         match &self.source {
             DataSource::Images { on_corrupt, .. } => *on_corrupt,
-            _ => CorruptPolicy::Stop,
+            DataSource::Idx { .. }
+            | DataSource::Synthetic { .. }
+            | DataSource::Csv { .. }
+            | DataSource::Xor { .. }
+            | DataSource::Separable { .. } => CorruptPolicy::Stop,
         }
     }
 
@@ -178,6 +186,7 @@ impl Pixels {
             ("data.contrast", self.contrast),
             ("data.temperature", self.temperature),
             ("data.lighting", self.lighting),
+            ("data.erase", self.erase),
         ] {
             if !(0.0..=1.0).contains(&value) {
                 return Err(invalid(key, format!("is {value}: it must be between 0 and 1")));
@@ -190,5 +199,183 @@ impl Pixels {
             return Err(invalid("data.std", "must be three positive numbers, and data.mean three finite ones"));
         }
         Ok(())
+    }
+}
+
+/// ImageNet's channel statistics.
+const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    #[default]
+    Images,
+    Idx,
+    Synthetic,
+    Csv,
+    Xor,
+    Separable,
+}
+
+/// Declares the section as it stands in the file: flat, with the keys of every kind.
+/// These are the keys of sources, and the keys shared by all kinds of pictures, each
+/// with its default. Only `kind` is required; it decides which other keys are allowed.
+macro_rules! raw_data {
+    (sources { $($source:ident: $source_type:ty,)* } pixels($kind:ident) { $($pixel:ident: $pixel_type:ty = $default:expr,)* }) => {
+        #[derive(Clone, Default, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct RawData {
+            kind: Kind,
+            $(#[serde(skip_serializing_if = "Option::is_none")] $source: Option<$source_type>,)*
+            $(#[serde(skip_serializing_if = "Option::is_none")] $pixel: Option<$pixel_type>,)*
+        }
+
+        /// The keys shared by all kinds of pictures.
+        const PICTURES: &[&str] = &[$(stringify!($pixel)),*];
+
+        impl RawData {
+            /// The keys that were given, by name.
+            fn given(&self) -> Vec<&'static str> {
+                let all = [$((stringify!($source), self.$source.is_some()),)* $((stringify!($pixel), self.$pixel.is_some()),)*];
+                all.into_iter().filter(|(_, there)| *there).map(|(key, _)| key).collect()
+            }
+
+            fn pixels(&self) -> Pixels {
+                if self.kind.is_table() {
+                    return Pixels { image_size: 1, ..Self::default().pixels() };
+                }
+                let $kind = self.kind;
+                Pixels { $($pixel: self.$pixel.clone().unwrap_or_else(|| $default),)* }
+            }
+
+            fn with_pixels(pixels: Pixels) -> Self {
+                Self { $($pixel: Some(pixels.$pixel),)* ..Self::default() }
+            }
+        }
+    };
+}
+
+raw_data! {
+    sources {
+        path: PathBuf,
+        val_fraction: f64,
+        on_corrupt: CorruptPolicy,
+        classes: u32,
+        train: u32,
+        val: u32,
+        label: String,
+        standardize: bool,
+        noise: f32,
+        features: u32,
+        margin: f32,
+    }
+    pixels(kind) {
+        image_size: u32 = 224,
+        augment: Vec<Augment> = Vec::new(),
+        crop_scale: [f32; 2] = [0.08, 1.0],
+        crop_ratio: [f32; 2] = [0.75, 4.0 / 3.0],
+        brightness: f32 = 0.4,
+        contrast: f32 = 0.4,
+        temperature: f32 = 0.2,
+        lighting: f32 = 0.1,
+        erase: f32 = 0.5,
+        eval_resize: f32 = 1.14,
+        mean: [f32; 3] = kind.statistics().0,
+        std: [f32; 3] = kind.statistics().1,
+    }
+}
+
+impl Kind {
+    /// The source keys of this kind.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Images => &["path", "val_fraction", "on_corrupt"],
+            Self::Idx => &["path"],
+            Self::Synthetic => &["classes", "train", "val"],
+            Self::Csv => &["path", "label", "val_fraction", "standardize"],
+            Self::Xor => &["train", "val", "noise"],
+            Self::Separable => &["train", "val", "features", "margin"],
+        }
+    }
+
+    fn is_table(self) -> bool {
+        match self {
+            Self::Images | Self::Idx | Self::Synthetic => false,
+            Self::Csv | Self::Xor | Self::Separable => true,
+        }
+    }
+
+    /// The means and deviations that normalise pictures of this kind.
+    fn statistics(self) -> ([f32; 3], [f32; 3]) {
+        if self == Self::Images { IMAGENET } else { ([0.0; 3], [1.0; 3]) }
+    }
+}
+
+impl TryFrom<RawData> for DataConfig {
+    type Error = String;
+
+    fn try_from(raw: RawData) -> Result<Self, String> {
+        let shared: &[&str] = if raw.kind.is_table() { &[] } else { PICTURES };
+        let allowed: Vec<&str> = raw.kind.keys().iter().chain(shared).copied().collect();
+        if let Some(key) = raw.given().into_iter().find(|key| !allowed.contains(key)) {
+            return Err(format!("`data.{key}` does not go with this data.kind, which takes {}", allowed.join(", ")));
+        }
+        let pixels = raw.pixels();
+        let missing = |key: &str| format!("`data.{key}` is missing");
+        let path = raw.path.ok_or_else(|| missing("path"));
+        let source = match raw.kind {
+            Kind::Images => {
+                DataSource::Images { path: path?, val_fraction: raw.val_fraction, on_corrupt: raw.on_corrupt.unwrap_or_default() }
+            }
+            Kind::Idx => DataSource::Idx { path: path? },
+            Kind::Synthetic => DataSource::Synthetic {
+                classes: raw.classes.ok_or_else(|| missing("classes"))?,
+                train: raw.train.ok_or_else(|| missing("train"))?,
+                val: raw.val.ok_or_else(|| missing("val"))?,
+            },
+            Kind::Csv => DataSource::Csv {
+                path: path?,
+                label: raw.label.unwrap_or_else(|| "label".to_owned()),
+                val_fraction: raw.val_fraction.unwrap_or(0.2),
+                standardize: raw.standardize.unwrap_or(true),
+            },
+            Kind::Xor => DataSource::Xor { train: raw.train.unwrap_or(4), val: raw.val.unwrap_or(4), noise: raw.noise.unwrap_or_default() },
+            Kind::Separable => DataSource::Separable {
+                train: raw.train.unwrap_or(200),
+                val: raw.val.unwrap_or(100),
+                features: raw.features.unwrap_or(2),
+                margin: raw.margin.unwrap_or(0.1),
+            },
+        };
+        Ok(Self { source, pixels })
+    }
+}
+
+impl From<DataConfig> for RawData {
+    fn from(config: DataConfig) -> Self {
+        let raw = if config.is_table() { Self::default() } else { Self::with_pixels(config.pixels) };
+        match config.source {
+            DataSource::Images { path, val_fraction, on_corrupt } => {
+                Self { kind: Kind::Images, path: Some(path), val_fraction, on_corrupt: Some(on_corrupt), ..raw }
+            }
+            DataSource::Idx { path } => Self { kind: Kind::Idx, path: Some(path), ..raw },
+            DataSource::Synthetic { classes, train, val } => {
+                Self { kind: Kind::Synthetic, classes: Some(classes), train: Some(train), val: Some(val), ..raw }
+            }
+            DataSource::Csv { path, label, val_fraction, standardize } => Self {
+                kind: Kind::Csv,
+                path: Some(path),
+                label: Some(label),
+                val_fraction: Some(val_fraction),
+                standardize: Some(standardize),
+                ..raw
+            },
+            DataSource::Xor { train, val, noise } => {
+                Self { kind: Kind::Xor, train: Some(train), val: Some(val), noise: Some(noise), ..raw }
+            }
+            DataSource::Separable { train, val, features, margin } => {
+                Self { kind: Kind::Separable, train: Some(train), val: Some(val), features: Some(features), margin: Some(margin), ..raw }
+            }
+        }
     }
 }

@@ -36,7 +36,7 @@ fn other_name(key: &str) -> Option<&'static str> {
     }
 }
 
-/// The parser's message; for an unknown key, with the nearest known key.
+/// The parser's message, with the nearest known key if the key is unknown.
 pub(super) fn explain(error: &toml::de::Error) -> String {
     let text = error.to_string();
     let text = text.trim_end();

@@ -7,8 +7,8 @@
 
 mod architecture;
 mod data;
-mod data_toml;
 mod edit;
+mod error;
 mod model;
 mod train;
 
@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use architecture::{AlexnetWidths, InputShape, Layer};
-pub use data::{Augment, CorruptPolicy, DataConfig, DataSource, Pixels};
-pub use model::{
-    Activation, AlexnetConfig, AlexnetPreset, LenetConfig, LossKind, MlpConfig, ModelConfig, PerceptronConfig, Pool, SoftmaxConfig,
-};
-pub use train::{ClusterConfig, OptimizerKind, Precision, ScheduleKind, TrainConfig, WireEncoding};
+use error::invalid;
+
+pub use architecture::*;
+pub use data::*;
+pub use error::ConfigError;
+pub use model::*;
+pub use train::*;
 
 /// Everything that defines a run. Serialising it gives the resolved config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,20 +40,13 @@ pub struct Config {
     pub cluster: ClusterConfig,
 }
 
-fn default_seed() -> u64 {
-    1
+/// The word for a choice, as a command line and messages have it.
+pub fn name_of(choice: impl clap::ValueEnum) -> String {
+    choice.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    #[error("could not read the config `{}`: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("`{origin}` is not a valid config: {message}")]
-    Parse { origin: String, message: String },
-    #[error("`--set {argument}`: {message}")]
-    Set { argument: String, message: String },
-    #[error("`{key}` {problem}")]
-    Invalid { key: &'static str, problem: String },
+fn default_seed() -> u64 {
+    1
 }
 
 impl Config {
@@ -62,7 +56,7 @@ impl Config {
         Self::parse(&text, &path.display().to_string(), overrides)
     }
 
-    /// Like [`Config::load`] from text; `origin` stands in error messages.
+    /// Like [`Config::load`] from text; error messages name `origin`.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
         let invalid = |message: String| ConfigError::Parse { origin: origin.to_owned(), message };
         let config: Self = if overrides.is_empty() {
@@ -78,15 +72,15 @@ impl Config {
         Ok(config)
     }
 
-    /// The resolved config as TOML: what the run directory keeps and what
-    /// workers are sent.
+    /// The resolved config as TOML: stored in the run directory and sent to workers.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).unwrap_or_else(|e| unreachable!("a config is always representable in TOML: {e}"))
     }
 
-    /// A digest of all that decides the weights: a run directory may only be
-    /// resumed by a config with the same digest. How long to train, where the
-    /// data lies and how the cluster talks may change.
+    /// A digest of all keys that decide the weights: a run directory may only be
+    /// resumed by a config with the same digest. These may change: how long to train,
+    /// where the data lies, how the cluster communicates, what is recorded, evaluated
+    /// and kept, and whether a picture that does not decode ends the run.
     pub fn identity(&self) -> String {
         let mut same = self.clone();
         same.name.clear();
@@ -94,8 +88,16 @@ impl Config {
         same.train.epochs = 1;
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
+        same.train.keep_checkpoints = 1;
+        same.train.eval_epochs = 1;
         same.train.audit = false;
-        // Where only speed depends on it.
+        same.data.pixels.eval_resize = 1.0;
+        // A run that stops at a damaged picture has the same weights up to it as one
+        // that skips it.
+        if let DataSource::Images { on_corrupt, .. } = &mut same.data.source {
+            *on_corrupt = CorruptPolicy::default();
+        }
+        // Here the number of threads affects only speed.
         if !self.train.reproducible {
             same.train.threads = None;
         }
@@ -120,11 +122,6 @@ impl Config {
         self.train.validate()?;
         self.cluster.validate(self.train.shards)
     }
-}
-
-/// Shorthand for a failed check.
-fn invalid(key: &'static str, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid { key, problem: problem.into() }
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, DataConfig, TrainConfig, invalid};
+use super::data::DataConfig;
+use super::error::{ConfigError, invalid};
+use super::train::TrainConfig;
 
 /// The network to train, chosen by `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,7 +70,7 @@ impl Default for MlpConfig {
     }
 }
 
-/// What follows a hidden layer.
+/// The activation after a hidden layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
@@ -143,7 +145,7 @@ const MAX_HIDDEN: usize = 64;
 const MAX_UNITS: u32 = 1 << 20;
 
 impl ModelConfig {
-    /// The name by which summaries call the model.
+    /// The name of the model in summaries.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Perceptron(_) => "perceptron",
@@ -154,8 +156,8 @@ impl ModelConfig {
         }
     }
 
-    /// Whether training is over after an epoch in which every sample was right
-    /// when its turn came.
+    /// Whether training ends after an epoch in which the model classified every sample
+    /// correctly when it was used.
     pub fn stops_when_right(&self) -> bool {
         matches!(self, Self::Perceptron(_))
     }
@@ -226,10 +228,10 @@ fn wants_pictures(model: &str, least: u32, data: &DataConfig) -> Result<(), Conf
     Ok(())
 }
 
-/// The perceptron's rule is SGD with a rate of 1, one sample a step and nothing
-/// else; anything else would not be what the convergence theorem speaks of.
+/// The perceptron's rule is SGD with a rate of 1 and one sample a step, and nothing
+/// else; the convergence theorem covers no other setting.
 fn classic_rule(train: &TrainConfig) -> Result<(), ConfigError> {
-    use super::{OptimizerKind, Precision, ScheduleKind};
+    use super::train::{OptimizerKind, Precision, ScheduleKind};
     let rule = [
         ("train.optimizer", train.optimizer == OptimizerKind::Sgd, "\"sgd\""),
         ("train.lr", train.lr == 1.0, "1"),

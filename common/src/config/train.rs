@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, invalid};
+use super::error::{ConfigError, invalid};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Passes over the training set. With a perceptron, which may be done before,
-    /// the most: there it may be written `max_epochs`.
+    /// Passes over the training set. For a perceptron, which may finish earlier, the
+    /// maximum: there it may be written `max_epochs`.
     #[serde(alias = "max_epochs")]
     pub epochs: u32,
     /// Ends the run after this many steps even if `epochs` would go on.
@@ -47,9 +47,9 @@ pub struct TrainConfig {
     /// Each worker records which samples it put into each step, in audit.jsonl;
     /// always so if `reproducible`.
     pub audit: bool,
-    /// Compute threads per worker; by default all cores, shared between the
-    /// workers of `coordinator local`; 1 if `reproducible`, where the number of
-    /// threads decides how sums are grouped and is part of the run.
+    /// Compute threads per worker. By default all cores, shared between the workers of
+    /// `coordinator local`; 1 if `reproducible`, where the number of threads decides
+    /// how sums are grouped and is part of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
     /// Evaluates after every so many epochs, and always at the end.
@@ -70,6 +70,16 @@ pub enum OptimizerKind {
     Adam,
     /// Loshchilov and Hutter 2017; weight decay acts on the weights.
     Adamw,
+}
+
+impl OptimizerKind {
+    /// The names of its state: each is as long as the weights.
+    pub fn state(self) -> &'static [&'static str] {
+        match self {
+            Self::Sgd => &["momentum"],
+            Self::Adam | Self::Adamw => &["m", "v"],
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,7 +132,7 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Compute threads of a worker that has `cores` to itself.
+    /// Compute threads of a worker that has `cores` cores to itself.
     pub fn compute_threads(&self, cores: usize) -> usize {
         let default = if self.reproducible { 1 } else { cores.max(1) };
         self.threads.map_or(default, |n| n as usize)
@@ -181,18 +191,27 @@ impl TrainConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// With fewer workers the run waits.
+    /// The run waits while there are fewer workers.
     pub min_workers: u32,
-    /// A worker says it is alive this often.
+    /// The interval of a worker's heartbeats.
     pub heartbeat_ms: u64,
-    /// A worker that has not been heard for this long is taken for dead.
+    /// A worker is considered dead after this long without a message.
     pub timeout_ms: u64,
-    /// A worker that is alive, but that all others have been waiting for in the ring
-    /// for this long, is given up. Longer than any step or evaluation takes.
+    /// A worker that is alive is given up once all others have waited for it in the
+    /// ring for this long. Longer than any step or evaluation takes.
     pub stall_ms: u64,
+    /// How long the run waits for an unreachable former member that alone holds the
+    /// newest step, before it goes back to its newest checkpoint.
+    pub rejoin_ms: u64,
+    /// How long the transfer of a newcomer's state may delay a ring that trains; a
+    /// newcomer with a slower link is left out.
+    pub handover_ms: u64,
+    /// How long workers without a coordinator train on, or wait with their state,
+    /// before they end.
+    pub orphan_ms: u64,
     /// The number format of gradients between workers.
     pub wire: WireEncoding,
-    /// Bytes of f32 gradient that are reduced as one.
+    /// Bytes of f32 gradient that are reduced in one round.
     pub bucket_bytes: usize,
     /// QUIC connections side by side to the next worker of the ring.
     pub connections: u32,
@@ -212,6 +231,9 @@ impl Default for ClusterConfig {
             heartbeat_ms: 250,
             timeout_ms: 1000,
             stall_ms: 300_000,
+            rejoin_ms: 60_000,
+            handover_ms: 10_000,
+            orphan_ms: 600_000,
             wire: WireEncoding::F32,
             bucket_bytes: 8 << 20,
             connections: 1,
@@ -240,6 +262,15 @@ impl ClusterConfig {
             return Err(invalid(
                 "cluster.stall_ms",
                 format!("is {}: it must be at least cluster.timeout_ms = {}", self.stall_ms, self.timeout_ms),
+            ));
+        }
+        if self.handover_ms == 0 {
+            return Err(invalid("cluster.handover_ms", "is 0: no newcomer could ever take the state over".to_owned()));
+        }
+        if self.orphan_ms < self.timeout_ms {
+            return Err(invalid(
+                "cluster.orphan_ms",
+                format!("is {}: it must be at least cluster.timeout_ms = {}", self.orphan_ms, self.timeout_ms),
             ));
         }
         if !(4096..=1 << 30).contains(&self.bucket_bytes) {

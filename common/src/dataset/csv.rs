@@ -4,12 +4,12 @@ use std::path::Path;
 
 use csv::{ReaderBuilder, StringRecord};
 
-use super::DatasetError;
-use super::table::{Column, Rows, Table};
+use super::source::{Column, DatasetError};
+use super::table::{Rows, Table};
 use crate::seed;
 
-/// The most classes that a label column may hold: more means that it is no
-/// label, and each of them would be an output of the model.
+/// The most classes that a label column may hold: a column with more is no label, and
+/// each of them would be an output of the model.
 const MAX_CLASSES: usize = 10_000;
 
 /// Reads `path`. `val_fraction` of each class is kept for validation. With
@@ -94,7 +94,7 @@ impl Table {
     }
 }
 
-/// Where in a line features and label stand.
+/// The columns of features and label in a line.
 struct Places {
     features: Vec<usize>,
     label: Option<usize>,
@@ -154,7 +154,7 @@ fn label_column(header: &StringRecord, label: &str) -> Result<usize, String> {
     })
 }
 
-/// The different labels, numbers in the order of numbers.
+/// The distinct labels; numbers are in numeric order.
 fn classes(labels: &[String]) -> Vec<String> {
     let mut classes = labels.to_vec();
     classes.sort_by(|a, b| order(a, b));
@@ -171,8 +171,8 @@ fn order(a: &str, b: &str) -> std::cmp::Ordering {
     }
 }
 
-/// Which rows are kept for validation: the same share of every class. Errors
-/// with a class that has a single row.
+/// Which rows are kept for validation: the same share of every class. The error is a
+/// class that has a single row.
 fn validation(labels: &[u32], classes: usize, fraction: f64, seed: u64) -> Result<Vec<bool>, usize> {
     let mut chosen = vec![false; labels.len()];
     for class in 0..classes {

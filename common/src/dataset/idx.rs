@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 
-use super::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
 
 /// The most bytes that one file may unpack to.
 const MAX_BYTES: u64 = 8 << 30;
@@ -84,6 +84,10 @@ impl SampleSource for Idx {
             .collect()
     }
 
+    fn size_hint(&self, _split: Split, _id: u32) -> u64 {
+        self.picture_bytes as u64
+    }
+
     fn name(&self, split: Split, id: u32) -> String {
         format!("record {id} of {}", self.part(split).path.display())
     }
@@ -104,7 +108,7 @@ fn part(folder: &Path, prefix: &str) -> Result<(Part, u32, u32), DatasetError> {
     Ok((Part { path, pixels, labels }, height, width))
 }
 
-/// Finds a file under the names it goes by, and unpacks it.
+/// Finds a file under any of its usual names, and unpacks it.
 fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), DatasetError> {
     for separator in ["-", "."] {
         for ending in ["", ".gz"] {

@@ -1,5 +1,5 @@
-//! Class folders: `train/CLASS/...` and `val/CLASS/...`, or one tree of class
-//! folders that `val_fraction` divides. JPEG and PNG, nested as deep as one likes.
+//! Class folders: `train/CLASS/...` and `val/CLASS/...`, or one tree of class folders
+//! that `val_fraction` divides. JPEG and PNG, nested to any depth.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -7,21 +7,12 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use walkdir::WalkDir;
 
-use super::index_cache::{self, Index};
-use super::{DatasetError, DatasetInfo, Progress, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::index_cache::{self, Entry, Index};
+use super::source::{DatasetError, DatasetInfo, IndexProgress, Sample, SampleFormat, SampleSource, Split, check_id};
 use crate::seed;
 
-/// How many files pass between two reports of progress.
+/// Files listed between two progress reports.
 const REPORT_EVERY: u64 = 512;
-
-/// One picture file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    /// Below the dataset's root.
-    pub path: PathBuf,
-    pub label: u32,
-    pub bytes: u64,
-}
 
 /// A dataset of picture files.
 pub struct Images {
@@ -31,9 +22,9 @@ pub struct Images {
 }
 
 impl Images {
-    /// Lists `root`, or takes the list of last time from the user's cache if
-    /// nothing has changed since.
-    pub fn open(root: &Path, val_fraction: Option<f64>, seed: u64, progress: &dyn Fn(Progress)) -> Result<Self, DatasetError> {
+    /// Lists `root`, or takes the previous list from the user's cache if nothing has
+    /// changed since.
+    pub fn open(root: &Path, val_fraction: Option<f64>, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Self, DatasetError> {
         if !root.is_dir() {
             return Err(DatasetError::invalid(
                 root,
@@ -69,9 +60,9 @@ impl Images {
         Ok(Self::new(root, index))
     }
 
-    /// Takes every picture below the class folders of `root` for validation: for
-    /// data that was set aside for nothing else.
-    pub fn open_all(root: &Path, progress: &dyn Fn(Progress)) -> Result<Self, DatasetError> {
+    /// Uses every picture below the class folders of `root` for validation: for data
+    /// that has no other use.
+    pub fn open_all(root: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Self, DatasetError> {
         let (classes, val) = Lister { root, progress, files: 0 }.list(root)?;
         Ok(Self::new(root, Index { classes, train: Vec::new(), val }))
     }
@@ -113,6 +104,10 @@ impl SampleSource for Images {
             .collect()
     }
 
+    fn size_hint(&self, split: Split, id: u32) -> u64 {
+        self.entries(split).get(id as usize).map_or(0, |e| e.bytes)
+    }
+
     fn labels(&self, split: Split) -> Result<Vec<u32>, DatasetError> {
         Ok(self.entries(split).iter().map(|e| e.label).collect())
     }
@@ -122,8 +117,8 @@ impl SampleSource for Images {
     }
 }
 
-/// What two copies of a dataset must agree on: class names, and for each
-/// picture its label, its place and its size.
+/// Hashes what two copies of a dataset must agree on: class names, and for each picture
+/// its label, its path and its size.
 fn fingerprint(index: &Index) -> String {
     let mut hasher = blake3::Hasher::new();
     for class in &index.classes {
@@ -138,7 +133,7 @@ fn fingerprint(index: &Index) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-fn two_trees(root: &Path, train: &Path, val: &Path, progress: &dyn Fn(Progress)) -> Result<Index, DatasetError> {
+fn two_trees(root: &Path, train: &Path, val: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
     let mut lister = Lister { root, progress, files: 0 };
     let (classes, train_entries) = lister.list(train)?;
     let (val_classes, val_entries) = lister.list(val)?;
@@ -151,8 +146,8 @@ fn two_trees(root: &Path, train: &Path, val: &Path, progress: &dyn Fn(Progress))
     Ok(Index { classes, train: train_entries, val: val_entries })
 }
 
-/// Divides each class by itself, so that each keeps its share on both sides.
-fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(Progress)) -> Result<Index, DatasetError> {
+/// Divides each class separately, so that each has the same share on both sides.
+fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
     let (classes, entries) = Lister { root, progress, files: 0 }.list(root)?;
     let (mut train, mut val) = (Vec::new(), Vec::new());
     for (label, class) in classes.iter().enumerate() {
@@ -177,7 +172,7 @@ fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(Progress)) 
 
 struct Lister<'a> {
     root: &'a Path,
-    progress: &'a dyn Fn(Progress),
+    progress: &'a dyn Fn(IndexProgress),
     files: u64,
 }
 
@@ -211,7 +206,7 @@ impl Lister<'_> {
             }
             classes.push(class.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }
-        (self.progress)(Progress { files: self.files });
+        (self.progress)(IndexProgress { files: self.files });
         Ok((classes, entries))
     }
 
@@ -231,7 +226,7 @@ impl Lister<'_> {
             entries.push(Entry { path, label, bytes });
             self.files += 1;
             if self.files.is_multiple_of(REPORT_EVERY) {
-                (self.progress)(Progress { files: self.files });
+                (self.progress)(IndexProgress { files: self.files });
             }
         }
         Ok(())

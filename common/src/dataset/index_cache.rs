@@ -1,11 +1,12 @@
-//! The lists of class-folder datasets, kept in the user's cache so that a large
-//! set is listed once. A list is used again while every folder that it was made
-//! from still has the modification time that it had: adding, removing or
-//! renaming a file changes its folder's. What cannot be read is made anew.
-//! Paths that are not Unicode are not kept.
+//! The lists of class-folder datasets, kept in the user's cache so that a large set is
+//! listed once. A list is reused while every folder from which it was made still has
+//! the same modification time: adding, removing or renaming a file changes that of its
+//! folder. A list that cannot be read is made anew. Paths that are not Unicode are not
+//! cached.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::ffi::OsString;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,13 +14,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
-use super::images::Entry;
-
 const VERSION: u32 = 1;
 
 /// A folder that changed this recently may change again without a new
 /// modification time, whose clock ticks in milliseconds.
 const SETTLED: Duration = Duration::from_secs(2);
+
+/// One picture file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Relative to the dataset's root.
+    pub path: PathBuf,
+    pub label: u32,
+    pub bytes: u64,
+}
 
 /// The list of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,18 +49,22 @@ pub(crate) struct Stored {
     val: Vec<(PathBuf, u32, u64)>,
 }
 
-/// The file of the cache that belongs to a dataset; none without a cache folder.
+/// The cache file of a dataset; none without a cache folder.
 pub(super) fn key(root: &Path, val_fraction: Option<f64>, seed: u64) -> Option<PathBuf> {
     let root = root.canonicalize().ok()?;
     let mut hasher = blake3::Hasher::new();
     hasher
         .update(root.as_os_str().as_bytes())
         .update(format!("\0{val_fraction:?} {}", if val_fraction.is_some() { seed } else { 0 }).as_bytes());
-    let folder = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(cache) if !cache.is_empty() => PathBuf::from(cache),
-        _ => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
-    };
+    let folder = cache_folder(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
     Some(folder.join("ringleader/index").join(hasher.finalize().to_hex().as_str()))
+}
+
+/// The user's cache folder. There is no fallback to a shared folder: other users could
+/// choose there what is trained on. A path that is not absolute is ignored.
+fn cache_folder(named: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    named.and_then(absolute).or_else(|| home.and_then(absolute).map(|home| home.join(".cache")))
 }
 
 pub(super) fn load(key: &Option<PathBuf>, root: &Path) -> Option<Index> {
@@ -64,14 +76,14 @@ pub(super) fn load(key: &Option<PathBuf>, root: &Path) -> Option<Index> {
     Some(Index { classes: stored.classes, train: entries(stored.train), val: entries(stored.val) })
 }
 
-/// What a file of the cache holds, if this version wrote it.
+/// The content of a cache file, if this version wrote it.
 pub(crate) fn parse(text: &[u8]) -> Option<Stored> {
     let stored: Stored = serde_json::from_slice(text).ok()?;
     let labelled = |list: &[(PathBuf, u32, u64)]| list.iter().all(|(_, label, _)| (*label as usize) < stored.classes.len());
     (stored.version == VERSION && labelled(&stored.train) && labelled(&stored.val)).then_some(stored)
 }
 
-/// Keeps a list. A cache that cannot be written costs time, nothing else.
+/// Stores a list. A cache that cannot be written costs time, nothing else.
 pub(super) fn store(key: &Option<PathBuf>, root: &Path, index: &Index) {
     let Some(path) = key else { return };
     if let Err(e) = try_store(path, root, index) {
@@ -95,12 +107,14 @@ fn try_store(path: &Path, root: &Path, index: &Index) -> io::Result<()> {
         val: list(&index.val),
     };
     let bytes = serde_json::to_vec(&stored)?;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let temporary = path.with_extension(std::process::id().to_string());
-    std::fs::write(&temporary, bytes)?;
-    std::fs::rename(&temporary, path)
+    let folder = path.parent().ok_or_else(|| io::Error::other("the cache has no folder"))?;
+    std::fs::create_dir_all(folder)?;
+    // A unique name: in containers, several processes may have the same id and share
+    // this folder.
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    temporary.write_all(&bytes)?;
+    temporary.persist(path)?;
+    Ok(())
 }
 
 fn folders(root: &Path) -> Option<BTreeMap<PathBuf, u64>> {
@@ -122,6 +136,17 @@ mod tests {
     /// Makes a folder look as if it had last changed at this time.
     fn age(folder: &Path, seconds: u64) {
         std::fs::File::open(folder).unwrap().set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+    }
+
+    #[test]
+    fn a_cache_is_the_users_own_or_none() {
+        let place = |named: Option<&str>, home: Option<&str>| cache_folder(named.map(OsString::from), home.map(OsString::from));
+        assert_eq!(place(Some("/cache"), Some("/home/u")), Some("/cache".into()));
+        for none in [None, Some(""), Some("cache")] {
+            assert_eq!(place(none, Some("/home/u")), Some("/home/u/.cache".into()));
+            assert_eq!(place(none, None), None);
+            assert_eq!(place(none, Some("")), None);
+        }
     }
 
     #[test]

@@ -3,17 +3,17 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use super::table::{Column, Rows, Table};
+use super::source::Column;
+use super::table::{Rows, Table};
 use crate::seed::{self, unit};
 
 fn columns(features: u32) -> Vec<Column> {
     (1..=features).map(|n| Column::plain(format!("x{n}"))).collect()
 }
 
-/// The corners of the unit square, one after the other; the class is whether
-/// exactly one coordinate is 1. `noise` is the standard deviation of what is
-/// added to each coordinate. No line separates the classes (Minsky and Papert,
-/// "Perceptrons", 1969).
+/// The corners of the unit square in turn; the class is whether exactly one coordinate
+/// is 1. `noise` is the standard deviation of the noise added to each coordinate. No
+/// line separates the classes (Minsky and Papert, "Perceptrons", 1969).
 pub(super) fn xor(train: u32, val: u32, noise: f32, seed: u64) -> Table {
     let rows = |n: u32, split: u64| {
         let mut rows = Rows::default();
@@ -28,8 +28,8 @@ pub(super) fn xor(train: u32, val: u32, noise: f32, seed: u64) -> Table {
     Table::new(columns(2), vec!["0".to_owned(), "1".to_owned()], rows(train, 0), rows(val, 1), "generated point".to_owned())
 }
 
-/// Points uniform in the unit ball that lie at least `margin` from a random
-/// hyperplane; the class is the side. The margin must leave room: below 0.5.
+/// Points uniform in the unit ball that lie at least `margin` from a random hyperplane;
+/// the class is the side. The margin must be below 0.5 to leave room for points.
 pub(super) fn separable(train: u32, val: u32, features: u32, margin: f32, seed: u64) -> Table {
     let mut rng = seed::stream(seed, "separable plane", &[]);
     let normal = direction(features, &mut rng);
@@ -38,7 +38,8 @@ pub(super) fn separable(train: u32, val: u32, features: u32, margin: f32, seed: 
         let mut rows = Rows::default();
         for id in 0..n {
             let mut rng = seed::stream(seed, "separable", &[split, u64::from(id)]);
-            // The classes take turns, so that both are there however few points are asked for.
+            // The classes alternate, so that both occur however few points are
+            // requested.
             let label = id % 2;
             let point = loop {
                 // Marsaglia 1972: a direction, and a radius whose power is uniform.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use rand_chacha::rand_core::RngCore;
 
-use super::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
 use crate::seed::{self, below, unit};
 
 /// Waves that make up a class's pattern in each channel.
@@ -45,8 +45,8 @@ impl Synthetic {
         let (dx, dy) = (below(&mut rng, 1 + self.side / 4) as f32, below(&mut rng, 1 + self.side / 4) as f32);
         let mut noise = vec![0; side * side * 3];
         rng.fill_bytes(&mut noise);
-        // sin(a + b) from the sines and cosines of columns and rows: a picture should cost
-        // less than what is done with it.
+        // sin(a + b) from the sines and cosines of columns and rows: making a picture
+        // should cost less than training on it.
         let patterns = &self.patterns[label as usize];
         let turn = |angle: f32| (std::f32::consts::TAU * angle).sin_cos();
         let at = |place: usize, shift: f32| (place as f32 + shift) / self.side as f32;
@@ -78,6 +78,10 @@ impl SampleSource for Synthetic {
                 Ok(Sample { id, label, bytes: self.picture(split, id, label) })
             })
             .collect()
+    }
+
+    fn size_hint(&self, _split: Split, _id: u32) -> u64 {
+        3 * u64::from(self.side) * u64::from(self.side)
     }
 
     fn name(&self, split: Split, id: u32) -> String {

@@ -2,21 +2,11 @@
 //! generated points have in common.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use super::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
-
-/// One feature: its name, and how a raw value becomes the model's input:
-/// `(value - mean) / deviation`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Column {
-    pub name: String,
-    pub mean: f32,
-    pub deviation: f32,
-}
+use super::source::{Column, DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
 
 impl Column {
-    /// A feature that the model sees as it is.
+    /// A feature that the model receives unscaled.
     pub fn plain(name: impl Into<String>) -> Self {
         Self { name: name.into(), mean: 0.0, deviation: 1.0 }
     }
@@ -25,7 +15,7 @@ impl Column {
 /// The rows of one split.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    /// `[n, features]`, as the model sees them.
+    /// `[n, features]`, as the model receives them.
     pub(super) values: Vec<f32>,
     pub(super) labels: Vec<u32>,
     /// Each row's place in its file (its line), for messages.
@@ -46,7 +36,7 @@ pub struct Table {
     columns: Vec<Column>,
     train: Rows,
     val: Rows,
-    /// What a row's place is, for messages: "line" of a file, or "point".
+    /// The unit of a row's place, for messages: "line" of a file, or "point".
     place: String,
 }
 
@@ -94,6 +84,10 @@ impl SampleSource for Table {
                 Ok(Sample { id, label: rows.labels[at], bytes: Bytes::from(bytes) })
             })
             .collect()
+    }
+
+    fn size_hint(&self, _split: Split, _id: u32) -> u64 {
+        4 * self.columns.len() as u64
     }
 
     fn name(&self, split: Split, id: u32) -> String {

@@ -188,7 +188,7 @@ fn rows(table: &Table, split: Split) -> Vec<(u32, Vec<f32>)> {
 fn a_csv_file_becomes_standardized_rows_in_two_splits() {
     let lines: String = (0..48).map(|n| format!("{},{}, {} ,5\n", n, if n % 4 == 0 { "10" } else { "9" }, 2 * n)).collect();
     let table = open_csv(&format!("a,label,b,c\n{lines}")).unwrap();
-    // Numbers are in the order of numbers, and each class keeps its share.
+    // Numbers are in numeric order, and each class keeps its share.
     assert_eq!(table.info().classes, ["9", "10"]);
     assert_eq!((table.info().train, table.info().val), (36, 12));
     assert_eq!(table.info().format, SampleFormat::Features { count: 3 });

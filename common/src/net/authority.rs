@@ -1,10 +1,11 @@
-//! The certificate authority of one run: made on first start in the run's
-//! directory, loaded later. It signs names; whether somebody may have one is
-//! for [`super::enrolment`] to decide.
+//! The certificate authority of one run: made on first start in the run's directory, in
+//! a folder that only its owner may enter, and loaded later. It signs names;
+//! [`super::enrolment`] decides who may have one.
 
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -13,43 +14,25 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 
+use super::error::AuthorityError;
 use super::identity::Identity;
 use super::tls;
-use super::token::SECRET;
 use super::tokens::Tokens;
+use crate::files::replace_private;
 
-/// Signs the certificates of one run. Its files are `ca.pem`, `ca.key` and
-/// `tokens.json`, readable by their owner only.
+/// Signs the certificates of one run. Its files are `ca.pem`, `ca.key`,
+/// `tokens.json` and `revoked`, readable by their owner only.
 pub struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     tokens: Tokens,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityError {
-    #[error("could not use the run's authority file `{}`: {source}", path.display())]
-    File { path: PathBuf, source: std::io::Error },
-    #[error("the run's authority file `{}` is damaged: {problem}; restore it, or remove the folder to start a new authority (workers then need its new token)", path.display())]
-    Damaged { path: PathBuf, problem: String },
-    #[error("the tokens in `{}` are damaged: {problem}; remove the file to start without any", path.display())]
-    Tokens { path: PathBuf, problem: String },
-    #[error("the run has no token `{id}`: `coordinator token list RUN` has those that it has")]
-    NoToken { id: String },
-    #[error("`{name}` cannot be the name of a node: use lower-case letters, digits and hyphens, at most 63")]
-    Name { name: String },
-    #[error("the certificate request is not valid: {0}")]
-    Request(String),
-    #[error("could not make a key or certificate: {0}")]
-    Crypto(#[from] rcgen::Error),
-    #[error("the system gives no random numbers")]
-    Random,
-}
-
 impl Authority {
     /// Loads the authority of `dir`, or makes it there. `ca.pem` is written last:
     /// without it the authority does not exist and is made anew.
     pub fn open(dir: &Path) -> Result<Self, AuthorityError> {
+        private_folder(dir).map_err(AuthorityError::file(dir))?;
         if !dir.join("ca.pem").exists() {
             Self::create(dir)?;
         }
@@ -57,7 +40,6 @@ impl Authority {
     }
 
     fn create(dir: &Path) -> Result<(), AuthorityError> {
-        fs::create_dir_all(dir).map_err(|source| AuthorityError::File { path: dir.to_owned(), source })?;
         let mut id = [0; 8];
         tls::random(&mut id).ok_or(AuthorityError::Random)?;
         let key = KeyPair::generate()?;
@@ -66,8 +48,11 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.distinguished_name = named(&format!("ringleader run {:016x}", u64::from_be_bytes(id)));
         let certificate = params.self_signed(&key)?;
-        write_private(&dir.join("ca.key"), key.serialize_pem().as_bytes())?;
-        write_private(&dir.join("ca.pem"), certificate.pem().as_bytes())
+        for (name, text) in [("ca.key", key.serialize_pem()), ("ca.pem", certificate.pem())] {
+            let path = dir.join(name);
+            replace_private(&path, text.as_bytes()).map_err(AuthorityError::file(&path))?;
+        }
+        Ok(())
     }
 
     fn load(dir: &Path) -> Result<Self, AuthorityError> {
@@ -80,7 +65,7 @@ impl Authority {
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| damaged(&path, e.to_string()))?;
         let (key_pem, key_path) = read("ca.key")?;
         let key = KeyPair::from_pem(&key_pem).map_err(|e| damaged(&key_path, e.to_string()))?;
-        // The certificate holds its subject's public key as it stands.
+        // The certificate contains its subject's public key verbatim.
         let public = key.subject_public_key_info();
         if !certificate.windows(public.len()).any(|part| part == public) {
             return Err(damaged(&key_path, "it is not the key of `ca.pem`".to_owned()));
@@ -90,7 +75,7 @@ impl Authority {
         Ok(Self { certificate, issuer, tokens })
     }
 
-    /// What new workers are given to join.
+    /// The tokens with which new workers join.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
     }
@@ -134,36 +119,14 @@ fn named(common_name: &str) -> DistinguishedName {
     name
 }
 
-/// Writes a file that only its owner may read: whole or not at all.
-pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
-    let write = || {
-        let temporary = path.with_extension("tmp");
-        let _ = fs::remove_file(&temporary);
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| AuthorityError::File { path: path.to_owned(), source })
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-pub(super) fn unhex(text: &str) -> Option<[u8; SECRET]> {
-    let mut bytes = [0; SECRET];
-    if text.len() != 2 * SECRET || !text.is_ascii() {
-        return None;
+/// Makes a folder that only its owner may enter, or closes an existing one to others: a
+/// user who can open a file in it could lock that file.
+fn private_folder(dir: &Path) -> io::Result<()> {
+    match fs::metadata(dir) {
+        Ok(found) if found.permissions().mode() & 0o077 == 0 => Ok(()),
+        Ok(_) => fs::set_permissions(dir, Permissions::from_mode(0o700)),
+        Err(_) => fs::DirBuilder::new().recursive(true).mode(0o700).create(dir),
     }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]
@@ -181,11 +144,22 @@ mod tests {
         let token = |authority: &Authority| authority.tokens().standing(now).unwrap();
         assert_eq!(token(&first), token(&again));
         assert_ne!(token(&first), token(&Authority::open(&dir.path().join("other")).unwrap()));
-        #[cfg(unix)]
-        for name in ["ca.key", "tokens.json"] {
-            use std::os::unix::fs::PermissionsExt;
+        for name in ["ca.key", "tokens.json", "tokens.lock"] {
             assert_eq!(fs::metadata(path.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
         }
+    }
+
+    #[test]
+    fn nobody_else_may_enter_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/keys");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        Authority::open(&path).unwrap();
+        assert_eq!(mode(), 0o700);
+        // Permissions that an older version set.
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        Authority::open(&path).unwrap();
+        assert_eq!(mode(), 0o700);
     }
 
     #[test]

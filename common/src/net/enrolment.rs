@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn::TokioRuntime;
 use rcgen::{CertificateParams, KeyPair};
@@ -14,19 +14,35 @@ use rkyv::{Archive, Deserialize, Serialize};
 use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::authority::{Authority, AuthorityError};
-use super::endpoint::{self, Alpn, NetError, Peer};
+use super::authority::Authority;
+use super::closing::BUSY;
+use super::error::{AuthorityError, NetError};
 use super::identity::{COORDINATOR, Identity};
+use super::peer::Peer;
+use super::protocol::Alpn;
 use super::token::{SECRET, Token};
 use super::transport::{self, Route};
-use super::{tls, tokens};
+use super::{closing, endpoint, tls, tokens};
+use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
 
 /// An exchange takes two round trips and a signature.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a newcomer may take to send its request, once it has connected.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const MESSAGE_MAX: usize = 8 << 10;
+/// The most characters that are shown of the other side's reason.
+const MAX_REASON_CHARS: usize = 400;
 
+/// How long [`enrol`] tries.
+const RETRY_FOR: Duration = Duration::from_secs(30);
+/// The longest wait between two attempts, and the one after the first.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+
+/// An error may pass if [`EnrolmentError::is_transient`]; after any other, a new
+/// attempt would end in the same way.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentError {
     #[error("the coordinator at {address} belongs to another run than the token: check the address, or copy the token that it prints now")]
@@ -39,8 +55,28 @@ pub enum EnrolmentError {
     Net(#[from] NetError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// The connection was lost, or was closed in favour of others.
     #[error("the enrolment with {address} broke off: {cause}")]
     Broken { address: SocketAddr, cause: String },
+    #[error("the enrolment with {address} failed: {cause}")]
+    Failed { address: SocketAddr, cause: String },
+}
+
+impl EnrolmentError {
+    /// Whether another attempt may succeed: the coordinator did not answer, had no
+    /// place, or the connection was lost. A refusal is final.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Net(NetError::Connect { transient, .. }) => *transient,
+            Self::Broken { .. } => true,
+            Self::OtherRun { .. }
+            | Self::Refused { .. }
+            | Self::Refuse { .. }
+            | Self::Net(_)
+            | Self::Authority(_)
+            | Self::Failed { .. } => false,
+        }
+    }
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -48,7 +84,7 @@ struct Request {
     protocol: u32,
     /// A PKCS#10 request: the worker's public key, signed by itself.
     certificate_request: Vec<u8>,
-    /// Of the token whose secret is proved.
+    /// The id of the token whose secret is proved.
     token: String,
     proof: [u8; 32],
 }
@@ -59,7 +95,7 @@ enum Reply {
     Refused { reason: String },
 }
 
-/// What shows knowledge of the secret, in this TLS session and for this request.
+/// Proves knowledge of the secret, in this TLS session and for this request.
 fn proof(connection: &quinn::Connection, secret: &[u8; SECRET], request: &[u8]) -> Option<blake3::Hash> {
     let mut session = [0; 32];
     connection.export_keying_material(&mut session, b"EXPORTER-ringleader-enrolment", b"").ok()?;
@@ -67,9 +103,44 @@ fn proof(connection: &quinn::Connection, secret: &[u8; SECRET], request: &[u8]) 
     Some(blake3::keyed_hash(&key, &[&session, request].concat()))
 }
 
-/// Worker side: gets a fresh certificate from the coordinator at `address`.
+/// Worker side: gets a fresh certificate from the coordinator at `address`. Tries
+/// for half a minute while the coordinator does not answer or has no place for
+/// newcomers.
 pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, EnrolmentError> {
-    let broken = |cause: String| EnrolmentError::Broken { address, cause };
+    enrol_within(address, token, RETRY_FOR).await
+}
+
+/// Like [`enrol`]; no attempt begins later than `patience` after the first.
+pub async fn enrol_within(address: SocketAddr, token: &Token, patience: Duration) -> Result<Identity, EnrolmentError> {
+    let (start, mut attempts) = (Instant::now(), 0u32);
+    loop {
+        let error = match attempt(address, token).await {
+            Ok(identity) => return Ok(identity),
+            Err(error) => error,
+        };
+        attempts = attempts.saturating_add(1);
+        let mut random = [0; 4];
+        let wait = back_off(attempts, tls::random(&mut random).map_or(0, |()| u32::from_le_bytes(random)));
+        if !error.is_transient() || start.elapsed() + wait > patience {
+            return Err(error);
+        }
+        tracing::warn!("{error}; trying again");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// How long to wait after `attempts` failed attempts: twice as long each time up to a
+/// bound, and shortened by up to a half at random, so that workers that were refused
+/// together do not all come back together.
+fn back_off(attempts: u32, random: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    let longest = FIRST_WAIT.saturating_mul(1 << doublings).min(LONGEST_WAIT);
+    longest - longest.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+}
+
+async fn attempt(address: SocketAddr, token: &Token) -> Result<Identity, EnrolmentError> {
+    let broken = |cause: String| EnrolmentError::Broken { address, cause: visible_within(&cause, MAX_REASON_CHARS) };
+    let failed = |cause: &str| EnrolmentError::Failed { address, cause: cause.to_owned() };
     let key = KeyPair::generate().map_err(AuthorityError::from)?;
     let request = CertificateParams::default().serialize_request(&key).map_err(AuthorityError::from)?;
     let request = request.der().to_vec();
@@ -96,61 +167,78 @@ pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, Enrol
     };
 
     let exchange = async {
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(endpoint::explain(&e)))?;
-        let proof = proof(&connection, &token.secret, &request).ok_or_else(|| broken("TLS gave no session key".to_owned()))?;
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(closing::explain(&e)))?;
+        let proof = proof(&connection, &token.secret, &request).ok_or_else(|| failed("TLS gave no session key"))?;
         let message =
             Request { protocol: PROTOCOL, certificate_request: request, token: tokens::id(&token.secret), proof: *proof.as_bytes() };
-        write_message(&mut send, &message).await.map_err(|e| broken(e.to_string()))?;
+        let lost = |e: WireError| broken(closing::explain_failure(&connection, &e));
+        write_message(&mut send, &message).await.map_err(lost)?;
         let _ = send.finish();
-        read_message::<Reply>(&mut receive, MESSAGE_MAX).await.map_err(|e| broken(e.to_string()))
+        match read_message::<Reply>(&mut receive, MESSAGE_MAX).await {
+            Err(e @ (WireError::TooLong { .. } | WireError::Invalid { .. })) => {
+                Err(failed(&visible_within(&e.to_string(), MAX_REASON_CHARS)))
+            }
+            other => other.map_err(lost),
+        }
     };
     let reply = tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| broken("no answer came".to_owned()))??;
     connection.close(0u32.into(), b"");
     let certificate = match reply {
         Some(Reply::Welcome { certificate }) => CertificateDer::from(certificate),
-        Some(Reply::Refused { reason }) => return Err(EnrolmentError::Refused { address, reason }),
+        Some(Reply::Refused { reason }) => {
+            return Err(EnrolmentError::Refused { address, reason: visible_within(&reason, MAX_REASON_CHARS) });
+        }
         None => return Err(broken("it ended without an answer".to_owned())),
     };
-    let name = tls::name_in(&certificate).ok_or_else(|| broken("the certificate holds no name".to_owned()))?;
-    let authority = pinned.found().cloned().ok_or_else(|| broken("the authority was not shown".to_owned()))?;
+    let name = tls::name_in(&certificate).ok_or_else(|| failed("the certificate holds no name"))?;
+    let authority = pinned.found().cloned().ok_or_else(|| failed("the authority was not shown"))?;
     Ok(Identity::new(name, certificate, authority, PrivateKeyDer::Pkcs8(key.serialize_der().into())))
 }
 
-/// Coordinator side: answers a peer that came for [`Alpn::Enrol`]. `name` is
-/// asked for the worker's name once it has proved the secret of the token of
-/// that id; what it says is returned.
+/// Coordinator side: answers a peer that connected for [`Alpn::Enrol`]. Once the worker
+/// has proved a token's secret, `name` is called with the id of that token and returns
+/// the worker's name, which is the result.
 pub async fn admit<N>(peer: Peer, authority: &Authority, name: impl FnOnce(String) -> N) -> Result<String, EnrolmentError>
 where
     N: Future<Output = Result<String, String>>,
 {
     let connection = &peer.connection;
     let address = connection.remote_address();
-    let broken = |cause: String| EnrolmentError::Broken { address, cause };
+    let broken = |cause: String| EnrolmentError::Broken { address, cause: visible_within(&cause, MAX_REASON_CHARS) };
+    let request = async {
+        let (send, mut receive) = connection.accept_bi().await.map_err(|e| broken(closing::explain(&e)))?;
+        Ok::<_, EnrolmentError>((send, read_message::<Request>(&mut receive, MESSAGE_MAX).await))
+    };
     let exchange = async {
-        let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| broken(endpoint::explain(&e)))?;
-        let request = read_message::<Request>(&mut receive, MESSAGE_MAX).await;
+        let Ok(request) = tokio::time::timeout(REQUEST_TIMEOUT, request).await else {
+            connection.close(BUSY, b"no request to enrol came in time: try again");
+            return Err(broken(format!("no request came within {REQUEST_TIMEOUT:?}")));
+        };
+        let (mut send, request) = request?;
         let decided = match request {
-            Ok(Some(request)) => decide(connection, authority, &request, name).await,
+            Ok(Some(request)) => decide(&peer, authority, &request, name).await,
             Ok(None) => Err("no request came".to_owned()),
-            // What the bytes were is for the log here, not for a stranger.
-            Err(problem @ WireError::Io(_)) => return Err(broken(problem.to_string())),
+            // Only the log here describes the bytes; the stranger gets no details.
+            Err(problem @ WireError::Io(_)) => return Err(broken(closing::explain_failure(connection, &problem))),
             Err(_) => Err("the request is not valid: the worker may be of another version".to_owned()),
         };
         let reply = match &decided {
             Ok((_, certificate)) => Reply::Welcome { certificate: certificate.to_vec() },
             Err(reason) => Reply::Refused { reason: reason.clone() },
         };
-        write_message(&mut send, &reply).await.map_err(|e| broken(e.to_string()))?;
+        write_message(&mut send, &reply).await.map_err(|e| broken(closing::explain_failure(connection, &e)))?;
         let _ = send.finish();
         // The worker closes once it has read the answer.
         connection.closed().await;
-        decided.map(|(name, _)| name).map_err(|reason| EnrolmentError::Refuse { address, reason })
+        decided
+            .map(|(name, _)| name)
+            .map_err(|reason| EnrolmentError::Refuse { address, reason: visible_within(&reason, MAX_REASON_CHARS) })
     };
     tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| broken("it took too long".to_owned()))?
 }
 
 async fn decide<N>(
-    connection: &quinn::Connection,
+    peer: &Peer,
     authority: &Authority,
     request: &Request,
     name: impl FnOnce(String) -> N,
@@ -165,10 +253,10 @@ where
         tracing::error!("{e}");
         "the coordinator cannot read its tokens".to_owned()
     })?;
-    // A token that is not there, and a secret that is not its own, are one to a
-    // stranger. Comparing hashes takes the same time wherever they differ.
+    // A stranger cannot tell an unknown token from a wrong secret: both get the same
+    // answer. Comparing hashes takes the same time wherever they differ.
     let secret = found.as_ref().map_or([0; SECRET], |f| f.secret);
-    let expected = proof(connection, &secret, &request.certificate_request).ok_or("TLS gave no session key")?;
+    let expected = proof(&peer.connection, &secret, &request.certificate_request).ok_or("TLS gave no session key")?;
     let proved = expected == blake3::Hash::from_bytes(request.proof);
     let Some(found) = found.filter(|_| proved) else {
         return Err("the token's secret is wrong: copy the token that the coordinator prints now".to_owned());
@@ -176,6 +264,8 @@ where
     if let Some(reason) = found.refused {
         return Err(format!("{reason}: make another with `coordinator token new RUN`"));
     }
+    // The worker now waits until the coordinator has recorded it, perhaps for a while.
+    peer.prove();
     let name = name(request.token.clone()).await?;
     let certificate = authority.issue(&name, &request.certificate_request).map_err(|e| e.to_string())?;
     Ok((name, certificate))
@@ -185,4 +275,20 @@ where
 pub(crate) async fn read_any(bytes: &[u8]) {
     let _ = read_message::<Request>(&mut &*bytes, MESSAGE_MAX).await;
     let _ = read_message::<Reply>(&mut &*bytes, MESSAGE_MAX).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_come_ever_more_slowly_and_not_all_at_once() {
+        for attempts in 1..200 {
+            let (soonest, latest) = (back_off(attempts, u32::MAX), back_off(attempts, 0));
+            assert!(latest <= LONGEST_WAIT && latest >= back_off(attempts - 1, 0));
+            assert!(soonest.abs_diff(latest / 2) < Duration::from_micros(1), "{soonest:?} {latest:?}");
+        }
+        assert_eq!(back_off(1, 0), FIRST_WAIT);
+        assert_eq!(back_off(u32::MAX, 0), LONGEST_WAIT);
+    }
 }

@@ -1,4 +1,4 @@
-//! Who a node is: its name, its certificate and key, and the authority whose
+//! The identity of a node: its name, its certificate and key, and the authority whose
 //! certificates it accepts.
 
 use std::fmt;
@@ -8,7 +8,8 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
-use super::endpoint::{Alpn, NetError, Role};
+use super::error::NetError;
+use super::protocol::{Alpn, Role};
 use super::tls;
 
 /// The coordinator's name in its certificate.
@@ -54,14 +55,14 @@ impl Identity {
         Self { name, certificate, authority, key }
     }
 
-    /// The authority goes along in the chain, so that a newcomer who knows only
-    /// its fingerprint can check it.
+    /// The chain includes the authority, so that a newcomer that knows only its
+    /// fingerprint can check it.
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         vec![self.certificate.clone(), self.authority.clone()]
     }
 
-    /// For connections that this node makes: the server must have a certificate
-    /// of the run for the name that is connected to.
+    /// For connections that this node makes: the server must have a certificate of the
+    /// run for the name that this node connects to.
     pub(super) fn client_config(&self, alpn: Alpn) -> Result<rustls::ClientConfig, NetError> {
         let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -1,16 +1,25 @@
-//! Encrypted, mutually authenticated connections: a certificate authority per
-//! run, enrolment by token, QUIC endpoints and their transport settings. It
-//! knows neither messages nor gradients.
+//! Encrypted, mutually authenticated connections: a certificate authority per run,
+//! enrolment by token, QUIC endpoints and their transport settings. It knows neither
+//! messages nor gradients.
 //!
-//! Whoever holds a certificate of the run is a peer. The only connection that a
-//! peer without one can make is the enrolment at the coordinator, where it
-//! proves the token's secret and gets its certificate.
+//! Every node with a certificate of the run is a peer. A node without one can only make
+//! an enrolment connection to the coordinator, where it proves the token's secret and
+//! gets its certificate.
 
+mod acceptor;
+mod allow_list;
 pub mod authority;
+mod closing;
 pub mod endpoint;
 pub mod enrolment;
+mod error;
 pub mod identity;
-pub mod quiet;
+mod peer;
+mod protocol;
+mod queue;
+pub mod rate_limited_log;
+mod revoked;
+mod slots;
 mod socket;
 pub(crate) mod tls;
 pub mod token;
@@ -21,7 +30,13 @@ pub mod transport;
 mod tests;
 
 pub use authority::Authority;
-pub use endpoint::{Alpn, Endpoint, NetError, Peer, Role};
+pub use closing::closed_by_peer;
+pub(crate) use closing::{explain, explain_failure};
+pub use endpoint::Endpoint;
+pub use error::{AuthorityError, NetError};
 pub use identity::{COORDINATOR, Identity, worker_name};
+pub use peer::Peer;
+pub use protocol::{Alpn, Role};
+pub use socket::BoundSocket;
 pub use token::Token;
 pub use transport::Route;

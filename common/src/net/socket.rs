@@ -9,10 +9,30 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
-/// Datagrams that are received at a time. Quinn offers room for 32, which on
-/// loopback are two megabytes: each has left the cache again before it is
-/// decrypted. One at a time costs more calls than that saves where packets are
-/// small.
+use super::error::NetError;
+use super::transport;
+
+/// A UDP port that this process has bound but does not serve yet: a caller learns
+/// whether the port is free before it starts anything that must be reachable there.
+#[derive(Debug)]
+pub struct BoundSocket {
+    pub(super) address: SocketAddr,
+    pub(super) socket: UdpSocket,
+    /// Bytes of receive buffer.
+    pub(super) buffer: usize,
+}
+
+impl BoundSocket {
+    /// Binds `address`; port 0 for any.
+    pub fn bind(address: SocketAddr) -> std::result::Result<Self, NetError> {
+        let (socket, buffer) = transport::bind(address).map_err(|source| NetError::Bind { address, source })?;
+        Ok(Self { address, socket, buffer })
+    }
+}
+
+/// Datagrams that are received at a time. Quinn offers room for 32, which on loopback
+/// are two megabytes: each has left the cache before it is decrypted. Receiving one at
+/// a time costs more in calls than that saves where packets are small.
 const BATCH: usize = 4;
 
 #[derive(Debug)]

@@ -7,6 +7,10 @@ use super::enrolment::{self, EnrolmentError};
 use super::*;
 use crate::wire::frame::{read_message, write_message};
 
+mod allow_list;
+mod strangers;
+mod words;
+
 fn local() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
@@ -27,7 +31,7 @@ fn bind(authority: &Authority, name: &str, role: Role) -> (Endpoint, SocketAddr)
     (endpoint, address)
 }
 
-/// A coordinator that admits one newcomer, and that newcomer's side of it.
+/// A coordinator that admits one newcomer, and that newcomer's enrolment.
 async fn enrol_with(token: &Token, authority: &Authority) -> (Result<Identity, EnrolmentError>, Option<Result<String, EnrolmentError>>) {
     let (coordinator, address) = bind(authority, COORDINATOR, Role::Coordinator);
     let admitting = async {
@@ -73,7 +77,7 @@ async fn a_worker_with_the_token_gets_a_certificate_that_the_run_accepts() {
         write_message(&mut reply, &7u64).await.unwrap();
         assert_eq!(read_message::<u64>(&mut receive, 64).await.unwrap(), Some(7));
     }
-    // And the other way round: other workers accept it.
+    // A worker accepts connections of another worker too.
     let (_other, other_address) = bind(&authority, "worker-9", Role::Worker);
     let connection = worker.connect(other_address, "worker-9", Alpn::Ring).await.unwrap();
     assert_eq!(_other.accept_ring().await.unwrap().name.as_deref(), Some("worker-3"));
@@ -103,7 +107,7 @@ async fn a_token_that_expired_or_was_revoked_is_refused_with_a_reason() {
         let error = identity.unwrap_err().to_string();
         assert!(error.contains(word) && error.contains("token new"), "{error}");
     }
-    // One that other tokens outlive still works.
+    // A valid token beside them still works.
     assert!(enrol_with(&token(&authority), &authority).await.0.is_ok());
 }
 
@@ -126,9 +130,8 @@ async fn a_worker_cannot_pass_for_the_coordinator() {
     assert!(error.contains("another node"), "{error}");
 }
 
-/// Connects without a client certificate and reports whether the connection
-/// could be used.
-async fn stranger_can_talk(authority: &Authority, address: SocketAddr, name: &str, alpn: Alpn) -> bool {
+/// The client config of a stranger: it has no certificate.
+fn stranger(authority: &Authority, alpn: Alpn) -> quinn::ClientConfig {
     let roots = tls::roots(authority.certificate()).unwrap();
     let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -136,8 +139,14 @@ async fn stranger_can_talk(authority: &Authority, address: SocketAddr, name: &st
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    tls::quic_client(config).unwrap()
+}
+
+/// Connects without a client certificate and reports whether the connection
+/// could be used.
+async fn stranger_can_talk(authority: &Authority, address: SocketAddr, name: &str, alpn: Alpn) -> bool {
     let endpoint = quinn::Endpoint::client(local()).unwrap();
-    let Ok(connection) = endpoint::connect(&endpoint, tls::quic_client(config).unwrap(), address, name).await else { return false };
+    let Ok(connection) = endpoint::connect(&endpoint, stranger(authority, alpn), address, name).await else { return false };
     // The server's verdict comes after the client's side of the handshake.
     tokio::time::timeout(Duration::from_secs(1), connection.closed()).await.is_err()
 }
@@ -152,7 +161,7 @@ async fn without_a_certificate_only_enrolment_is_possible() {
     assert!(!stranger_can_talk(&authority, at_worker, "worker-1", Alpn::Ring).await);
     assert!(!stranger_can_talk(&authority, at_worker, "worker-1", Alpn::Bulk).await);
     assert!(stranger_can_talk(&authority, at_coordinator, COORDINATOR, Alpn::Enrol).await);
-    // Only the enrolment reached anybody.
+    // Only the enrolment reached the coordinator.
     assert_eq!(coordinator.accept().await.unwrap().alpn, Alpn::Enrol);
     let soon = Duration::from_millis(100);
     assert!(tokio::time::timeout(soon, coordinator.accept()).await.is_err());

@@ -1,5 +1,5 @@
-//! What all TLS configurations here share: the crypto provider, fingerprints,
-//! names in certificates, and the verifier that pins an authority.
+//! What all TLS configurations here share: the crypto provider, fingerprints, names in
+//! certificates, and the verifier that pins an authority.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,7 +10,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use super::endpoint::NetError;
+use super::error::NetError;
 
 /// aws-lc-rs with AES-128-GCM first: the cheapest cipher per gradient byte where
 /// the processor has AES instructions, and as safe as the others.
@@ -29,7 +29,7 @@ pub(super) fn random(bytes: &mut [u8]) -> Option<()> {
     provider().secure_random.fill(bytes).ok()
 }
 
-/// What a token pins an authority by.
+/// The fingerprint by which a token pins an authority.
 pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
     *blake3::hash(certificate).as_bytes()
 }
@@ -65,7 +65,7 @@ pub(super) struct PinnedAuthority {
     fingerprint: [u8; 32],
     /// The authority, once a handshake has shown it.
     found: OnceLock<CertificateDer<'static>>,
-    /// Some server showed a chain without it.
+    /// Some server has shown a chain without the pinned authority.
     other: OnceLock<()>,
 }
 

@@ -5,9 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 
 const PREFIX: &str = "rl1-";
-const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyz234567";
 const FINGERPRINT: usize = 32;
-/// Bytes of a run's secret: out of reach of guessing.
+/// Bytes of a token's secret: too many to guess.
 pub const SECRET: usize = 16;
 const CHECKSUM: usize = 4;
 const BYTES: usize = FINGERPRINT + SECRET + CHECKSUM;
@@ -37,6 +37,12 @@ pub enum TokenError {
     Checksum,
 }
 
+fn base32() -> data_encoding::Encoding {
+    let mut specification = data_encoding::Specification::new();
+    specification.symbols.push_str(ALPHABET);
+    specification.encoding().unwrap_or_else(|e| unreachable!("the alphabet has 32 letters: {e}"))
+}
+
 fn checksum(body: &[u8]) -> [u8; CHECKSUM] {
     let hash = blake3::derive_key("ringleader 1 token checksum", body);
     [hash[0], hash[1], hash[2], hash[3]]
@@ -46,17 +52,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = [self.fingerprint.as_slice(), self.secret.as_slice()].concat();
         bytes.extend(checksum(&bytes));
-        f.write_str(PREFIX)?;
-        let (mut bits, mut held) = (0u32, 0);
-        for byte in bytes {
-            bits = bits << 8 | u32::from(byte);
-            held += 8;
-            while held >= 5 {
-                held -= 5;
-                write!(f, "{}", char::from(ALPHABET[(bits >> held) as usize & 31]))?;
-            }
-        }
-        write!(f, "{}", char::from(ALPHABET[(bits << (5 - held)) as usize & 31]))
+        write!(f, "{PREFIX}{}", base32().encode(&bytes))
     }
 }
 
@@ -79,27 +75,19 @@ impl FromStr for Token {
                 TokenError::Prefix
             });
         };
-        let (mut bits, mut held, mut bytes) = (0u32, 0, Vec::with_capacity(BYTES));
-        for (i, character) in letters.chars().enumerate() {
-            let value = ALPHABET
-                .iter()
-                .position(|&c| char::from(c) == character.to_ascii_lowercase())
-                .ok_or(TokenError::Character { character, place: PREFIX.len() + i + 1 })?;
-            bits = (bits << 5 | value as u32) & 0xfff;
-            held += 5;
-            if held >= 8 {
-                held -= 8;
-                bytes.push((bits >> held) as u8);
-            }
+        let letters = letters.to_ascii_lowercase();
+        if let Some((i, character)) = letters.chars().enumerate().find(|(_, c)| !ALPHABET.contains(*c)) {
+            return Err(TokenError::Character { character, place: PREFIX.len() + i + 1 });
         }
         match letters.len() {
             n if n < LETTERS => return Err(TokenError::CutOff { got: text.len() }),
             n if n > LETTERS => return Err(TokenError::TooLong { got: text.len() }),
             _ => {}
         }
-        let (body, sum) = bytes.split_at(FINGERPRINT + SECRET);
         // The last letter has bits to spare: they must be zero, so that a token has one spelling.
-        if *sum != checksum(body) || bits & ((1 << held) - 1) != 0 {
+        let bytes = base32().decode(letters.as_bytes()).map_err(|_| TokenError::Checksum)?;
+        let (body, sum) = bytes.split_at(FINGERPRINT + SECRET);
+        if *sum != checksum(body) {
             return Err(TokenError::Checksum);
         }
         let (mut fingerprint, mut secret) = ([0; FINGERPRINT], [0; SECRET]);
@@ -137,7 +125,7 @@ mod tests {
     fn every_wrong_letter_is_noticed() {
         let word = token(1).to_string();
         for at in PREFIX.len()..word.len() {
-            for &letter in ALPHABET {
+            for letter in ALPHABET.bytes() {
                 let mut typo = word.clone().into_bytes();
                 typo[at] = letter;
                 let typo = String::from_utf8(typo).unwrap();

@@ -1,33 +1,51 @@
-//! The join tokens of one run, in the file `tokens.json` beside its authority:
-//! each admits workers until it expires or is revoked. Whoever may read the file
-//! may make tokens, so `coordinator token` needs no connection to a coordinator,
-//! which reads the file again for each newcomer.
+//! The join tokens of one run, in the file `tokens.json` beside its authority: each
+//! admits workers until it expires or is revoked. Every user who may read the file may
+//! make tokens, so `coordinator token` needs no connection to a coordinator, which
+//! reads the file again for each newcomer. Revocations are kept a second time, in the
+//! file `revoked`, and hold even if `tokens.json` is damaged or removed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
-use super::authority::{AuthorityError, hex, unhex, write_private};
+use super::error::AuthorityError;
+use super::revoked::{Revoked, is_id};
 use super::tls;
 use super::token::{SECRET, Token};
+use crate::files::{open_lock, replace_private};
 
-/// How long a token admits workers if nothing else was asked for.
+/// How long a token admits workers by default.
 pub const LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The token that is handed out by itself has at least so much time left.
-const LEFT: Duration = Duration::from_secs(24 * 3600);
+/// The longest that a token may admit workers: ten years of 365.25 days, as `10y` is
+/// parsed.
+pub const MAX_LIFETIME: Duration = Duration::from_secs(10 * 31_557_600);
 
-/// Expired tokens that were never revoked are forgotten after so long.
-const FORGET: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How long another process may hold the tokens' lock.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The least time left of the token that is handed out by default.
+const MIN_REMAINING: Duration = Duration::from_secs(24 * 3600);
+
+/// Expired tokens that were never revoked are removed after this long.
+const KEEP_EXPIRED_FOR: Duration = Duration::from_secs(90 * 24 * 3600);
 
 /// The tokens of one run.
 #[derive(Debug, Clone)]
 pub struct Tokens {
     path: PathBuf,
+    revoked: Revoked,
     fingerprint: [u8; 32],
 }
+
+/// Tells whether tokens or revocations have changed since it was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp([Option<(u64, u64, i64, i64)>; 2]);
 
 /// A token without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +56,7 @@ pub struct Listed {
     pub revoked: bool,
 }
 
-/// A token as the file has it.
+/// A token as the file stores it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 struct Entry {
     id: String,
@@ -50,8 +68,14 @@ struct Entry {
     revoked: bool,
 }
 
-/// What a newcomer that names a token is to prove, and why it may be refused
-/// even then.
+impl Entry {
+    /// None if the file is damaged.
+    fn secret(&self) -> Option<[u8; SECRET]> {
+        HEXLOWER.decode(self.secret.as_bytes()).ok()?.try_into().ok()
+    }
+}
+
+/// What a newcomer that names a token must prove, and why it may be refused even then.
 pub(super) struct Found {
     pub secret: [u8; SECRET],
     pub refused: Option<&'static str>,
@@ -59,7 +83,7 @@ pub(super) struct Found {
 
 /// Eight hex digits that name a token without giving its secret away.
 pub fn id(secret: &[u8; SECRET]) -> String {
-    hex(&blake3::derive_key("ringleader 1 token id", secret)[..4])
+    HEXLOWER.encode(&blake3::derive_key("ringleader 1 token id", secret)[..4])
 }
 
 fn unix(time: SystemTime) -> u64 {
@@ -73,16 +97,22 @@ fn time(unix: u64) -> SystemTime {
 impl Tokens {
     /// The tokens of the authority in `dir` whose certificate has `fingerprint`.
     pub(super) fn new(dir: &Path, fingerprint: [u8; 32]) -> Self {
-        Self { path: dir.join("tokens.json"), fingerprint }
+        Self { path: dir.join("tokens.json"), revoked: Revoked::new(dir), fingerprint }
     }
 
-    /// The file, to be looked at for changes.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The state of the files now, without reading their content. Each replacement is a
+    /// new file, and each appended line makes its file longer.
+    pub fn stamp(&self) -> Stamp {
+        let of = |path: &Path| fs::metadata(path).ok().map(|m| (m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
+        Stamp([of(&self.path), of(self.revoked.path())])
     }
 
-    /// Makes a token that admits workers for `lifetime` from `now` on.
+    /// Makes a token that admits workers for `lifetime`, at most [`MAX_LIFETIME`],
+    /// from `now` on.
     pub fn create(&self, lifetime: Duration, now: SystemTime) -> Result<Token, AuthorityError> {
+        if lifetime > MAX_LIFETIME {
+            return Err(AuthorityError::Lifetime { seconds: lifetime.as_secs() });
+        }
         self.change(|entries| self.add(entries, lifetime, now))
     }
 
@@ -90,8 +120,9 @@ impl Tokens {
     /// [`LIFETIME`] if there is none.
     pub fn standing(&self, now: SystemTime) -> Result<Token, AuthorityError> {
         self.change(|entries| {
-            let lasting = |e: &&Entry| !e.revoked && e.expires >= unix(now + LEFT);
-            match entries.iter().rev().find(lasting).and_then(|e| unhex(&e.secret)) {
+            let revoked = self.revocations()?;
+            let lasting = |e: &&Entry| !e.revoked && !revoked.contains(&e.id) && e.expires >= unix(now + MIN_REMAINING);
+            match entries.iter().rev().find(lasting).and_then(|e| e.secret()) {
                 Some(secret) => Ok(Token { fingerprint: self.fingerprint, secret }),
                 None => self.add(entries, LIFETIME, now),
             }
@@ -101,40 +132,69 @@ impl Tokens {
     fn add(&self, entries: &mut Vec<Entry>, lifetime: Duration, now: SystemTime) -> Result<Token, AuthorityError> {
         let mut secret = [0; SECRET];
         tls::random(&mut secret).ok_or(AuthorityError::Random)?;
-        entries.retain(|e| e.revoked || e.expires.saturating_add(FORGET.as_secs()) > unix(now));
+        entries.retain(|e| e.revoked || e.expires.saturating_add(KEEP_EXPIRED_FOR.as_secs()) > unix(now));
         let expires = unix(now).saturating_add(lifetime.as_secs());
-        entries.push(Entry { id: id(&secret), secret: hex(&secret), created: unix(now), expires, revoked: false });
+        entries.push(Entry { id: id(&secret), secret: HEXLOWER.encode(&secret), created: unix(now), expires, revoked: false });
         Ok(Token { fingerprint: self.fingerprint, secret })
     }
 
     /// Every token of the run, oldest first.
     pub fn list(&self) -> Result<Vec<Listed>, AuthorityError> {
-        let listed = |e: Entry| Listed { id: e.id, created: time(e.created), expires: time(e.expires), revoked: e.revoked };
+        let revoked = self.revocations()?;
+        let listed = |e: Entry| {
+            let revoked = e.revoked || revoked.contains(&e.id);
+            Listed { id: e.id, created: time(e.created), expires: time(e.expires), revoked }
+        };
         Ok(self.read()?.into_iter().map(listed).collect())
     }
 
-    /// Revokes the token of this id: it admits nobody any more, and whoever it
-    /// admitted has to go.
+    /// The ids of revoked tokens according to the file of revocations: the file of
+    /// tokens may be damaged or gone.
+    pub fn revocations(&self) -> Result<BTreeSet<String>, AuthorityError> {
+        self.revoked.read().map_err(|source| AuthorityError::File { path: self.revoked.path().to_owned(), source })
+    }
+
+    /// Revokes the token of this id: it admits no worker any more, and the workers that
+    /// it admitted are removed. Where the tokens cannot be read, any id is accepted.
     pub fn revoke(&self, id: &str) -> Result<(), AuthorityError> {
-        self.change(|entries| match entries.iter_mut().find(|e| e.id == id) {
+        let known = self.change(|entries| match entries.iter_mut().find(|e| e.id == id) {
             Some(entry) => {
                 entry.revoked = true;
                 Ok(())
             }
             None => Err(AuthorityError::NoToken { id: id.to_owned() }),
-        })
+        });
+        match known {
+            Err(AuthorityError::Tokens { .. }) => self.revoke_unlisted(id),
+            known => known,
+        }
     }
 
-    /// The token that a newcomer names.
+    /// Revokes a token of which only its id is known, because `tokens.json` is lost
+    /// or damaged.
+    pub fn revoke_unlisted(&self, id: &str) -> Result<(), AuthorityError> {
+        if !is_id(id) {
+            return Err(AuthorityError::NoToken { id: id.to_owned() });
+        }
+        let _held = self.lock()?;
+        self.note_revoked(id)
+    }
+
+    fn note_revoked(&self, id: &str) -> Result<(), AuthorityError> {
+        self.revoked.add(id).map_err(|source| AuthorityError::File { path: self.revoked.path().to_owned(), source })
+    }
+
+    /// The token with the id that a newcomer gives.
     pub(super) fn find(&self, id: &str, now: SystemTime) -> Result<Option<Found>, AuthorityError> {
+        let revoked = self.revocations()?;
         let found = self.read()?.into_iter().find(|e| e.id == id);
         Ok(found.and_then(|e| {
             let refused = match () {
-                () if e.revoked => Some("this token was revoked"),
+                () if e.revoked || revoked.contains(&e.id) => Some("this token was revoked"),
                 () if e.expires <= unix(now) => Some("this token has expired"),
                 () => None,
             };
-            unhex(&e.secret).map(|secret| Found { secret, refused })
+            e.secret().map(|secret| Found { secret, refused })
         }))
     }
 
@@ -146,101 +206,45 @@ impl Tokens {
             Err(source) => return Err(AuthorityError::File { path: self.path.clone(), source }),
         };
         let entries: Vec<Entry> = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-        match entries.iter().find(|e| unhex(&e.secret).is_none_or(|secret| id(&secret) != e.id)) {
+        match entries.iter().find(|e| e.secret().is_none_or(|secret| id(&secret) != e.id)) {
             Some(entry) => Err(damaged(format!("the secret of token `{}` is not its own", entry.id))),
             None => Ok(entries),
         }
     }
 
-    /// Reads, changes and writes the file; one process at a time.
+    /// Lets one process at a time change the files.
+    fn lock(&self) -> Result<File, AuthorityError> {
+        let path = self.path.with_extension("lock");
+        let file = |source| AuthorityError::File { path: path.clone(), source };
+        let lock = open_lock(&path).map_err(file)?;
+        let start = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() < LOCK_TIMEOUT => std::thread::sleep(Duration::from_millis(10)),
+                Err(fs::TryLockError::WouldBlock) => return Err(AuthorityError::Busy { path, held: LOCK_TIMEOUT }),
+                Err(fs::TryLockError::Error(source)) => return Err(file(source)),
+            }
+        }
+    }
+
+    /// Reads, changes and writes the file. Revocations are written to disk first.
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Entry>) -> Result<T, AuthorityError>) -> Result<T, AuthorityError> {
-        let lock = self.path.with_extension("lock");
-        let file = |source| AuthorityError::File { path: lock.clone(), source };
-        let held = File::options().create(true).write(true).truncate(false).open(&lock).map_err(file)?;
-        held.lock().map_err(file)?;
+        let _held = self.lock()?;
         let before = self.read()?;
         let mut entries = before.clone();
         let result = change(&mut entries)?;
+        let revoked = self.revocations()?;
+        for entry in entries.iter().filter(|e| e.revoked && !revoked.contains(&e.id)) {
+            self.note_revoked(&entry.id)?;
+        }
         if entries != before {
             let text = serde_json::to_string_pretty(&entries).unwrap_or_else(|e| unreachable!("tokens are plain data: {e}"));
-            write_private(&self.path, text.as_bytes())?;
+            replace_private(&self.path, text.as_bytes()).map_err(AuthorityError::file(&self.path))?;
         }
         Ok(result)
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used)]
-mod tests {
-    use super::*;
-
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-
-    fn tokens() -> (tempfile::TempDir, Tokens) {
-        let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens::new(dir.path(), [7; 32]);
-        (dir, tokens)
-    }
-
-    #[test]
-    fn a_token_admits_until_it_expires_or_is_revoked() {
-        let (_dir, tokens) = tokens();
-        let now = SystemTime::now();
-        let token = tokens.create(DAY, now).unwrap();
-        let id = id(&token.secret);
-        let refused = |at| tokens.find(&id, at).unwrap().unwrap().refused;
-        assert_eq!(tokens.find(&id, now).unwrap().unwrap().secret, token.secret);
-        assert_eq!((refused(now), refused(now + DAY / 2)), (None, None));
-        assert_eq!(refused(now + DAY), Some("this token has expired"));
-        assert!(tokens.find("00000000", now).unwrap().is_none());
-        tokens.revoke(&id).unwrap();
-        assert_eq!(refused(now), Some("this token was revoked"));
-        assert!(tokens.revoke("00000000").unwrap_err().to_string().contains("00000000"));
-    }
-
-    #[test]
-    fn the_standing_token_is_replaced_in_time() {
-        let (_dir, tokens) = tokens();
-        let now = SystemTime::now();
-        let first = tokens.standing(now).unwrap();
-        assert!(first == tokens.standing(now + 5 * DAY).unwrap());
-        let second = tokens.standing(now + 7 * DAY).unwrap();
-        assert!(first != second);
-        tokens.revoke(&id(&second.secret)).unwrap();
-        assert!(second != tokens.standing(now + 7 * DAY).unwrap());
-        let listed = tokens.list().unwrap();
-        assert_eq!(listed.iter().map(|t| t.revoked).collect::<Vec<_>>(), [false, true, false]);
-        assert_eq!(listed[0].expires.duration_since(listed[0].created).unwrap(), LIFETIME);
-    }
-
-    #[test]
-    fn old_tokens_are_forgotten_and_revoked_ones_are_not() {
-        let (_dir, tokens) = tokens();
-        let now = SystemTime::now();
-        let revoked = tokens.create(DAY, now).unwrap();
-        tokens.create(DAY, now).unwrap();
-        tokens.revoke(&id(&revoked.secret)).unwrap();
-        let new = tokens.create(DAY, now + 100 * DAY).unwrap();
-        let ids: Vec<_> = tokens.list().unwrap().into_iter().map(|t| t.id).collect();
-        assert_eq!(ids, [id(&revoked.secret), id(&new.secret)]);
-    }
-
-    #[test]
-    fn the_file_is_private_and_its_damage_is_named() {
-        let (dir, tokens) = tokens();
-        let token = tokens.standing(SystemTime::now()).unwrap();
-        let path = dir.path().join("tokens.json");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
-        let text = fs::read_to_string(&path).unwrap();
-        for damage in ["", "[{}]", &text.replace(&hex(&token.secret), &hex(&[0; SECRET]))] {
-            fs::write(&path, damage).unwrap();
-            let error = tokens.list().unwrap_err().to_string();
-            assert!(error.contains("tokens.json"), "{error}");
-            assert!(tokens.standing(SystemTime::now()).is_err(), "a damaged file is not replaced");
-        }
-    }
-}
+mod tests;

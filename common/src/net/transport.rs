@@ -1,4 +1,4 @@
-//! QUIC transport settings: one profile for control, one for what is large, on
+//! QUIC transport settings: one profile for control, one for large transfers, on
 //! loopback or on a network. It knows no certificates and no messages.
 //!
 //! What decides the throughput, as measured: the size of packets, whether the
@@ -15,16 +15,17 @@ use quinn::congestion::CubicConfig;
 use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::endpoint::Alpn;
+use super::protocol::Alpn;
+use crate::timing::CONNECTION_SILENCE;
 
-/// What is asked of the kernel for a socket's buffers, each way. It may give less.
+/// The buffer size requested from the kernel for a socket, each way. It may grant less.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// In flight on loopback, which has no delay to fill: so much stays in a core's
+/// Bytes in flight on loopback, which has no delay to fill: this much stays in a core's
 /// cache between sender and receiver.
 const LOOPBACK_WINDOW: usize = 1 << 20;
 /// The largest UDP payload over IPv4, with room for IPv6's header too.
 const LOOPBACK_PACKET: u16 = 65_000;
-/// What handshake packets may be at most, discovery or not.
+/// The largest that handshake packets may be, with or without discovery.
 const LOOPBACK_FIRST_PACKET: u16 = 16_000;
 /// Every path carries this much: QUIC demands it.
 pub const SMALLEST_PACKET: u16 = 1_200;
@@ -34,17 +35,13 @@ pub const NETWORK_PACKET: u16 = 6_500;
 /// its own share of the connection's window, so that one that is not read yet
 /// cannot hold up the others.
 pub const STREAMS_IN_FLIGHT: u32 = 4;
-/// What a peer may have in flight before it is known who it is.
+/// What a peer may have in flight before it has authenticated.
 const STRANGER_WINDOW: u32 = 64 << 10;
-/// A connection is given up after this long without a packet, unless whoever
-/// makes it asks for less.
-pub(super) const IDLE: Duration = Duration::from_secs(10);
-
-/// What lies between two nodes.
+/// The path between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     Loopback,
-    /// `packet` is the largest UDP payload that is looked for, from
+    /// `packet` is the largest UDP payload that path MTU discovery tries, from
     /// [`SMALLEST_PACKET`] to [`NETWORK_PACKET`] bytes.
     Network {
         packet: u16,
@@ -52,7 +49,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// A network of which nothing is known.
+    /// A network with unknown properties.
     pub const NETWORK: Self = Self::Network { packet: NETWORK_PACKET };
 
     pub(super) fn to(address: SocketAddr) -> Self {
@@ -65,8 +62,8 @@ impl Route {
     }
 }
 
-/// Binds a UDP socket with large buffers and returns it with the bytes of
-/// receive buffer that the kernel really gave.
+/// Binds a UDP socket with large buffers and returns it with the bytes of receive
+/// buffer that the kernel granted.
 pub(super) fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, usize)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.ip() == IpAddr::from([0u16; 8]) {
@@ -77,7 +74,7 @@ pub(super) fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, usize)> {
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     socket.bind(&address.into())?;
     let granted = socket.recv_buffer_size()?;
-    // Linux reports twice what it gives: the other half is for its own books.
+    // Linux reports twice the usable size: the other half is for its own bookkeeping.
     Ok((socket.into(), if cfg!(target_os = "linux") { granted / 2 } else { granted }))
 }
 
@@ -106,7 +103,8 @@ fn base(route: Route, socket_buffer: usize) -> TransportConfig {
     config.receive_window(VarInt::from_u32(window));
     config.send_window(u64::from(window));
     config.datagram_receive_buffer_size(None);
-    // Between machines of one cluster there is little to probe for: begin wide.
+    // Between machines of one cluster there is little to probe for: start with a full
+    // window.
     let mut congestion = CubicConfig::default();
     congestion.initial_window(u64::from(window));
     config.congestion_controller_factory(Arc::new(congestion));
@@ -132,20 +130,20 @@ fn streams(alpn: Alpn) -> (u32, u32) {
         Alpn::Enrol => (1, 0),
         Alpn::Control => (16, 16),
         Alpn::Bulk => (16, 0),
-        // A stream's place is free again only once its end was acknowledged.
+        // A stream's slot is free again only once its end was acknowledged.
         Alpn::Ring => (1, 2 * STREAMS_IN_FLIGHT),
     }
 }
 
-/// For a connection that this node makes. `idle` is how long the peer may be
-/// silent; it is asked for a sign of life six times as often.
+/// For a connection that this node makes. `idle` is how long the peer may be silent;
+/// keep-alives are sent six times as often.
 pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Duration) -> TransportConfig {
     let mut config = base(route, socket_buffer);
     let (both, one_way) = streams(alpn);
     config.max_concurrent_bidi_streams(VarInt::from_u32(both));
     config.max_concurrent_uni_streams(VarInt::from_u32(one_way));
     if alpn == Alpn::Bulk {
-        // Whoever asks for a gigabyte of state reads nothing else meanwhile.
+        // A worker that requests a gigabyte of state reads nothing else meanwhile.
         config.stream_receive_window(VarInt::from_u32(window(route, socket_buffer)));
     }
     config.max_idle_timeout(IdleTimeout::try_from(idle).ok());
@@ -153,18 +151,18 @@ pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Dur
     config
 }
 
-/// For a connection that somebody makes to this node, before it is known who
-/// that is: next to nothing is allowed until [`raise`].
+/// For a connection that a peer makes to this node, before the peer has authenticated:
+/// almost nothing is allowed until [`raise`].
 pub(super) fn incoming(route: Route, socket_buffer: usize) -> TransportConfig {
     let mut config = base(route, socket_buffer);
     config.receive_window(VarInt::from_u32(STRANGER_WINDOW));
     config.max_concurrent_bidi_streams(VarInt::from_u32(1));
     config.max_concurrent_uni_streams(VarInt::from_u32(0));
-    config.max_idle_timeout(IdleTimeout::try_from(IDLE).ok());
+    config.max_idle_timeout(IdleTimeout::try_from(CONNECTION_SILENCE).ok());
     config
 }
 
-/// Gives a peer with a certificate of the run what its protocol needs.
+/// Gives a peer with a certificate of the run the limits that its protocol needs.
 pub(super) fn raise(connection: &Connection, alpn: Alpn, route: Route, socket_buffer: usize) {
     let (both, one_way) = streams(alpn);
     connection.set_receive_window(VarInt::from_u32(window(route, socket_buffer)));

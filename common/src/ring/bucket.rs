@@ -1,17 +1,17 @@
-//! How the flat gradient is cut into buckets, the spans that are reduced as one.
-//! It knows no parameter names and no values.
+//! How the flat gradient is cut into buckets, each of which is reduced in one round. It
+//! knows no parameter names and no values.
 
 use std::ops::Range;
 
 /// Values in the statistics bucket.
 pub const STATISTICS: usize = 16;
 
-/// The buckets of a flat f32 gradient. Buckets `0..len()` cover it in order, all
-/// of one length but the last; one more, the *statistics bucket*
-/// ([`BucketLayout::statistics`]), carries [`STATISTICS`] sums of a step beside
-/// the gradient (loss, counts) and always travels as f32. The last, of as many
-/// values as there are gradient buckets, is reduced to the largest of each: the
-/// *exponents bucket*, which reproducible sums need.
+/// The buckets of a flat f32 gradient. Buckets `0..len()` cover it in order, all of one
+/// length but the last. The next one, the *statistics bucket*
+/// ([`BucketLayout::statistics`]), carries [`STATISTICS`] sums of a step beside the
+/// gradient (loss, counts) and always travels as f32. The last one, the *exponents
+/// bucket*, which reproducible sums need, has one value for each gradient bucket and is
+/// reduced to the maximum of each value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BucketLayout {
     elements: usize,
@@ -25,7 +25,7 @@ impl BucketLayout {
         Self { elements, bucket_elements: (bucket_bytes / size_of::<f32>()).max(1) }
     }
 
-    /// Buckets of the gradient, the statistics bucket not counted.
+    /// Buckets of the gradient, without the statistics and exponents buckets.
     pub fn len(&self) -> usize {
         self.elements.div_ceil(self.bucket_elements)
     }
@@ -54,9 +54,9 @@ impl BucketLayout {
         self.len() + 1
     }
 
-    /// Which values of the flat gradient bucket `bucket < len()` covers; for the
-    /// statistics bucket the [`STATISTICS`] places after the gradient, for the
-    /// exponents bucket one place for each gradient bucket after that.
+    /// The values of the flat gradient that bucket `bucket < len()` covers. The
+    /// statistics bucket covers the [`STATISTICS`] places after the gradient, the
+    /// exponents bucket one place for each gradient bucket after those.
     pub fn range(&self, bucket: usize) -> Range<usize> {
         assert!(bucket <= self.exponents(), "bucket {bucket} of {}", self.len());
         let after = self.elements + STATISTICS;

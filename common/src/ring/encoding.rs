@@ -1,7 +1,7 @@
-//! Values to and from bytes, and what it means to combine two of them: sums of
-//! little-endian f32, of bf16 rounded to nearest even, of 32-bit integers, or the
-//! larger of two f32. It knows no stream; [`Decoder`] takes bytes in pieces of any
-//! length, so that values need not be copied together first.
+//! Converts values to and from bytes, and combines two of them: sums of little-endian
+//! f32, of bf16 rounded to nearest even, of 32-bit integers, or the larger of two f32.
+//! It knows no stream; [`Decoder`] takes bytes in pieces of any length, so that values
+//! need not be assembled first.
 //!
 //! The loops are plain integer arithmetic over fixed-size chunks, which LLVM
 //! turns into vector code ([`crate::simd`]).
@@ -11,17 +11,17 @@ use crate::config::WireEncoding;
 use crate::simd::{from_bf16, to_bf16};
 use crate::vectorised;
 
-/// How a bucket's values travel and what their reduction is.
+/// How a bucket's values travel and how they are reduced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     /// The sum, as f32.
     F32,
     /// The sum: bf16 on the wire, f32 in memory.
     Bf16,
-    /// The sum of 32-bit integers, whose bits the f32 values of the bucket are.
-    /// It wraps around; whoever hands them in leaves room.
+    /// The sum of 32-bit integers, stored as the bits of the bucket's f32 values. It
+    /// wraps around; the caller leaves room.
     Fixed,
-    /// The largest, as f32.
+    /// The maximum, as f32.
     Largest,
 }
 
@@ -37,7 +37,7 @@ impl From<WireEncoding> for Encoding {
 impl Encoding {
     const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Fixed, Self::Largest];
 
-    /// Its number on the wire.
+    /// The code of the encoding on the wire.
     pub fn code(self) -> u32 {
         self as u32
     }
@@ -127,7 +127,7 @@ vectorised! {
     }
 }
 
-/// Appends `values` to `out`. Values that lie as bf16 travel as bf16 only.
+/// Appends `values` to `out`. Values stored as bf16 travel as bf16 only.
 pub fn encode<'a>(encoding: Encoding, values: impl Into<Span<'a>>, out: &mut Vec<u8>) {
     match (encoding, values.into()) {
         (Encoding::Bf16, Span::F32(values)) => {
@@ -135,8 +135,13 @@ pub fn encode<'a>(encoding: Encoding, values: impl Into<Span<'a>>, out: &mut Vec
             out.resize(start + 2 * values.len(), 0);
             encode_bf16(values, out[start..].as_chunks_mut().0);
         }
-        (_, Span::F32(values)) if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
-        (_, Span::F32(values)) => out.extend(values.iter().flat_map(|v| v.to_bits().to_le_bytes())),
+        (Encoding::F32 | Encoding::Fixed | Encoding::Largest, Span::F32(values)) => {
+            if cfg!(target_endian = "little") {
+                out.extend_from_slice(bytemuck::cast_slice(values));
+            } else {
+                out.extend(values.iter().flat_map(|v| v.to_bits().to_le_bytes()));
+            }
+        }
         (_, Span::Bf16(values)) if cfg!(target_endian = "little") => out.extend_from_slice(bytemuck::cast_slice(values)),
         (_, Span::Bf16(values)) => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
     }
@@ -166,15 +171,16 @@ pub fn decode_store(encoding: Encoding, bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Replaces each value by what the other ranks will decode: the owner of a
-/// reduced chunk does this, so that all ranks end with the same bits.
+/// Rounds each value to what the other ranks will decode: the owner of a reduced chunk
+/// does this, so that all ranks end with the same bits.
 pub fn round_in_place(encoding: Encoding, values: &mut [f32]) {
-    if encoding == Encoding::Bf16 {
-        round_bf16(values);
+    match encoding {
+        Encoding::Bf16 => round_bf16(values),
+        Encoding::F32 | Encoding::Fixed | Encoding::Largest => {}
     }
 }
 
-/// What to do with values that arrive.
+/// How arriving values are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Merge {
     Add,
@@ -191,7 +197,7 @@ pub struct Decoder {
     merge: Merge,
     /// Values merged so far.
     done: usize,
-    /// The first bytes of a value that was cut.
+    /// The first bytes of a value that was split between two pieces.
     cut: [u8; 4],
     cut_len: usize,
 }
@@ -241,7 +247,7 @@ impl Decoder {
                 round_in_place(self.encoding, &mut chunk[range]);
             }
             (SpanMut::Bf16(chunk), Merge::Store) => copy_bf16(bytes.as_chunks().0, &mut chunk[range]),
-            // What is kept as bf16 is rounded already.
+            // Adding to a bf16 chunk rounds already.
             (SpanMut::Bf16(chunk), Merge::Add | Merge::AddAndRound) => add_bf16_to_bf16(bytes.as_chunks().0, &mut chunk[range]),
         }
     }
@@ -297,7 +303,7 @@ mod tests {
             let (mut plain, mut compact) = (own.clone(), kept());
             Decoder::new(Encoding::Bf16, merge).push(&bytes, &mut plain);
             Decoder::new(Encoding::Bf16, merge).push(&bytes, SpanMut::Bf16(&mut compact));
-            // What is sent on is rounded in either case.
+            // The values sent on are rounded in either case.
             let (mut from_plain, mut from_compact) = (Vec::new(), Vec::new());
             encode(Encoding::Bf16, &plain[..], &mut from_plain);
             encode(Encoding::Bf16, Span::Bf16(&compact), &mut from_compact);

@@ -1,15 +1,15 @@
-//! Sums that do not depend on their order: each value becomes a 32-bit integer
-//! at a scale that all agree on, and integers are added. So one worker with all
-//! shards and four with some each end with the same bits.
+//! Sums that do not depend on their order: each value becomes a 32-bit integer at a
+//! scale on which all ranks agree, and integers are added. So one worker with all
+//! shards and four workers with some each end with the same bits.
 //!
-//! Pure: what is agreed on (the largest exponent of a bucket) comes from a
-//! reduction in which only the largest counts, and that has no order either.
+//! Pure: the value on which the ranks agree (the largest exponent of a bucket) comes
+//! from a maximum reduction, which has no order either.
 
-/// Bits that a sum of all shards may use, the sign apart: one less than there
-/// are, so that no rounding can overflow.
+/// Bits that a sum of all shards may use, without the sign: one less than available, so
+/// that no rounding can overflow.
 const BITS: i32 = 30;
 
-/// Exponents below this count as this: the scale must stay an f32.
+/// Exponents below this are raised to it: the scale must stay an f32.
 const SMALLEST: i32 = -90;
 
 /// The smallest e with |v| < 2^e for all `values`, at least -90 and as f32, or
@@ -30,15 +30,15 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// None if `exponent` is not one: some value was NaN or infinite.
+    /// None if `exponent` is infinite: some value was NaN or infinite.
     pub fn new(exponent: f32, shards: u32) -> Option<Self> {
         let room = 32 - shards.max(1).saturating_sub(1).leading_zeros() as i32;
         exponent.is_finite().then_some(Self { shift: BITS - room - exponent as i32 })
     }
 
-    /// Adds `values` to `sums` as integers, rounded to nearest even. The bits of
-    /// the integers are those of the f32 in `sums`, so that they can travel as
-    /// any other bucket.
+    /// Adds `values` to `sums` as integers, rounded to nearest even. The integers are
+    /// stored as the bits of the f32 in `sums`, so that they can travel like any other
+    /// bucket.
     pub fn add(self, values: &[f32], sums: &mut [f32]) {
         let factor = power(self.shift);
         for (sum, value) in sums.iter_mut().zip(values) {

@@ -1,25 +1,38 @@
-//! How a ring forms: every rank connects to its successor and lets its
-//! predecessor in, and both make sure that they mean the same ring.
+//! How a ring forms: every rank connects to its successor and accepts its predecessor,
+//! and both check that they mean the same ring.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::Connection;
+use quinn::{Connection, VarInt};
 use rkyv::{Archive, Deserialize, Serialize};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::driver::RingSpec;
 use super::schedule;
 use super::shared::RingError;
+use super::spec::{RingPeer, RingSpec};
 use crate::net::{Alpn, Endpoint, Peer};
+use crate::net::{explain, explain_failure};
+use crate::timing::{RING_HELLO, ring_idle_timeout};
+use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{read_message, write_message};
 
-const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 const HELLO_MAX: usize = 1 << 10;
+/// The wait before a second attempt; it doubles up to `MOST_DOUBLINGS` times.
 const RETRY: Duration = Duration::from_millis(20);
+const MOST_DOUBLINGS: u32 = 3;
+/// Simultaneous introductions of peers other than the predecessor.
+const OTHERS: usize = 64;
+/// The most characters of a peer's own text in an error.
+const MAX_REASON_CHARS: usize = 300;
+/// The close code of a connection that the ring does not use.
+const NOT_TAKEN: VarInt = VarInt::from_u32(18);
 
-/// The first words on a ring connection. All but the ranks and the index must be
-/// the same on both sides.
+/// The first message on a ring connection. All fields but the ranks and the index must
+/// be the same on both sides.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 struct Hello {
     protocol: u32,
@@ -66,90 +79,257 @@ pub(super) struct Neighbours {
     pub(super) incoming: Vec<Connection>,
 }
 
-pub(super) async fn form(endpoint: &Endpoint, spec: &RingSpec) -> Result<Neighbours, RingError> {
-    let within = spec.form_within;
-    let deadline = Instant::now() + within;
-    let mut trouble = format!("`{}` has not connected", spec.peers[spec.predecessor() as usize].name);
-    let incoming = async {
-        match timeout_at(deadline, let_in(endpoint, spec, &mut trouble)).await {
-            Ok(result) => result,
-            Err(_) => Err(RingError::Form { generation: spec.generation, within, cause: trouble }),
-        }
-    };
-    let outgoing = async {
-        let mut connections = Vec::new();
-        for index in 0..spec.connections {
-            connections.push(reach(endpoint, spec, index, deadline, within).await?);
-        }
-        Ok(connections)
-    };
-    let (outgoing, incoming) = tokio::try_join!(outgoing, incoming)?;
-    Ok(Neighbours { outgoing, incoming })
+/// A neighbour for which this rank waits, or has waited until the deadline.
+#[derive(Debug, Clone, PartialEq)]
+struct Missing {
+    rank: u32,
+    name: String,
+    /// A handshake with it was completed.
+    reached: bool,
+    cause: String,
 }
 
-/// Connects to the successor, again and again until it is there.
-async fn reach(endpoint: &Endpoint, spec: &RingSpec, index: u32, deadline: Instant, within: Duration) -> Result<Connection, RingError> {
-    let peer = &spec.peers[schedule::successor(spec.rank as usize, spec.world() as usize)];
-    let mut trouble = format!("`{}` at {} does not answer", peer.name, peer.addr);
-    loop {
-        match timeout_at(deadline, introduce(endpoint, spec, index)).await {
-            Err(_) => return Err(RingError::Form { generation: spec.generation, within, cause: trouble }),
-            Ok(Ok((connection, Reply::Joined))) => return Ok(connection),
-            Ok(Ok((_, Reply::Generation(theirs)))) if theirs > spec.generation => {
-                return Err(RingError::Stale { generation: spec.generation, newer: theirs, name: peer.name.clone() });
-            }
-            Ok(Ok((_, Reply::Generation(theirs)))) => trouble = format!("`{}` is still in generation {theirs}", peer.name),
-            Ok(Ok((_, Reply::Refused(problem)))) => {
-                return Err(RingError::Protocol { rank: peer.rank, name: peer.name.clone(), problem });
-            }
-            Ok(Err(cause)) => trouble = cause,
-        }
-        sleep(RETRY).await;
+impl Missing {
+    fn new(peer: &RingPeer, cause: String) -> Self {
+        Self { rank: peer.rank, name: peer.name.clone(), reached: false, cause }
     }
 }
 
-async fn introduce(endpoint: &Endpoint, spec: &RingSpec, index: u32) -> Result<(Connection, Reply), String> {
+/// The result of one half of a ring. An error that time cannot mend ends the other half
+/// too; for a missing neighbour both halves wait until the deadline.
+type Half<T> = Result<Result<Vec<T>, Missing>, RingError>;
+
+pub(super) async fn form(endpoint: &Endpoint, spec: &RingSpec) -> Result<Neighbours, RingError> {
+    let deadline = Instant::now() + spec.form_within;
+    let missing = match tokio::try_join!(reach_all(endpoint, spec, deadline), let_in_until(endpoint, spec, deadline))? {
+        (Ok(outgoing), Ok(incoming)) => {
+            let incoming = incoming.into_iter().map(Guest::keep).collect();
+            return Ok(Neighbours { outgoing, incoming });
+        }
+        (Err(successor), Err(predecessor)) => likelier(successor, predecessor),
+        (Err(successor), Ok(_)) => successor,
+        // In a ring of two the predecessor is also the successor, which has been
+        // reached.
+        (Ok(_), Err(predecessor)) => Missing { reached: predecessor.reached || spec.world() == 2, ..predecessor },
+    };
+    let Missing { rank, name, reached, cause } = missing;
+    Err(RingError::Form { generation: spec.generation, within: spec.form_within, rank, name, reached, cause })
+}
+
+/// The neighbour to name when both are missing: one that was never reached rather than
+/// one that may only be waiting for others itself. In a ring of two both are the same
+/// worker, and the attempt of this rank to reach it says more.
+fn likelier(successor: Missing, predecessor: Missing) -> Missing {
+    if successor.rank != predecessor.rank && successor.reached && !predecessor.reached { predecessor } else { successor }
+}
+
+/// Makes all connections to the successor.
+async fn reach_all(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -> Half<Connection> {
     let peer = &spec.peers[schedule::successor(spec.rank as usize, spec.world() as usize)];
-    // With a sign of life every eighth of the timeout, a silent peer is noticed before it is over.
-    let idle = spec.timeout * 3 / 4;
-    let connection = endpoint.connect_with_idle(peer.addr, &peer.name, Alpn::Ring, idle).await.map_err(|e| e.to_string())?;
+    let mut missing = Missing::new(peer, format!("`{}` at {} does not answer", peer.name, peer.addr));
+    let mut connections = Vec::new();
+    // While the other half waits for state, this half must not wait for a successor
+    // that never answers.
+    let answers_by = (spec.reach_within < spec.form_within).then(|| Instant::now() + spec.reach_within);
+    let all = async {
+        for index in 0..spec.connections {
+            connections.push(reach(endpoint, spec, peer, index, answers_by, &mut missing).await?);
+        }
+        Ok(())
+    };
+    match timeout_at(deadline, all).await {
+        Ok(result) => result.map(|()| Ok(connections)),
+        Err(_) => Ok(Err(missing)),
+    }
+}
+
+/// Connects to the successor, and tries again until it joins.
+async fn reach(
+    endpoint: &Endpoint,
+    spec: &RingSpec,
+    peer: &RingPeer,
+    index: u32,
+    answers_by: Option<Instant>,
+    missing: &mut Missing,
+) -> Result<Connection, RingError> {
+    let mut doublings = 0;
+    loop {
+        let introduced = match answers_by.filter(|_| !missing.reached) {
+            Some(at) => {
+                let connected = timeout_at(at, connect(endpoint, spec, peer)).await;
+                connected.map_err(|_| {
+                    let Missing { rank, name, cause, .. } = missing.clone();
+                    RingError::Form { generation: spec.generation, within: spec.reach_within, rank, name, reached: false, cause }
+                })?
+            }
+            None => connect(endpoint, spec, peer).await,
+        };
+        let introduced = match introduced {
+            Ok(connection) => introduce(connection, spec, peer, index, missing).await,
+            Err(cause) => Err(cause),
+        };
+        match introduced {
+            Ok((connection, Reply::Joined)) => return Ok(connection),
+            Ok((_, Reply::Generation(theirs))) if theirs > spec.generation => {
+                return Err(RingError::Stale { generation: spec.generation, newer: theirs, name: peer.name.clone() });
+            }
+            Ok((_, Reply::Generation(theirs))) => missing.cause = format!("`{}` is still in generation {theirs}", peer.name),
+            Ok((_, Reply::Refused(problem))) => {
+                return Err(RingError::Protocol {
+                    rank: peer.rank,
+                    name: peer.name.clone(),
+                    problem: visible_within(&problem, MAX_REASON_CHARS),
+                });
+            }
+            Err(cause) => missing.cause = visible_within(&cause, MAX_REASON_CHARS),
+        }
+        sleep(RETRY * (1 << doublings)).await;
+        doublings = MOST_DOUBLINGS.min(doublings + 1);
+    }
+}
+
+async fn connect(endpoint: &Endpoint, spec: &RingSpec, peer: &RingPeer) -> Result<Connection, String> {
+    let idle = ring_idle_timeout(spec.timeout);
+    endpoint.connect_with_idle(peer.addr, &peer.name, Alpn::Ring, idle).await.map_err(|e| e.to_string())
+}
+
+async fn introduce(
+    connection: Connection,
+    spec: &RingSpec,
+    peer: &RingPeer,
+    index: u32,
+    missing: &mut Missing,
+) -> Result<(Connection, Reply), String> {
+    missing.reached = true;
+    missing.cause = format!("`{}` at {} is there, but has not begun to form this ring", peer.name, peer.addr);
     let broken = |problem: String| format!("the introduction to `{}` broke off: {problem}", peer.name);
-    let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(e.to_string()))?;
-    write_message(&mut send, &Hello::new(spec, spec.rank, index)).await.map_err(|e| broken(e.to_string()))?;
-    let _ = send.finish();
-    let reply = read_message(&mut receive, HELLO_MAX).await.map_err(|e| broken(e.to_string()))?;
+    let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(explain(&e)))?;
+    let said = async {
+        write_message(&mut send, &Hello::new(spec, spec.rank, index)).await?;
+        let _ = send.finish();
+        read_message(&mut receive, HELLO_MAX).await
+    };
+    let reply = said.await.map_err(|e| broken(explain_failure(&connection, &e)))?;
     Ok((connection, reply.ok_or_else(|| broken("no answer".to_owned()))?))
 }
 
-/// Waits for all connections of the predecessor; others are told why not.
-async fn let_in(endpoint: &Endpoint, spec: &RingSpec, trouble: &mut String) -> Result<Vec<Connection>, RingError> {
-    let mut connections: Vec<Option<Connection>> = vec![None; spec.connections as usize];
-    while connections.iter().any(Option::is_none) {
-        let Some(peer) = endpoint.accept_ring().await else {
-            return Err(RingError::Left { cause: "the endpoint was closed".to_owned() });
-        };
-        match timeout(HELLO_TIMEOUT, welcome(spec, &peer)).await {
-            // A second connection with one index: the predecessor has given up the first.
-            Ok(Ok(index)) => connections[index] = Some(peer.connection),
-            Ok(Err(problem)) => *trouble = problem,
-            Err(_) => *trouble = format!("`{}` connected but did not introduce itself", peer.name.as_deref().unwrap_or("?")),
-        }
-    }
-    Ok(connections.into_iter().flatten().collect())
+/// A connection that is closed when this is dropped: the endpoint holds it too, so
+/// dropping the connection would not close it.
+struct Guest {
+    name: String,
+    connection: Connection,
+    kept: bool,
 }
 
-async fn welcome(spec: &RingSpec, peer: &Peer) -> Result<usize, String> {
-    let name = peer.name.as_deref().unwrap_or_default();
+impl Guest {
+    fn new(peer: Peer) -> Self {
+        Self { name: peer.name.unwrap_or_default(), connection: peer.connection, kept: false }
+    }
+
+    fn keep(mut self) -> Connection {
+        self.kept = true;
+        self.connection.clone()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.connection.close(NOT_TAKEN, b"the ring is not formed with this connection");
+        }
+    }
+}
+
+/// Accepts all connections of the predecessor, until the deadline.
+async fn let_in_until(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -> Half<Guest> {
+    let peer = &spec.peers[spec.predecessor() as usize];
+    let mut missing = Missing::new(peer, format!("`{}` has not connected", peer.name));
+    match timeout_at(deadline, let_in(endpoint, spec, &mut missing)).await {
+        Ok(result) => result.map(Ok),
+        Err(_) => Ok(Err(missing)),
+    }
+}
+
+/// Introductions in progress, side by side: a silent peer delays no other. The oldest
+/// is aborted when there are too many.
+struct Introductions {
+    tasks: JoinSet<(u64, Guest, Result<usize, String>)>,
+    handles: VecDeque<AbortHandle>,
+    most: usize,
+}
+
+impl Introductions {
+    fn new(most: usize) -> Self {
+        Self { tasks: JoinSet::new(), handles: VecDeque::new(), most }
+    }
+
+    fn begin(&mut self, spec: &Arc<RingSpec>, number: u64, guest: Guest) {
+        let spec = Arc::clone(spec);
+        let handle = self.tasks.spawn(async move {
+            let verdict = match timeout(RING_HELLO, welcome(&spec, &guest)).await {
+                Ok(verdict) => verdict,
+                Err(_) => Err(format!("`{}` connected but did not introduce itself", guest.name)),
+            };
+            (number, guest, verdict)
+        });
+        self.handles.retain(|handle| !handle.is_finished());
+        self.handles.push_back(handle);
+        if self.handles.len() > self.most
+            && let Some(oldest) = self.handles.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+}
+
+/// Accepts the predecessor; other peers are refused with a reason.
+async fn let_in(endpoint: &Endpoint, spec: &RingSpec, missing: &mut Missing) -> Result<Vec<Guest>, RingError> {
+    let spec = Arc::new(spec.clone());
+    let mut connections: Vec<Option<(u64, Guest)>> = (0..spec.connections).map(|_| None).collect();
+    // The predecessor's introductions have places of their own.
+    let mut expected = Introductions::new(2 * spec.connections as usize);
+    let mut others = Introductions::new(OTHERS);
+    let mut came = 0;
+    while connections.iter().any(Option::is_none) {
+        let introduced = tokio::select! {
+            peer = endpoint.accept_ring() => {
+                let Some(peer) = peer else { return Err(RingError::Left { cause: "the endpoint was closed".to_owned() }) };
+                let guest = Guest::new(peer);
+                let awaited = guest.name == missing.name;
+                missing.reached |= awaited;
+                came += 1;
+                if awaited { &mut expected } else { &mut others }.begin(&spec, came, guest);
+                continue;
+            }
+            Some(introduced) = expected.tasks.join_next() => introduced,
+            Some(introduced) = others.tasks.join_next() => introduced,
+        };
+        // An error means that the introduction was aborted for newer ones.
+        let Ok((number, guest, verdict)) = introduced else { continue };
+        match verdict {
+            // A second connection with the same index: the predecessor has given up the
+            // first.
+            Ok(index) if connections[index].as_ref().is_none_or(|(older, _)| *older < number) => connections[index] = Some((number, guest)),
+            Ok(_) => {}
+            Err(problem) if guest.name == missing.name => missing.cause = visible_within(&problem, MAX_REASON_CHARS),
+            Err(problem) => tracing::debug!("not let into the ring: {}", visible_within(&problem, MAX_REASON_CHARS)),
+        }
+    }
+    Ok(connections.into_iter().flatten().map(|(_, guest)| guest).collect())
+}
+
+async fn welcome(spec: &RingSpec, guest: &Guest) -> Result<usize, String> {
+    let Guest { name, connection, .. } = guest;
     let broken = |problem: String| format!("the introduction of `{name}` broke off: {problem}");
-    let (mut send, mut receive) = peer.connection.accept_bi().await.map_err(|e| broken(e.to_string()))?;
-    let hello: Option<Hello> = read_message(&mut receive, HELLO_MAX).await.map_err(|e| broken(e.to_string()))?;
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| broken(explain(&e)))?;
+    let hello: Option<Hello> = read_message(&mut receive, HELLO_MAX).await.map_err(|e| broken(explain_failure(connection, &e)))?;
     let hello = hello.ok_or_else(|| broken("no message".to_owned()))?;
     let (reply, verdict) = judge(spec, name, &hello);
-    write_message(&mut send, &reply).await.map_err(|e| broken(e.to_string()))?;
+    write_message(&mut send, &reply).await.map_err(|e| broken(explain_failure(connection, &e)))?;
     let _ = send.finish();
     if verdict.is_err() {
         // Closing at once would overtake the answer.
-        let _ = peer.connection.closed().await;
+        let _ = timeout(RING_HELLO / 2, connection.closed()).await;
     }
     verdict
 }

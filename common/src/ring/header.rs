@@ -1,5 +1,5 @@
-//! What precedes the values on a gradient stream. Fixed size, plain bytes: it is
-//! compared with what is expected, not interpreted.
+//! The header before the values on a gradient stream. Fixed size, plain bytes: it is
+//! compared with the expected header, not interpreted.
 
 use super::encoding::Encoding;
 use crate::wire::PROTOCOL;

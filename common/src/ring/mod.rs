@@ -1,26 +1,28 @@
-//! Ring all-reduce: what to send to whom ([`schedule`]), in which spans
-//! ([`bucket`]) in which number format ([`encoding`]), and how sums are made
-//! independent of their order ([`fixed`]), and what all that takes in a cluster
-//! that is not at hand ([`sim`]), all pure; and the driver that moves the bytes
-//! ([`Ring`]).
+//! Ring all-reduce. Pure parts: what to send to which rank ([`schedule`]), in which
+//! spans ([`bucket`]), in which number format ([`encoding`]), how sums are made
+//! independent of their order ([`fixed`]), and a simulation of the time a step takes
+//! in a cluster that is not available ([`sim`]). [`Ring`] is the driver that moves the
+//! bytes.
 
 pub mod bucket;
+mod channel;
 mod driver;
 pub mod encoding;
 pub mod fixed;
 pub(crate) mod form;
 pub mod header;
-mod lane;
 pub mod schedule;
 mod shared;
 pub mod sim;
+mod spec;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
 pub use bucket::{BucketLayout, STATISTICS};
-pub use driver::{Ring, RingAborter, RingPeer, RingSpec};
+pub use driver::{Ring, RingAborter};
 pub use encoding::Encoding;
 pub use shared::RingError;
+pub use spec::{RingPeer, RingSpec};
 pub use values::{Bucket, Span, SpanMut, Values};

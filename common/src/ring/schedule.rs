@@ -1,5 +1,5 @@
-//! The ring all-reduce schedule as data: which chunk a rank sends and receives
-//! in every hop. It knows no socket, no values and no number format.
+//! The ring all-reduce schedule as data: which chunk a rank sends and receives in every
+//! hop. It knows no socket, no values and no number format.
 //!
 //! A bucket is cut into `world` chunks. Reduce-scatter: in each of `world - 1`
 //! hops a rank passes a partial sum to its successor and adds what its
@@ -14,16 +14,16 @@
 
 use std::ops::Range;
 
-/// Values that are encoded and passed on at a time. Small enough that a rank
-/// forwards a chunk while it still arrives, and that the allocator reuses memory
-/// instead of mapping new pages.
+/// Values that are encoded and passed on at a time. Small enough that a rank forwards a
+/// chunk while it is still arriving, and that the allocator reuses memory instead of
+/// mapping new pages.
 pub const SEGMENT: usize = 16 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// What arrives is added to the rank's own values.
+    /// The received values are added to the rank's own values.
     ReduceScatter,
-    /// What arrives is the sum and replaces the rank's own values.
+    /// The received values are the sum and replace the rank's own values.
     AllGather,
 }
 
@@ -34,7 +34,7 @@ pub struct Hop {
     pub phase: Phase,
     pub send_chunk: usize,
     pub recv_chunk: usize,
-    /// What arrives in this hop completes the sum of `recv_chunk`: the rank owns it.
+    /// This hop completes the sum of `recv_chunk`: the rank owns it.
     pub completes: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What the threads that use a ring and the tasks that move its bytes share: the
+//! State shared by the threads that use a ring and the tasks that move its bytes: the
 //! buckets that are done, and the one reason why the ring has failed.
 
 use std::collections::{HashMap, HashSet};
@@ -9,7 +9,8 @@ use std::time::Duration;
 use quinn::{Connection, ConnectionError, VarInt};
 
 use super::values::Values;
-use crate::net::endpoint::explain;
+use crate::net::explain;
+use crate::ui::visible_within;
 
 /// Why a ring did not form or can no longer be used. After one of these the ring
 /// is over; a new generation needs a new one.
@@ -21,8 +22,10 @@ pub enum RingError {
     Protocol { rank: u32, name: String, problem: String },
     #[error("generation {generation} is over: worker `{name}` is in generation {newer}")]
     Stale { generation: u64, newer: u64, name: String },
-    #[error("the ring of generation {generation} did not form within {within:?}: {cause}")]
-    Form { generation: u64, within: Duration, cause: String },
+    /// `reached`: a connection to that rank was established, so that it may only have
+    /// been waiting for others itself.
+    #[error("the ring of generation {generation} did not form within {within:?} for want of worker `{name}` (rank {rank}): {cause}")]
+    Form { generation: u64, within: Duration, rank: u32, name: String, reached: bool, cause: String },
     #[error("the ring was left here: {cause}")]
     Left { cause: String },
     #[error("bucket {bucket} of step {step}: {problem}")]
@@ -35,12 +38,12 @@ pub(super) type Key = (u64, usize);
 /// The close code of a ring that is over: the reason is the rank (u32, little
 /// endian) at which it broke, then the cause.
 const BROKEN: VarInt = VarInt::from_u32(16);
-/// The close code of a rank that has all it submitted for and leaves.
+/// The close code of a rank that has the result of all it submitted and leaves.
 pub(super) const DONE: VarInt = VarInt::from_u32(17);
-/// Bytes of cause that are passed on.
+/// The most bytes of the cause that are passed on.
 const CAUSE_MAX: usize = 200;
 
-pub(super) struct Shared {
+pub(super) struct RingState {
     pub(super) rank: u32,
     /// By rank.
     pub(super) names: Vec<String>,
@@ -48,7 +51,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     bytes_sent: AtomicU64,
-    /// Somebody waits for a bucket.
+    /// A thread waits for a bucket.
     waiting: AtomicBool,
 }
 
@@ -61,7 +64,7 @@ struct State {
     failure: Option<RingError>,
 }
 
-impl Shared {
+impl RingState {
     pub(super) fn new(rank: u32, names: Vec<String>, connections: Vec<Connection>) -> Self {
         Self {
             rank,
@@ -87,13 +90,13 @@ impl Shared {
         RingError::Protocol { rank, name: self.names[rank as usize].clone(), problem }
     }
 
-    /// What a connection's end says: a neighbour that found the ring broken names
-    /// the rank at which it broke.
+    /// The error that a connection's end stands for: a neighbour that found the ring
+    /// broken names the rank at which it broke.
     pub(super) fn lost(&self, neighbour: u32, error: &ConnectionError) -> RingError {
         match error {
             ConnectionError::ApplicationClosed(close) if close.error_code == BROKEN => {
                 let named = close.reason.first_chunk::<4>().map(|r| u32::from_le_bytes(*r)).filter(|r| (*r as usize) < self.names.len());
-                let cause = String::from_utf8_lossy(close.reason.get(4..).unwrap_or_default()).into_owned();
+                let cause = visible_within(&String::from_utf8_lossy(close.reason.get(4..).unwrap_or_default()), CAUSE_MAX);
                 match named {
                     Some(rank) if rank != neighbour => {
                         self.peer_lost(rank, format!("reported by `{}`: {cause}", self.names[neighbour as usize]))
@@ -124,8 +127,8 @@ impl Shared {
         self.changed.notify_all();
         let mut reason = rank.to_le_bytes().to_vec();
         reason.extend(cause.bytes().take(CAUSE_MAX));
-        // Under the lock: whoever finds the ring failed may drop its streams, and
-        // the peer must hear the reason before it sees their end.
+        // Under the lock: a task that finds the ring failed may drop its streams, and
+        // the peer must receive the reason before it sees their end.
         self.close(BROKEN, &reason);
     }
 
@@ -135,7 +138,7 @@ impl Shared {
         }
     }
 
-    /// Notes that a bucket is on its way.
+    /// Records that a bucket is under way.
     pub(super) fn begin(&self, key: Key, most: usize) -> Result<(), RingError> {
         let mut state = self.state();
         if let Some(failure) = &state.failure {
@@ -178,8 +181,8 @@ impl Shared {
         }
     }
 
-    /// The ring is the barrier: no rank is more than one step from another.
-    /// Before this rank's first step any step may be the one.
+    /// The ring is the barrier: no rank is more than one step from another. Before this
+    /// rank's first step, any step is plausible.
     pub(super) fn plausible(&self, step: u64) -> bool {
         self.state().newest_step.is_none_or(|newest| step.abs_diff(newest) <= 1)
     }

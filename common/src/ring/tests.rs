@@ -13,7 +13,9 @@ use super::*;
 use crate::net::{Authority, Endpoint, Role, worker_name};
 use crate::seed;
 
-/// Long, because a busy machine must not look like a lost one.
+mod forming;
+
+/// Long, so that a busy machine does not look like a lost one.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Endpoints of some workers of one run, all on this machine.
@@ -52,6 +54,7 @@ impl Workers {
             connections: 1,
             timeout: TIMEOUT,
             form_within: Duration::from_secs(5),
+            reach_within: Duration::from_secs(5),
         }
     }
 
@@ -72,14 +75,14 @@ impl Workers {
     }
 }
 
-/// What `rank` hands in for a bucket.
+/// The values that `rank` submits for a bucket.
 fn values(rank: u32, step: u64, bucket: usize, length: usize) -> Vec<f32> {
     let mut rng = seed::stream(9, "ring test", &[u64::from(rank), step, bucket as u64]);
     (0..length).map(|_| (rng.next_u32() as i32) as f32 / 1e6).collect()
 }
 
-/// The sum in the order in which the ring adds: round from the rank that sends
-/// a chunk first.
+/// The sum in the order in which the ring adds, starting at the rank that sends the
+/// chunk first.
 fn ring_order_sum(world: u32, step: u64, bucket: usize, length: usize) -> Vec<f32> {
     let inputs: Vec<_> = (0..world).map(|rank| values(rank, step, bucket, length)).collect();
     let mut sum = vec![0.0; length];
@@ -123,7 +126,7 @@ fn sums_are_exact_in_f32_and_the_same_bits_everywhere_in_bf16() {
                 if encoding == Encoding::F32 || world == 1 || *bucket == layout.statistics() {
                     assert_eq!(*sum, expected, "world {world}, step {step}, bucket {bucket}");
                 } else {
-                    // Each of the additions on the way rounds to 8 bits.
+                    // Each addition on the way rounds to 8 bits.
                     let bound = |v: f32| world as f32 * (v.abs() + 4000.0) / 256.0;
                     assert!(sum.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= bound(*b)));
                     assert!(sum.iter().all(|v| v.to_bits() & 0xffff == 0));
@@ -145,7 +148,7 @@ fn buckets_far_larger_than_all_windows_do_not_block_each_other() {
     workers.run(
         |rank| workers.spec(rank, layout, Encoding::F32),
         |rank, mut ring| {
-            // Rank 1 hands in all at once, rank 0 one after the other.
+            // Rank 1 submits all at once, rank 0 one after the other.
             if rank == 1 {
                 (0..layout.len()).for_each(|b| ring.submit(0, b, vec![1.0; layout.range(b).len()]).unwrap());
             }
@@ -194,7 +197,8 @@ fn a_rank_that_leaves_is_named_by_all_others_at_once() {
 fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
     let timeout = Duration::from_millis(800);
     let mut workers = workers(3);
-    // Rank 1 lives on a runtime of its own that stops dead: no goodbye, as in a kill.
+    // Rank 1 has a runtime of its own that stops without closing connections, as when
+    // killed.
     let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     {
         let _inside = doomed.enter();
@@ -214,7 +218,7 @@ fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
                 ring.wait(0, 0).unwrap();
                 first_bucket_done.wait();
                 let killed = Instant::now();
-                // A neighbour may have noticed before.
+                // A neighbour may have failed the ring already.
                 let _ = ring.submit(0, 1, vec![1.0; 1000]);
                 let error = ring.wait(0, 1).unwrap_err();
                 assert!(matches!(&error, RingError::PeerLost { rank: 1, .. }), "rank {rank}: {error}");
@@ -228,7 +232,7 @@ fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
         ring.submit(0, 0, vec![1.0; 1000]).unwrap();
         ring.wait(0, 0).unwrap();
         first_bucket_done.wait();
-        // Its only thread never returns to its sockets.
+        // The runtime's only thread never returns to its sockets.
         doomed.spawn(async move {
             let _ = stop.recv();
         });
@@ -264,7 +268,8 @@ fn a_rank_that_is_late_is_waited_for() {
     let layout = BucketLayout::new(10, 40);
     let spec = |rank| workers.spec(rank, layout, Encoding::F32);
     workers.runtime.block_on(async {
-        // Rank 1 forms the generation before first, gives up, and then comes.
+        // Rank 1 first forms the previous generation, gives up, and then forms this
+        // one.
         let older = RingSpec { generation: 3, ..spec(1) };
         let late = async {
             let before = tokio::time::timeout(Duration::from_millis(300), Ring::form(&workers.endpoints[1], older)).await;

@@ -1,7 +1,7 @@
-//! A bucket's values as they lie in memory: f32, or bf16 where the gradient is
-//! made in bf16 and travels in bf16. Then nothing is converted on the way, and
-//! all of it takes half the memory: a sum of two bf16 values is rounded when it
-//! is sent on anyway, so it may as well be kept so.
+//! A bucket's values in memory: f32, or bf16 where the gradient is computed in bf16 and
+//! travels in bf16. Then nothing is converted on the way, and all of it takes half the
+//! memory: a sum of two bf16 values is rounded anyway when it is sent on, so it may as
+//! well be kept as bf16.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::simd::{bf16_to_f32, f32_to_bf16, from_bf16, to_bf16};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Values {
     F32(Vec<f32>),
-    /// By their bits.
+    /// As their bits.
     Bf16(Vec<u16>),
 }
 
@@ -84,7 +84,7 @@ impl Values {
         }
     }
 
-    /// Takes in a span at `at`, rounded to nearest even if it must be.
+    /// Writes a span at `at`, rounded to nearest even if necessary.
     pub fn write(&mut self, at: usize, span: Span<'_>) {
         match (self.range_mut(at..at + span.len()), span) {
             (SpanMut::F32(to), span) => span.read(to),

@@ -1,23 +1,25 @@
-//! Checkpoints: a folder a step, which exists only once its manifest does.
+//! Checkpoints: one folder for each step. A checkpoint exists only once its manifest
+//! does.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::{RunDirError, sync_folder, write_atomically};
+use super::error::{RunDirError, damaged};
 
 /// The files of a checkpoint, in the order in which they are written and sent.
 pub const CHECKPOINT_FILES: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];
 
-const MANIFEST: &str = "manifest.json";
-const VERSION: u32 = 1;
-/// What the names of folders begin with that are still being written.
-const UNFINISHED: &str = ".writing-";
+pub(super) const MANIFEST: &str = "manifest.json";
+pub(super) const VERSION: u32 = 1;
+/// The prefix of the names of folders that are still being written.
+pub(super) const UNFINISHED: &str = ".writing-";
 const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 
-/// What a checkpoint says about itself.
+/// The metadata of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
     /// [`crate::config::Config::identity`] of the run.
@@ -26,19 +28,19 @@ pub struct CheckpointMeta {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    version: u32,
-    step: u64,
+pub(super) struct Manifest {
+    pub(super) version: u32,
+    pub(super) step: u64,
     #[serde(flatten)]
-    meta: CheckpointMeta,
-    files: Vec<ManifestFile>,
+    pub(super) meta: CheckpointMeta,
+    pub(super) files: Vec<ManifestFile>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct ManifestFile {
-    name: String,
-    bytes: u64,
-    blake3: String,
+pub(super) struct ManifestFile {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) blake3: String,
 }
 
 /// A checkpoint whose every byte was verified.
@@ -49,34 +51,56 @@ pub struct Checkpoint {
     pub meta: CheckpointMeta,
 }
 
-/// The checkpoints folder of a run.
+/// A file of a checkpoint that was verified through this very handle, at its beginning:
+/// it can be read to its end whatever happens to the folder.
+#[derive(Debug)]
+pub struct VerifiedFile {
+    pub name: String,
+    pub bytes: u64,
+    pub file: File,
+}
+
+/// The checkpoints folder of a run. Clones share what is known of it and change it one
+/// at a time.
 #[derive(Debug, Clone)]
 pub struct CheckpointFiles {
     folder: PathBuf,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Held during a commit, which reads gigabytes.
+    commits: Mutex<()>,
+    /// The newest step whose checkpoint was verified by every byte. Held while folders
+    /// are renamed, which is quick.
+    verified: Mutex<Option<u64>>,
 }
 
 impl CheckpointFiles {
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, shared: Arc::default() }
     }
 
-    /// Starts to write the checkpoint of `step`. Until it is committed it does
-    /// not exist; dropping the writer removes what was written.
-    pub fn begin(&self, step: u64) -> Result<CheckpointWriter, RunDirError> {
-        let path = self.folder.join(format!("{UNFINISHED}{step:08}"));
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))?;
-        }
-        fs::create_dir_all(&path).map_err(RunDirError::io("create", &path))?;
-        Ok(CheckpointWriter { all: self.clone(), path, step, files: Vec::new(), open: None, done: false })
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
-    fn place(&self, step: u64) -> PathBuf {
+    pub(super) fn place(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step:08}"))
     }
 
-    /// Steps of which there is a folder, newest first.
-    fn steps(&self) -> Result<Vec<u64>, RunDirError> {
+    /// Lets one commit run at a time.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.shared.commits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn verified(&self) -> MutexGuard<'_, Option<u64>> {
+        self.shared.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The steps that have a folder, newest first.
+    pub(super) fn steps(&self) -> Result<Vec<u64>, RunDirError> {
         let names = self.names()?;
         let mut steps: Vec<u64> = names.iter().filter_map(|n| n.strip_prefix("step-")?.parse().ok()).collect();
         steps.retain(|&step| self.place(step).file_name().is_some_and(|place| names.iter().any(|n| place == n.as_str())));
@@ -84,7 +108,7 @@ impl CheckpointFiles {
         Ok(steps)
     }
 
-    /// What lies in the checkpoints folder; nothing if there is none yet.
+    /// The names in the checkpoints folder; empty if there is no folder yet.
     fn names(&self) -> Result<Vec<String>, RunDirError> {
         let entries = match fs::read_dir(&self.folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -94,8 +118,15 @@ impl CheckpointFiles {
         names.collect::<Result<_, _>>().map_err(RunDirError::io("list", &self.folder))
     }
 
-    /// The newest checkpoint that is whole, and why newer ones are not.
+    /// The newest checkpoint that is whole, and why newer ones are not. This call
+    /// remembers it, so that pruning keeps it.
     pub fn newest_valid(&self) -> Result<(Option<Checkpoint>, Vec<String>), RunDirError> {
+        let (newest, broken) = self.find_newest()?;
+        *self.verified() = newest.as_ref().map(|c| c.step);
+        Ok((newest, broken))
+    }
+
+    fn find_newest(&self) -> Result<(Option<Checkpoint>, Vec<String>), RunDirError> {
         let mut broken = Vec::new();
         for step in self.steps()? {
             match self.verify(step) {
@@ -106,52 +137,32 @@ impl CheckpointFiles {
         Ok((None, broken))
     }
 
-    /// Reads the checkpoint of `step` as a whole and compares it with its manifest.
+    /// Reads all of the checkpoint of `step` and compares it with its manifest.
     pub fn verify(&self, step: u64) -> Result<Checkpoint, RunDirError> {
-        let path = self.place(step);
-        let manifest = self.manifest(step)?;
-        for expected in &manifest.files {
-            let file = path.join(&expected.name);
-            if digest(&file)? != expected.blake3 {
-                return Err(damaged(&file, "differs from what was written: its BLAKE3 digest does not match".to_owned()));
-            }
-        }
-        Ok(Checkpoint { step, path, meta: manifest.meta })
+        self.open(step).map(|(checkpoint, _)| checkpoint)
     }
 
-    /// The manifest of `step`, if it is valid and its files have their sizes.
-    fn manifest(&self, step: u64) -> Result<Manifest, RunDirError> {
-        let path = self.place(step);
-        let file = path.join(MANIFEST);
-        let open = File::open(&file).map_err(RunDirError::io("read", &file))?;
-        let mut text = Vec::new();
-        open.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(RunDirError::io("read", &file))?;
-        let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| damaged(&file, format!("is not a manifest: {e}")))?;
-        if manifest.version != VERSION || manifest.step != step {
-            return Err(damaged(&file, format!("speaks of version {} and step {}", manifest.version, manifest.step)));
-        }
-        if manifest.files.iter().map(|f| f.name.as_str()).ne(CHECKPOINT_FILES) {
-            return Err(damaged(&file, "lists other files than a checkpoint has".to_owned()));
-        }
-        for expected in &manifest.files {
-            let file = path.join(&expected.name);
-            let bytes = fs::metadata(&file).map_err(RunDirError::io("read", &file))?.len();
-            if bytes != expected.bytes {
-                return Err(damaged(&file, format!("has {bytes} bytes instead of {}", expected.bytes)));
-            }
-        }
-        Ok(manifest)
+    /// Like [`CheckpointFiles::verify`], and returns the files to be read.
+    pub fn open(&self, step: u64) -> Result<(Checkpoint, Vec<VerifiedFile>), RunDirError> {
+        open_in(&self.place(step), step)
     }
 
     /// Removes all but the newest `keep` whole checkpoints (one always stays), and
-    /// broken ones that are older than those. Looks at manifests and sizes, not at
-    /// every byte: commit has removed what is newer and broken.
+    /// broken ones that are older than those. Checks manifests and sizes, not every
+    /// byte; so the newest one that was verified by every byte stays too, however many
+    /// seem to be newer.
     pub fn prune(&self, keep: usize) -> Result<(), RunDirError> {
+        let mut verified = self.verified();
+        let is_whole = |step: u64| manifest_in(&self.place(step), step).is_ok();
+        if !verified.is_some_and(is_whole) {
+            *verified = self.find_newest()?.0.map(|c| c.step);
+        }
         let mut kept = 0;
         for step in self.steps()? {
-            let whole = self.manifest(step).is_ok();
-            // With no whole one that is newer, even a broken one stays: part of it may be saved by hand.
-            if kept == 0 || (whole && kept < keep.max(1)) {
+            let whole = is_whole(step);
+            // Without a newer whole checkpoint, even a broken one stays: part of it may
+            // be recovered by hand.
+            if kept == 0 || (whole && kept < keep.max(1)) || *verified == Some(step) {
                 kept += usize::from(whole);
             } else {
                 self.remove(step)?;
@@ -160,14 +171,11 @@ impl CheckpointFiles {
         Ok(())
     }
 
-    /// Removes what writers left that were killed. Only for the holder of the
-    /// run directory, before it writes.
+    /// Removes what killed writers left. Only for the holder of the run directory,
+    /// before it writes.
     pub(super) fn remove_unfinished(&self) -> Result<(), RunDirError> {
-        for name in self.names()? {
-            if name.starts_with(UNFINISHED) {
-                let path = self.folder.join(name);
-                fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))?;
-            }
+        for name in self.names()?.into_iter().filter(|name| name.starts_with(UNFINISHED)) {
+            remove_any(&self.folder.join(name))?;
         }
         Ok(())
     }
@@ -176,24 +184,73 @@ impl CheckpointFiles {
         self.steps().map(|steps| steps.is_empty())
     }
 
-    fn remove(&self, step: u64) -> Result<(), RunDirError> {
+    pub(super) fn remove(&self, step: u64) -> Result<(), RunDirError> {
         let path = self.place(step);
-        // Without its manifest it does not exist, even if the rest survives.
-        let manifest = path.join(MANIFEST);
-        if manifest.exists() {
-            fs::remove_file(&manifest).map_err(RunDirError::io("remove", &manifest))?;
+        // Without its manifest the checkpoint does not exist, even if the rest
+        // survives.
+        if is_folder(&path) {
+            remove_any(&path.join(MANIFEST))?;
         }
-        fs::remove_dir_all(&path).map_err(RunDirError::io("remove", &path))
+        remove_any(&path)
     }
 }
 
-fn damaged(path: &Path, problem: String) -> RunDirError {
-    RunDirError::Damaged { path: path.to_owned(), problem }
+/// Whether there is a folder of this name itself, and not a link to one: the target of
+/// a link does not belong to this run.
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|m| m.is_dir())
 }
 
-/// BLAKE3 of a file, without holding it in memory.
-fn digest(path: &Path) -> Result<String, RunDirError> {
-    let mut file = File::open(path).map_err(RunDirError::io("open", path))?;
+/// Removes a folder with all its contents, or anything else of this name, if it exists.
+/// Of a link, it removes only the link.
+pub(super) fn remove_any(path: &Path) -> Result<(), RunDirError> {
+    match if is_folder(path) { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(RunDirError::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The manifest of `step` in a folder, if it is valid and its files have their sizes.
+fn manifest_in(folder: &Path, step: u64) -> Result<Manifest, RunDirError> {
+    let file = folder.join(MANIFEST);
+    let open = File::open(&file).map_err(RunDirError::io("read", &file))?;
+    let mut text = Vec::new();
+    open.take(MAX_MANIFEST_BYTES).read_to_end(&mut text).map_err(RunDirError::io("read", &file))?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| damaged(&file, format!("is not a manifest: {e}")))?;
+    if manifest.version != VERSION || manifest.step != step {
+        return Err(damaged(&file, format!("speaks of version {} and step {}", manifest.version, manifest.step)));
+    }
+    if manifest.files.iter().map(|f| f.name.as_str()).ne(CHECKPOINT_FILES) {
+        return Err(damaged(&file, "lists other files than a checkpoint has".to_owned()));
+    }
+    for expected in &manifest.files {
+        let file = folder.join(&expected.name);
+        let bytes = fs::metadata(&file).map_err(RunDirError::io("read", &file))?.len();
+        if bytes != expected.bytes {
+            return Err(damaged(&file, format!("has {bytes} bytes instead of {}", expected.bytes)));
+        }
+    }
+    Ok(manifest)
+}
+
+/// The checkpoint of `step` in a folder, verified by every byte, and its files.
+pub(super) fn open_in(folder: &Path, step: u64) -> Result<(Checkpoint, Vec<VerifiedFile>), RunDirError> {
+    let manifest = manifest_in(folder, step)?;
+    let mut files = Vec::new();
+    for expected in manifest.files {
+        let path = folder.join(&expected.name);
+        let mut file = File::open(&path).map_err(RunDirError::io("open", &path))?;
+        if digest(&mut file, &path)? != expected.blake3 {
+            return Err(damaged(&path, "differs from what was written: its BLAKE3 digest does not match".to_owned()));
+        }
+        file.rewind().map_err(RunDirError::io("read", &path))?;
+        files.push(VerifiedFile { name: expected.name, bytes: expected.bytes, file });
+    }
+    Ok((Checkpoint { step, path: folder.to_owned(), meta: manifest.meta }, files))
+}
+
+/// BLAKE3 of the rest of a file, without holding it in memory.
+fn digest(file: &mut File, path: &Path) -> Result<String, RunDirError> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; 1 << 20];
     loop {
@@ -202,90 +259,6 @@ fn digest(path: &Path) -> Result<String, RunDirError> {
             return Ok(hasher.finalize().to_hex().to_string());
         }
         hasher.update(&chunk[..n]);
-    }
-}
-
-/// Writes one checkpoint, file after file, chunk after chunk.
-#[derive(Debug)]
-pub struct CheckpointWriter {
-    path: PathBuf,
-    all: CheckpointFiles,
-    step: u64,
-    files: Vec<ManifestFile>,
-    open: Option<(String, File, blake3::Hasher)>,
-    done: bool,
-}
-
-impl CheckpointWriter {
-    /// Ends the file before and starts `name`, one of [`CHECKPOINT_FILES`].
-    pub fn start_file(&mut self, name: &str) -> Result<(), RunDirError> {
-        self.end_file()?;
-        let path = self.path.join(name);
-        if !CHECKPOINT_FILES.contains(&name) {
-            return Err(RunDirError::Damaged { path, problem: "is no file of a checkpoint".to_owned() });
-        }
-        let file = File::create(&path).map_err(RunDirError::io("create", &path))?;
-        self.open = Some((name.to_owned(), file, blake3::Hasher::new()));
-        Ok(())
-    }
-
-    /// Appends to the file that was started last.
-    pub fn write(&mut self, chunk: &[u8]) -> Result<(), RunDirError> {
-        match &mut self.open {
-            Some((name, file, hasher)) => {
-                hasher.update(chunk);
-                file.write_all(chunk).map_err(RunDirError::io("write to", &self.path.join(name)))
-            }
-            None => Err(RunDirError::Damaged { path: self.path.clone(), problem: "has no file to write to".to_owned() }),
-        }
-    }
-
-    fn end_file(&mut self) -> Result<(), RunDirError> {
-        if let Some((name, file, hasher)) = self.open.take() {
-            file.sync_all().map_err(RunDirError::io("sync", &self.path.join(&name)))?;
-            self.files.push(ManifestFile { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string(), name });
-        }
-        Ok(())
-    }
-
-    /// Makes the checkpoint exist: files on disk, folder renamed, manifest last.
-    /// A whole checkpoint of this very state that is there already stays instead,
-    /// so that at no moment there is none. Newer ones that are broken go: the run
-    /// went on from an older state, and pruning must not count them.
-    pub fn commit(mut self, meta: &CheckpointMeta) -> Result<(), RunDirError> {
-        self.end_file()?;
-        if self.files.iter().map(|f| f.name.as_str()).ne(CHECKPOINT_FILES) {
-            return Err(damaged(&self.path, format!("is no whole checkpoint: it needs {}, in this order", CHECKPOINT_FILES.join(" and "))));
-        }
-        if self.all.verify(self.step).is_ok_and(|there| there.meta == *meta) {
-            return Ok(());
-        }
-        sync_folder(&self.path)?;
-        let target = self.all.place(self.step);
-        if target.exists() {
-            self.all.remove(self.step)?;
-        }
-        fs::rename(&self.path, &target).map_err(RunDirError::io("rename", &self.path))?;
-        sync_folder(&self.all.folder)?;
-        let manifest = Manifest { version: VERSION, step: self.step, meta: meta.clone(), files: std::mem::take(&mut self.files) };
-        let text = serde_json::to_string_pretty(&manifest).unwrap_or_else(|e| unreachable!("a manifest is plain data: {e}"));
-        write_atomically(&target.join(MANIFEST), text.as_bytes())?;
-        self.done = true;
-        for step in self.all.steps()?.into_iter().take_while(|&s| s > self.step) {
-            if let Err(reason) = self.all.verify(step) {
-                tracing::warn!("removing the broken checkpoint of step {step}: {reason}");
-                self.all.remove(step)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for CheckpointWriter {
-    fn drop(&mut self) {
-        if !self.done && self.path.exists() && fs::remove_dir_all(&self.path).is_err() {
-            tracing::debug!("an unfinished checkpoint stays in `{}`", self.path.display());
-        }
     }
 }
 

@@ -1,6 +1,49 @@
-//! Says what makes two configs those of different runs.
+//! Describes why two configs, or two descriptions of data, belong to different runs.
 
+use super::view::DataDescription;
 use crate::config::Config;
+
+/// The most classes that are named one by one.
+const NAMED: usize = 5;
+
+/// The characters of a fingerprint that are shown.
+const FINGERPRINT: usize = 12;
+
+/// The differences of `found` from `kept`, each with both values.
+pub(super) fn of_data(kept: &DataDescription, found: &DataDescription) -> String {
+    let mut named = Vec::new();
+    let mut differs = |what: &str, is: String, was: String| {
+        if is != was {
+            named.push(format!("{what} {is}, was {was}"));
+        }
+    };
+    let (is, was) = (&found.info, &kept.info);
+    let lacking = |list: &[String], of: &[String]| list.iter().filter(|c| !of.contains(c)).cloned().collect::<Vec<_>>();
+    let (new, gone) = (lacking(&is.classes, &was.classes), lacking(&was.classes, &is.classes));
+    if new.is_empty() && gone.is_empty() {
+        // The same names in another order: the labels mean other classes.
+        let moved = is.classes.iter().zip(&was.classes).position(|(a, b)| a != b);
+        moved.into_iter().for_each(|at| differs(&format!("class {at}"), quoted(&is.classes[at..=at]), quoted(&was.classes[at..=at])));
+    } else {
+        differs("classes", format!("{} with {}", is.classes.len(), quoted(&new)), format!("{} with {}", was.classes.len(), quoted(&gone)));
+    }
+    differs("training samples", is.train.to_string(), was.train.to_string());
+    differs("validation samples", is.val.to_string(), was.val.to_string());
+    differs("format", format!("{:?}", is.format), format!("{:?}", was.format));
+    let columns = |data: &DataDescription| quoted(&data.columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>());
+    differs("features", columns(found), columns(kept));
+    let print = |text: &str| text.chars().take(FINGERPRINT).collect::<String>();
+    differs("fingerprint of names, labels and contents", print(&is.fingerprint), print(&was.fingerprint));
+    if named.is_empty() { "means and deviations of the features".to_owned() } else { named.join("; ") }
+}
+
+fn quoted(names: &[String]) -> String {
+    let mut text = names.iter().take(NAMED).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > NAMED {
+        text += &format!(" and {} more", names.len() - NAMED);
+    }
+    if text.is_empty() { "none".to_owned() } else { text }
+}
 
 /// Names the keys whose new value alone makes the run another one.
 pub(super) fn deciding_keys(kept: &Config, wanted: &Config) -> String {
@@ -17,7 +60,7 @@ pub(super) fn deciding_keys(kept: &Config, wanted: &Config) -> String {
         if was == is {
             continue;
         }
-        // A change that alone would not be valid decides as well.
+        // A change that would not be valid alone decides as well.
         let decides = match &is {
             Some(v) => {
                 Config::parse(&kept.to_toml(), "config.toml", &[format!("{key}={v}")]).map_or(true, |c| c.identity() != kept.identity())

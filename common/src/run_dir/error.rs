@@ -4,6 +4,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::files::replace;
+
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
     #[error("could not {action} `{}`: {source}{}", path.display(), remedy(source))]
@@ -19,6 +21,13 @@ pub enum RunDirError {
         path.display()
     )]
     OtherConfig { path: PathBuf, keys: String },
+    #[error(
+        "the run in `{}` cannot go on with other data than it was started with: {differences}; restore that data, name its place with --set data.path=..., or choose another --run-dir for a new run",
+        path.display()
+    )]
+    OtherData { path: PathBuf, differences: String },
+    #[error("`{}`, which says what data the run was started with, is damaged: {problem}; restore it, or remove it if the data is the same", path.display())]
+    DamagedData { path: PathBuf, problem: String },
     #[error("`{}` holds no run: it has no config.toml; give the run directory that `worker train` named at its end", .0.display())]
     NoRun(PathBuf),
     #[error("the run in `{}` has no checkpoint yet: wait for its first one, or lower train.checkpoint_steps", .0.display())]
@@ -28,10 +37,19 @@ pub enum RunDirError {
 }
 
 impl RunDirError {
-    /// For `map_err`: what was being done to which path.
+    /// For `map_err`: names the action and the path.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }
     }
+}
+
+/// Replaces a file of the run directory as a whole.
+pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
+    replace(path, bytes).map_err(RunDirError::io("write", path))
+}
+
+pub(super) fn damaged(path: &Path, problem: String) -> RunDirError {
+    RunDirError::Damaged { path: path.to_owned(), problem }
 }
 
 fn remedy(error: &io::Error) -> &'static str {

@@ -1,13 +1,14 @@
-//! journal.jsonl: what happened to a run, in order, each line on disk before
-//! the next thing happens.
+//! journal.jsonl: what happened to a run, in order; each line is on disk before the
+//! next thing happens.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::RunDirError;
 use super::lines::{self, Lines};
-use super::{Recovery, RunDirError};
+use crate::metrics::Recovery;
 use crate::wire::messages::Member;
 
 /// One thing that happened.
@@ -18,9 +19,14 @@ pub enum Event {
         name: String,
         step: u64,
     },
-    /// A worker was given its certificate, for the token of this id.
+    /// A worker received its certificate, for the token of this id.
     Enrolled {
         name: String,
+        token: String,
+    },
+    /// The token of this id admits no worker any more, and the workers that it admitted
+    /// were removed.
+    Revoked {
         token: String,
     },
     WorkerJoined {
@@ -40,6 +46,16 @@ pub enum Event {
         members: Vec<Member>,
     },
     Recovered(Recovery),
+    /// No worker held the newest step any more: steps from `to` on are trained again.
+    WentBack {
+        from: u64,
+        to: u64,
+    },
+    /// A worker was left out of the ring for a while.
+    LeftOut {
+        name: String,
+        reason: String,
+    },
     Checkpoint {
         step: u64,
     },
@@ -59,7 +75,7 @@ pub struct LastGeneration {
     pub members: Vec<Member>,
     /// Its first step.
     pub step: u64,
-    /// Nothing was heard of its end: its ring may still train.
+    /// The journal does not say that it ended: its ring may still train.
     pub under_way: bool,
 }
 
@@ -97,9 +113,14 @@ impl Journal {
         Lines::open(path).map(Self)
     }
 
-    pub(super) fn append(&mut self, event: &Event) -> Result<(), RunDirError> {
+    /// Adds a line, in memory until [`Journal::sync`].
+    pub(super) fn push(&mut self, event: &Event) {
         let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         self.0.push(&Line { unix_seconds, event });
+    }
+
+    /// Writes the lines that wait in memory; they are on disk when this returns.
+    pub(super) fn sync(&mut self) -> Result<(), RunDirError> {
         self.0.sync()
     }
 

@@ -1,4 +1,4 @@
-//! Files of JSON lines that survive being cut anywhere.
+//! Files of JSON lines that survive truncation at any byte.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::RunDirError;
+use super::error::RunDirError;
 
-/// Bytes that [`Lines::flush_large`] lets wait.
+/// Bytes that [`Lines::flush_large`] lets wait in memory.
 const LARGE: usize = 64 << 10;
 
 /// A file to which lines are appended.
@@ -23,8 +23,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Opens or creates. A last line without an end, which a crash left behind,
-    /// is removed.
+    /// Opens or creates the file. Removes an incomplete last line, which a crash left.
     pub(super) fn open(path: &Path) -> Result<Self, RunDirError> {
         let text = read(path)?;
         let whole = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
@@ -43,7 +42,7 @@ impl Lines {
         }
     }
 
-    /// Writes once there is a good deal to write.
+    /// Writes the waiting lines once there are [`LARGE`] bytes of them.
     pub(super) fn flush_large(&mut self) -> Result<(), RunDirError> {
         if self.waiting.len() >= LARGE { self.flush() } else { Ok(()) }
     }
@@ -51,8 +50,9 @@ impl Lines {
     pub(super) fn flush(&mut self) -> Result<(), RunDirError> {
         if !self.waiting.is_empty() {
             if let Err(e) = self.file.write_all(&self.waiting) {
-                // Half a line may stand there (a full disk): taken back, so that the
-                // next attempt starts on a new line. If that fails too, open repairs it.
+                // Half a line may have been written (a full disk): it is removed, so
+                // that the next attempt starts on a new line. If that fails too, `open`
+                // repairs it.
                 let _ = self.file.set_len(self.whole);
                 return Err(RunDirError::io("write to", &self.path)(e));
             }
@@ -89,7 +89,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, RunDirError> {
     }
 }
 
-/// All lines that parse; others are passed over and named.
+/// All lines that parse; others are skipped, and the log names them.
 pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, RunDirError> {
     let bytes = read(path)?;
     let mut values = Vec::new();

@@ -1,4 +1,5 @@
-//! metrics.jsonl: one line a step, one line an evaluation.
+//! metrics.jsonl: one line for each step, one for each evaluation. JSON has no infinity
+//! and no NaN: such a number is written as the string "inf", "-inf" or "nan".
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,57 +7,19 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::RunDirError;
+use super::error::{RunDirError, write_whole};
 use super::lines::{self, Lines};
+use crate::metrics::{Evaluation, StepMetrics};
 
 /// How long a line may wait in memory.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
-
-/// One committed step. Times are those of rank 0, sums those of all ranks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct StepMetrics {
-    pub step: u64,
-    pub epoch: u64,
-    /// Mean loss of the step's samples.
-    pub loss: f64,
-    /// Share of the step's samples that were classified right.
-    pub top1: f64,
-    pub lr: f64,
-    /// L2 norm of the gradient before clipping.
-    pub grad_norm: f64,
-    pub samples: u64,
-    /// The [`crate::audit::checksum`] of the samples, over all ranks, in hex;
-    /// empty in the record of an older version.
-    #[serde(default)]
-    pub samples_checksum: String,
-    pub step_ms: f64,
-    /// Waiting for the batch, forward and backward, waiting for the ring after
-    /// that, applying the update: together `step_ms`.
-    pub data_wait_ms: f64,
-    pub compute_ms: f64,
-    pub all_reduce_exposed_ms: f64,
-    pub update_ms: f64,
-    pub images_per_second: f64,
-}
-
-/// One evaluation of the whole validation set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct Evaluation {
-    /// Steps and whole epochs committed before it.
-    pub step: u64,
-    pub epoch: u64,
-    pub loss: f64,
-    pub top1: f64,
-    pub top5: f64,
-    pub samples: u64,
-}
 
 #[derive(Serialize)]
 struct EvaluationLine<'a> {
     eval: &'a Evaluation,
 }
 
-/// Either kind of line, as far as the order of steps needs it.
+/// Either kind of line, reduced to what the order of steps needs.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Place {
@@ -94,12 +57,12 @@ pub(super) struct Metrics {
     lines: Lines,
     flushed: Instant,
     next_step: u64,
-    /// The steps after which an evaluation is on the record.
+    /// The steps after which an evaluation is recorded.
     evaluated: BTreeSet<u64>,
 }
 
 impl Metrics {
-    /// Opens or creates; every whole line is kept.
+    /// Opens or creates the file; every whole line is kept.
     pub(super) fn open(path: &Path) -> Result<Self, RunDirError> {
         let mut metrics = Self { lines: Lines::open(path)?, flushed: Instant::now(), next_step: 0, evaluated: BTreeSet::new() };
         for place in lines::parse(path)? {
@@ -130,7 +93,7 @@ impl Metrics {
             .collect();
         let kept = kept.concat();
         if kept.len() < bytes.len() {
-            super::write_atomically(&path, &kept)?;
+            write_whole(&path, &kept)?;
         }
         Ok(Self { next_step: first_step, ..Self::open(&path)? })
     }

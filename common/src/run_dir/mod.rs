@@ -3,7 +3,7 @@
 //! ```text
 //! config.toml      the resolved config
 //! dataset.json     classes and columns of the data
-//! journal.jsonl    who came and went, generations, checkpoints
+//! journal.jsonl    workers that joined and left, generations, checkpoints
 //! metrics.jsonl    a line a step, a line an evaluation
 //! audit.jsonl      what each worker trained on, with train.audit
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
@@ -16,23 +16,31 @@ mod checkpoint;
 mod differences;
 mod error;
 mod journal;
+mod layout;
 mod lines;
 mod metrics;
+mod resume;
 mod summary;
 mod view;
+mod writer;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, CheckpointWriter};
+pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, VerifiedFile};
 pub use error::RunDirError;
 pub use journal::{Event, LastGeneration};
-pub use metrics::{Evaluation, StepMetrics};
-pub use summary::{Parts, Recovery, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
-pub use view::{DataDescription, RunView};
+pub use layout::CheckpointLayout;
+pub use resume::Resume;
+pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
+pub use view::{DataDescription, RunView, events};
+pub use writer::CheckpointWriter;
 
-use crate::audit::Trained;
+use crate::audit::TrainedSamples;
 use crate::config::Config;
+use crate::files::open_lock;
+use crate::metrics::{Evaluation, StepMetrics};
+use error::write_whole;
 use journal::Journal;
 use lines::Lines;
 use metrics::Metrics;
@@ -44,7 +52,12 @@ pub struct RunDir {
     journal: Journal,
     metrics: Option<Metrics>,
     trained: Option<Lines>,
+    /// The journal has lines in memory that must be written after the metrics.
+    metrics_first: bool,
+    checkpoints: CheckpointFiles,
     resumed: bool,
+    /// The content of config.toml before this resumption, if it differed.
+    config_before: Option<String>,
     _lock: File,
 }
 
@@ -76,37 +89,44 @@ impl RunDir {
         if file.exists() || has_traces(path)? {
             return Err(RunDirError::Taken(path.to_owned()));
         }
-        write_atomically(&file, config.to_toml().as_bytes())?;
-        Self::with_lock(path, lock, false)
+        write_whole(&file, config.to_toml().as_bytes())?;
+        Self::with_lock(path, lock, None)
     }
 
-    /// Goes on with the run in `path`, whose config must decide the same weights.
+    /// Continues the run in `path`, whose config must decide the same weights.
     pub fn resume(path: &Path, config: &Config) -> Result<Self, RunDirError> {
         let file = path.join("config.toml");
         if !file.exists() {
             return Err(RunDirError::NothingToResume(path.to_owned()));
         }
         let lock = lock(path)?;
-        let before = Config::load(&file, &[]).map_err(|e| RunDirError::Damaged { path: file.clone(), problem: e.to_string() })?;
+        let damaged = |problem: String| RunDirError::Damaged { path: file.clone(), problem };
+        let text = std::fs::read_to_string(&file).map_err(RunDirError::io("read", &file))?;
+        let before = Config::parse(&text, &file.display().to_string(), &[]).map_err(|e| damaged(e.to_string()))?;
         if before.identity() != config.identity() {
             return Err(RunDirError::OtherConfig { path: path.to_owned(), keys: differences::deciding_keys(&before, config) });
         }
-        CheckpointFiles::new(path.join("checkpoints")).remove_unfinished()?;
         if before != *config {
-            write_atomically(&file, config.to_toml().as_bytes())?;
+            write_whole(&file, config.to_toml().as_bytes())?;
         }
-        Self::with_lock(path, lock, true)
+        Self::with_lock(path, lock, Some(text))
     }
 
-    fn with_lock(path: &Path, lock: File, resumed: bool) -> Result<Self, RunDirError> {
+    /// `before`: the config of a run that is resumed.
+    fn with_lock(path: &Path, lock: File, before: Option<String>) -> Result<Self, RunDirError> {
         let folder = path.join("checkpoints");
         std::fs::create_dir_all(&folder).map_err(RunDirError::io("create", &folder))?;
+        let checkpoints = CheckpointFiles::new(folder);
+        checkpoints.remove_unfinished()?;
         Ok(Self {
             path: path.to_owned(),
             journal: Journal::open(&path.join("journal.jsonl"))?,
+            metrics_first: false,
             metrics: None,
             trained: None,
-            resumed,
+            checkpoints,
+            resumed: before.is_some(),
+            config_before: before,
             _lock: lock,
         })
     }
@@ -115,27 +135,41 @@ impl RunDir {
         &self.path
     }
 
-    /// Appends to the journal, on disk when this returns. Before a checkpoint and
-    /// before a generation the metrics go to the disk, so that a resumed run lacks
-    /// no line.
+    /// Appends to the journal; the line is on disk when this returns. Before a
+    /// checkpoint and before a generation, the metrics are written to disk first, so
+    /// that a resumed run lacks no line.
     pub fn record(&mut self, event: &Event) -> Result<(), RunDirError> {
-        if let (Event::Checkpoint { .. } | Event::Generation { .. }, Some(metrics)) = (event, &mut self.metrics) {
-            metrics.sync()?;
-            if let Some(trained) = &mut self.trained {
-                trained.sync()?;
-            }
-        }
-        self.journal.append(event)
+        self.journal.push(event);
+        self.metrics_first |= matches!(event, Event::Checkpoint { .. } | Event::Generation { .. });
+        self.sync_journal()
     }
 
-    /// Everything that the journal knows, in order.
+    /// Writes the journal's lines that could not be written before, after the metrics
+    /// that must precede them.
+    pub fn sync_journal(&mut self) -> Result<(), RunDirError> {
+        if self.metrics_first {
+            self.metrics.as_mut().map_or(Ok(()), Metrics::sync)?;
+            self.trained.as_mut().map_or(Ok(()), Lines::sync)?;
+            self.metrics_first = false;
+        }
+        self.journal.sync()
+    }
+
+    /// All events of the journal, in order.
     pub fn events(&self) -> Result<Vec<Event>, RunDirError> {
         self.journal.events()
     }
 
-    /// The newest generation that the journal knows.
+    /// The newest generation in the journal.
     pub fn last_generation(&self) -> Result<LastGeneration, RunDirError> {
         Ok(journal::last_generation(&self.journal.events()?))
+    }
+
+    /// Whether the journal says that a run of `steps` steps has finished.
+    pub fn is_complete(&self, steps: u64) -> Result<bool, RunDirError> {
+        let events = self.journal.events()?;
+        let finished = |event: &Event| matches!(event, Event::RunFinished { step } if *step >= steps);
+        Ok(events.iter().any(finished) && !journal::last_generation(&events).under_way)
     }
 
     /// Opens metrics.jsonl for the steps from `first_step` on; lines of that
@@ -153,19 +187,19 @@ impl RunDir {
         self.metrics_file().map(|m| (m.next_step(), m.evaluated()))
     }
 
-    /// Whether there is an evaluation of the state after so many steps.
+    /// Whether there is an evaluation of the state after `step` steps.
     pub fn has_evaluation(&mut self, step: u64) -> bool {
         self.metrics_file().is_ok_and(|m| m.has_evaluation(step))
     }
 
-    /// Every step and every evaluation on the record.
+    /// All recorded steps and evaluations.
     pub fn metrics(&mut self) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
         self.metrics_file()?.flush()?;
         metrics::read(&self.path.join("metrics.jsonl"))
     }
 
     /// Appends what a worker trained on to audit.jsonl.
-    pub fn write_trained(&mut self, trained: &Trained) -> Result<(), RunDirError> {
+    pub fn write_trained(&mut self, trained: &TrainedSamples) -> Result<(), RunDirError> {
         if self.trained.is_none() {
             self.trained = Some(Lines::open(&self.path.join("audit.jsonl"))?);
         }
@@ -174,14 +208,46 @@ impl RunDir {
         lines.flush_large()
     }
 
-    /// Writes dataset.json: what is needed to use the model without its data.
-    pub fn write_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
-        let text = serde_json::to_string_pretty(data).unwrap_or_else(|e| unreachable!("a description is plain data: {e}"));
-        write_atomically(&self.path.join("dataset.json"), text.as_bytes())
+    /// Refuses to continue with other data than the run was started with, and names the
+    /// differences; then it restores the previous config. A new run, and one that was
+    /// killed before it described its data, may have any data.
+    pub fn check_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
+        let Some(config) = &self.config_before else { return Ok(()) };
+        let checked = self.kept_dataset().and_then(|kept| match kept {
+            Some(kept) if !kept.is_same(data) => {
+                Err(RunDirError::OtherData { path: self.path.clone(), differences: differences::of_data(&kept, data) })
+            }
+            _ => Ok(()),
+        });
+        if checked.is_err() {
+            write_whole(&self.path.join("config.toml"), config.as_bytes())?;
+        }
+        checked
     }
 
-    /// Appends a step's line; it is in the file within a second. A step that is
-    /// there already (redone after a failure, or told twice) keeps its first line.
+    /// Writes dataset.json: what is needed to use the model without its data. An equal
+    /// description is left as it is; see [`RunDir::check_dataset`] for what is refused.
+    pub fn write_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
+        self.check_dataset(data)?;
+        if self.kept_dataset().is_ok_and(|kept| kept.is_some_and(|kept| kept.is_same(data))) {
+            return Ok(());
+        }
+        let text = serde_json::to_string_pretty(data).unwrap_or_else(|e| unreachable!("a description is plain data: {e}"));
+        write_whole(&self.path.join("dataset.json"), text.as_bytes())
+    }
+
+    fn kept_dataset(&self) -> Result<Option<DataDescription>, RunDirError> {
+        let path = self.path.join("dataset.json");
+        let bytes = lines::read(&path)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map(Some).map_err(|e| RunDirError::DamagedData { path, problem: e.to_string() })
+    }
+
+    /// Appends a step's line; it is in the file within a second. If the step already
+    /// has a line (repeated after a failure, or reported twice), the first line stays.
     pub fn write_step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
         self.metrics_file()?.step(metrics)
     }
@@ -197,7 +263,7 @@ impl RunDir {
         self.metrics.as_mut().ok_or_else(|| RunDirError::Damaged { path: self.path.clone(), problem: "has no metrics file".to_owned() })
     }
 
-    /// Writes summary.json, and what metrics still wait in memory.
+    /// Writes summary.json, and the metrics that still wait in memory.
     pub fn write_summary(&mut self, summary: &Summary) -> Result<(), RunDirError> {
         if let Some(metrics) = &mut self.metrics {
             metrics.flush()?;
@@ -206,12 +272,12 @@ impl RunDir {
             trained.flush()?;
         }
         let text = serde_json::to_string_pretty(summary).unwrap_or_else(|e| unreachable!("a summary is plain data: {e}"));
-        write_atomically(&self.path.join("summary.json"), text.as_bytes())
+        write_whole(&self.path.join("summary.json"), text.as_bytes())
     }
 
     /// The checkpoints of this run; may be used while the run directory is held.
     pub fn checkpoints(&self) -> CheckpointFiles {
-        CheckpointFiles::new(self.path.join("checkpoints"))
+        self.checkpoints.clone()
     }
 
     /// The newest valid checkpoint of a resumed run. Broken ones are named in
@@ -220,7 +286,7 @@ impl RunDir {
         if !self.resumed {
             return Ok(None);
         }
-        let (newest, broken) = self.checkpoints().newest_valid()?;
+        let (newest, broken) = self.checkpoints.newest_valid()?;
         for reason in broken {
             tracing::warn!("passed over a broken checkpoint: {reason}");
         }
@@ -229,12 +295,12 @@ impl RunDir {
 
     /// Removes all but the newest `keep` checkpoints.
     pub fn prune_checkpoints(&self, keep: usize) -> Result<(), RunDirError> {
-        self.checkpoints().prune(keep)
+        self.checkpoints.prune(keep)
     }
 }
 
-/// Whether there is anything of a run whose config.toml is gone: old checkpoints
-/// would outrank those of a new run.
+/// Whether there is anything left of a run whose config.toml is gone: its old
+/// checkpoints would outrank those of a new run.
 fn has_traces(path: &Path) -> Result<bool, RunDirError> {
     let filled = |name: &str| std::fs::metadata(path.join(name)).is_ok_and(|m| m.len() > 0);
     if ["journal.jsonl", "metrics.jsonl", "summary.json"].into_iter().any(filled) {
@@ -243,18 +309,17 @@ fn has_traces(path: &Path) -> Result<bool, RunDirError> {
     CheckpointFiles::new(path.join("checkpoints")).is_empty().map(|empty| !empty)
 }
 
-/// Takes the directory's lock and leaves this process's id in it. The lock goes
-/// with the open file, so that a killed process leaves none behind.
+/// Takes the directory's lock and writes this process's id into it. Closing the file
+/// releases the lock, so that a killed process leaves none behind.
 fn lock(path: &Path) -> Result<File, RunDirError> {
     use std::io::{Read, Write};
     let name = path.join(".lock");
-    let open = File::options().create(true).read(true).write(true).truncate(false).open(&name);
-    let mut file = open.map_err(RunDirError::io("open", &name))?;
+    let mut file = open_lock(&name).map_err(RunDirError::io("open", &name))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(std::fs::TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // Only for the message, which is less precise without it.
+            // Used only in the message, which is less precise without it.
             let _ = file.take(20).read_to_string(&mut holder);
             let holder = if holder.trim().is_empty() { "another process".to_owned() } else { format!("process {}", holder.trim()) };
             return Err(RunDirError::Locked { path: path.to_owned(), holder });
@@ -265,22 +330,11 @@ fn lock(path: &Path) -> Result<File, RunDirError> {
     Ok(file)
 }
 
-/// Replaces a file as a whole: whoever reads it sees the old or the new one.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
-    use std::io::Write;
-    let temporary = path.with_extension("new");
-    let mut file = File::create(&temporary).map_err(RunDirError::io("create", &temporary))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(RunDirError::io("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(RunDirError::io("replace", path))?;
-    path.parent().map_or(Ok(()), sync_folder)
-}
-
-/// Makes renames and new names in a folder durable.
-fn sync_folder(path: &Path) -> Result<(), RunDirError> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(RunDirError::io("sync", path))
-}
-
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_checkpoints;
+#[cfg(test)]
 mod tests_of_damage;
+#[cfg(test)]
+mod tests_of_resume;

@@ -1,15 +1,16 @@
-//! summary.json: what a finished run amounts to.
+//! summary.json: the results of a finished run. An infinite number is written as the
+//! string "inf" or "-inf", NaN as "nan".
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, Recovery, StepMetrics};
 
 /// Steps that are left out of the medians: caches fill and threads start in them.
 const WARM_UP: usize = 5;
 
-/// Steps that are kept for the medians; of more, an even selection.
+/// Steps that are kept for the medians; from more, an even selection.
 const MAX_KEPT: usize = 1 << 15;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,21 +25,26 @@ pub struct Summary {
     pub epochs: u64,
     pub samples: u64,
     /// Median over the steps after the first five.
+    #[serde(with = "crate::json_number")]
     pub images_per_second: f64,
     pub step_ms: StepTimes,
     /// Medians of the parts of a step, in milliseconds.
     pub parts: Parts,
     /// Mean training loss of the last step.
+    #[serde(with = "crate::json_number")]
     pub train_loss: f64,
     /// Mean loss of the last evaluation, and accuracy as shares.
+    #[serde(default, with = "crate::json_number::optional")]
     pub loss: Option<f64>,
+    #[serde(default, with = "crate::json_number::optional")]
     pub top1: Option<f64>,
+    #[serde(default, with = "crate::json_number::optional")]
     pub top5: Option<f64>,
     /// Gradient bytes that all workers together sent.
     pub bytes_sent: u64,
     pub recoveries: Vec<Recovery>,
-    /// From the last that was heard of a lost worker to the first step without it,
-    /// in milliseconds, over all recoveries; 0 if there were none.
+    /// From the last sign of life of a lost worker to the first step without it, in
+    /// milliseconds, over all recoveries; 0 if there were none.
     #[serde(default)]
     pub recovery_ms: StepTimes,
     /// The largest of all workers.
@@ -50,25 +56,22 @@ pub struct Summary {
 /// Quantiles of times in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepTimes {
+    #[serde(with = "crate::json_number")]
     pub p50: f64,
+    #[serde(with = "crate::json_number")]
     pub p95: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Parts {
+    #[serde(with = "crate::json_number")]
     pub data_wait: f64,
+    #[serde(with = "crate::json_number")]
     pub compute: f64,
+    #[serde(with = "crate::json_number")]
     pub all_reduce_exposed: f64,
+    #[serde(with = "crate::json_number")]
     pub update: f64,
-}
-
-/// One loss of a worker that a run survived.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Recovery {
-    /// From the last that was heard of it to its being given up.
-    pub detect_ms: f64,
-    /// From there to the first step of the next generation.
-    pub resume_ms: f64,
 }
 
 /// Collects what the summary needs while a run goes on.
@@ -105,7 +108,7 @@ impl SummaryBuilder {
         }
     }
 
-    /// Replaces what was told of steps and evaluations by what is on the record.
+    /// Replaces the steps and evaluations reported so far by the recorded ones.
     pub fn reload(&mut self, steps: &[StepMetrics], evaluations: &[Evaluation]) {
         (self.samples, self.last, self.kept, self.last_evaluation) = (0, None, Kept::default(), None);
         steps.iter().for_each(|s| self.step(s));
@@ -118,7 +121,7 @@ impl SummaryBuilder {
         self.world = world;
     }
 
-    /// A committed step; one that was told before counts once.
+    /// Adds a committed step; a step that was reported before counts once.
     pub fn step(&mut self, metrics: &StepMetrics) {
         if self.last.as_ref().is_some_and(|last| metrics.step <= last.step) {
             return;
@@ -191,8 +194,8 @@ impl SummaryBuilder {
     }
 }
 
-/// The first steps, and an even selection of the others in bounded space: when
-/// it is full, every second one goes and only every second one to come is taken.
+/// The first steps, and an even selection of the others in bounded space: when it is
+/// full, every second one is removed, and from then on half as many are taken.
 #[derive(Debug)]
 struct Kept {
     steps: Vec<StepMetrics>,
@@ -224,13 +227,13 @@ impl Kept {
     }
 }
 
-/// The value at `share` of sorted values; 0 of none.
+/// The value at `share` of sorted values; 0 if there are none.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = (share * (sorted.len().max(1) - 1) as f64).round() as usize;
     sorted.get(at).copied().unwrap_or_default()
 }
 
-/// The most memory this process has held, from /proc; 0 where there is none.
+/// The most memory this process has held, from /proc; 0 where /proc is missing.
 pub fn peak_rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));

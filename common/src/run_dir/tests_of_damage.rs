@@ -1,4 +1,4 @@
-//! Crashes, damage and rivals: what a run directory must survive.
+//! Crashes, damage and concurrent writers: what a run directory must survive.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -33,11 +33,13 @@ fn a_broken_newer_checkpoint_never_costs_a_whole_one() {
         let (_dir, run) = run_with_checkpoints(&[10]);
         damage(&checkpoint(&run, 20));
         if case < 2 {
-            // The third would need every byte to be read, which pruning does not do.
+            // Detecting the third damage takes reading every byte, which pruning does
+            // not do.
             run.prune_checkpoints(1).unwrap();
         }
         assert_eq!(newest(&run), Some(10), "case {case}");
-        // The run goes on from an older state, and checkpoints before it is at 20 again.
+        // The run continues from an older state, and writes a checkpoint before it
+        // reaches 20 again.
         checkpoint(&run, 15);
         run.prune_checkpoints(1).unwrap();
         assert_eq!((steps(&run), newest(&run)), (vec![15], Some(15)), "case {case}");
@@ -110,7 +112,7 @@ fn the_journal_cut_at_any_byte_loses_the_last_event_only() {
     let file = path.join("journal.jsonl");
     let whole = fs::read(&file).unwrap();
     for cut in 0..=whole.len() {
-        // Zeros at the end are what a power failure may leave of a line.
+        // A power failure may leave zeros at the end of a line.
         for tail in [&[][..], &[0; 300]] {
             fs::write(&file, [&whole[..cut], tail].concat()).unwrap();
             let lines = whole[..cut].iter().filter(|&&b| b == b'\n').count() as u64;
@@ -178,7 +180,7 @@ fn a_file_in_the_way_is_named_with_what_to_do() {
     assert!(text.contains(&path.display().to_string()) && text.contains("--run-dir"), "{text}");
 }
 
-/// Set for the child of the next test: the run directory that it shall take.
+/// Set for the child process of the next test: the run directory that it locks.
 const CHILD: &str = "RINGLEADER_TEST_LOCKED_DIR";
 
 #[test]

@@ -1,16 +1,20 @@
-//! A run directory as others see it: read without the lock, so that a run may
-//! be looked at while it goes on.
+//! A run directory opened for reading without the lock, so that a run may be inspected
+//! while it trains.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Checkpoint, CheckpointFiles, Evaluation, Event, RunDirError, StepMetrics, journal, lines, metrics};
-use crate::audit::Trained;
+use super::checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles};
+use super::error::RunDirError;
+use super::journal::{self, Event};
+use super::{lines, metrics};
+use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::dataset::{Column, DatasetInfo, SampleSource};
+use crate::metrics::{Evaluation, StepMetrics};
 
-/// dataset.json: what the model's inputs and outputs mean.
+/// dataset.json: the meaning of the model's inputs and outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataDescription {
     pub info: DatasetInfo,
@@ -22,6 +26,18 @@ impl DataDescription {
     pub fn of(source: &dyn SampleSource) -> Self {
         Self { info: source.info().clone(), columns: source.columns().to_vec() }
     }
+
+    /// Whether this, which was read from a file, equals `other` after the same round
+    /// trip through JSON: numbers may lose bits on the way.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let read = serde_json::to_string(other).and_then(|text| serde_json::from_str::<Self>(&text));
+        read.is_ok_and(|other| other == *self)
+    }
+}
+
+/// All events in the journal of the run in `path`, in order.
+pub fn events(path: &Path) -> Result<Vec<Event>, RunDirError> {
+    journal::read(&path.join("journal.jsonl"))
 }
 
 /// A run to look at.
@@ -59,20 +75,24 @@ impl RunView {
         &self.data
     }
 
-    /// Every step and every evaluation so far.
+    /// All steps and evaluations so far.
     pub fn metrics(&self) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
         metrics::read(&self.path.join("metrics.jsonl"))
     }
 
-    /// What workers recorded of the samples that they trained on; none without
-    /// `train.audit`.
-    pub fn trained(&self) -> Result<Vec<Trained>, RunDirError> {
+    /// The samples that workers recorded as trained on; none without `train.audit`.
+    pub fn trained(&self) -> Result<Vec<TrainedSamples>, RunDirError> {
         lines::parse(&self.path.join("audit.jsonl"))
+    }
+
+    /// All events in the journal so far, in order.
+    pub fn events(&self) -> Result<Vec<Event>, RunDirError> {
+        journal::read(&self.path.join("journal.jsonl"))
     }
 
     /// The generations so far with their first steps, in order.
     pub fn generations(&self) -> Result<Vec<(u64, u64)>, RunDirError> {
-        let events = journal::read(&self.path.join("journal.jsonl"))?;
+        let events = self.events()?;
         let start = |event| if let Event::Generation { generation, step, .. } = event { Some((generation, step)) } else { None };
         Ok(events.into_iter().filter_map(start).collect())
     }
@@ -86,10 +106,10 @@ impl RunView {
         newest.ok_or_else(|| RunDirError::NoCheckpoint(self.path.clone()))
     }
 
-    /// The weights of the newest checkpoint (safetensors), and the step they are of.
+    /// The weights of the newest checkpoint (safetensors), and its step.
     pub fn weights(&self) -> Result<(u64, Vec<u8>), RunDirError> {
         let checkpoint = self.checkpoint()?;
-        let file = checkpoint.path.join(super::CHECKPOINT_FILES[0]);
+        let file = checkpoint.path.join(CHECKPOINT_FILES[0]);
         let bytes = std::fs::read(&file).map_err(RunDirError::io("read", &file))?;
         Ok((checkpoint.step, bytes))
     }

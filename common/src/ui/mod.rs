@@ -1,8 +1,14 @@
-//! What a person sees while a run goes on: log lines, and one progress bar on a
-//! terminal or plain lines where there is none.
+//! The terminal output of a run: log lines, and one progress bar on a terminal or plain
+//! lines elsewhere. None of it can delay or end a run.
 
 mod logging;
+mod output;
 mod progress;
+mod screen;
+mod visible;
+mod writer;
 
-pub use logging::{LogArgs, LogFormat, LogOptions, exit_code, init, screen};
-pub use progress::{Progress, counter, duration, group, index_progress};
+pub use logging::{LogArgs, LogFormat, LogOptions, exit_code, init};
+pub use output::{Unread, answer, exit, flush, say, tell};
+pub use progress::{StepProgress, counter, duration, index_progress};
+pub use visible::{visible, visible_within};

@@ -5,39 +5,24 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::screen;
-use crate::run_dir::{Evaluation, StepMetrics};
+use super::output::say;
+use super::screen::screen;
+use crate::metrics::Evaluation;
+use crate::status::Status;
 
 /// How often a plain line is printed.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
-/// Steps over which the bar's figures are averaged.
-const SMOOTH: f64 = 0.1;
-
-/// Shows a run's steps to whoever watches.
-pub struct Progress {
+/// Shows the progress of a run's steps.
+pub struct StepProgress {
     bar: Option<ProgressBar>,
     quiet: bool,
-    total: u64,
-    epochs: u64,
-    smoothed: Option<Smoothed>,
     last_line: Option<Instant>,
-    last_eval: Option<f64>,
 }
 
-/// Running averages of what one step reports.
-struct Smoothed {
-    loss: f64,
-    top1: f64,
-    step_ms: f64,
-    images: f64,
-    data_ms: f64,
-    reduce_ms: f64,
-}
-
-impl Progress {
-    /// `total` steps in `epochs` epochs, of which `done` steps are committed.
-    pub fn new(quiet: bool, total: u64, epochs: u64, done: u64) -> Self {
+impl StepProgress {
+    /// For a run of `total` steps, of which `done` are committed.
+    pub fn new(quiet: bool, total: u64, done: u64) -> Self {
         let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = screen().add(ProgressBar::new(total));
             if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:24.green/dim}] step {pos}/{len} ~{eta} {wide_msg}") {
@@ -47,52 +32,34 @@ impl Progress {
             bar.reset_eta();
             bar
         });
-        Self { bar, quiet, total, epochs, smoothed: None, last_line: None, last_eval: None }
+        Self { bar, quiet, last_line: None }
     }
 
-    /// A committed step.
-    pub fn step(&mut self, m: &StepMetrics) {
-        let s = self.smoothed.get_or_insert(Smoothed {
-            loss: m.loss,
-            top1: m.top1,
-            step_ms: m.step_ms,
-            images: m.samples as f64,
-            data_ms: m.data_wait_ms,
-            reduce_ms: m.all_reduce_exposed_ms,
-        });
-        for (average, now) in [
-            (&mut s.loss, m.loss),
-            (&mut s.top1, m.top1),
-            (&mut s.step_ms, m.step_ms),
-            (&mut s.images, m.samples as f64),
-            (&mut s.data_ms, m.data_wait_ms),
-            (&mut s.reduce_ms, m.all_reduce_exposed_ms),
-        ] {
-            *average += SMOOTH * (now - *average);
-        }
+    /// Shows the current step.
+    pub fn show(&mut self, status: &Status) {
+        let (Some(m), Some(rates)) = (&status.step, &status.rates) else { return };
         let text = format!(
             "epoch {}/{}  loss {:.3}  top1 {:.1}%{}  {:.1} images/s  waiting: data {:.0}% gradients {:.0}%",
             m.epoch + 1,
-            self.epochs,
-            s.loss,
-            100.0 * s.top1,
-            self.last_eval.map(|v| format!("  val {:.1}%", 100.0 * v)).unwrap_or_default(),
-            1000.0 * s.images / s.step_ms.max(1e-9),
-            100.0 * s.data_ms / s.step_ms.max(1e-9),
-            100.0 * s.reduce_ms / s.step_ms.max(1e-9),
+            status.epochs,
+            rates.loss,
+            100.0 * rates.top1,
+            status.evaluation.as_ref().map(|e| format!("  val {:.1}%", 100.0 * e.top1)).unwrap_or_default(),
+            rates.images_per_second,
+            100.0 * rates.data_wait,
+            100.0 * rates.gradient_wait,
         );
         if let Some(bar) = &self.bar {
             bar.set_position(m.step + 1);
             bar.set_message(text);
-        } else if !self.quiet && (m.step + 1 == self.total || self.last_line.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)) {
+        } else if !self.quiet && (m.step + 1 == status.steps || self.last_line.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)) {
             self.last_line = Some(Instant::now());
-            eprintln!("step {}/{}  {text}", m.step + 1, self.total);
+            say(&format!("step {}/{}  {text}", m.step + 1, status.steps));
         }
     }
 
-    /// A finished evaluation.
-    pub fn evaluation(&mut self, e: &Evaluation) {
-        self.last_eval = Some(e.top1);
+    /// Shows a finished evaluation.
+    pub fn evaluation(&self, e: &Evaluation) {
         self.say(&format!(
             "epoch {}: validation loss {:.4}, top-1 {:.2}%, top-5 {:.2}% of {} samples",
             e.epoch,
@@ -103,10 +70,10 @@ impl Progress {
         ));
     }
 
-    /// A line above the bar.
+    /// Prints a line above the bar.
     pub fn say(&self, text: &str) {
         if !self.quiet {
-            screen().suspend(|| eprintln!("{text}"));
+            say(text);
         }
     }
 
@@ -142,21 +109,8 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// `1234567` as `1,234,567`.
-pub fn group(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(d);
-    }
-    out
-}
-
-/// Shows how far the indexing of a dataset is.
-pub fn index_progress(quiet: bool) -> impl Fn(crate::dataset::Progress) {
+/// Shows the progress of indexing a dataset.
+pub fn index_progress(quiet: bool) -> impl Fn(crate::dataset::IndexProgress) {
     let bar = if quiet { ProgressBar::hidden() } else { counter("indexing", None) };
     let cleanup = ClearOnDrop(bar);
     move |progress| cleanup.0.set_position(progress.files)
@@ -167,15 +121,5 @@ struct ClearOnDrop(ProgressBar);
 impl Drop for ClearOnDrop {
     fn drop(&mut self) {
         self.0.finish_and_clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::group;
-
-    #[test]
-    fn digits_are_grouped_by_three() {
-        assert_eq!([group(7), group(999), group(1000), group(61_100_840)], ["7", "999", "1,000", "61,100,840"]);
     }
 }

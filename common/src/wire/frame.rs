@@ -1,8 +1,8 @@
 //! Length-prefixed rkyv messages: a little-endian u32, then that many bytes,
 //! validated by bytecheck before use. It knows no message type.
 //!
-//! A frame from the network is bounded before memory is taken for it, and the
-//! memory grows with what has really arrived.
+//! The size of a frame from the network is checked before memory is allocated for it,
+//! and the memory grows with what has really arrived.
 
 use rkyv::api::high::{HighDeserializer, HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
@@ -12,7 +12,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Memory is taken in steps of at least this many bytes.
+/// Memory grows by at least this many bytes at a time.
 const GROWTH: usize = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +125,7 @@ mod tests {
     #[tokio::test]
     async fn messages_arrive_as_sent_until_a_clean_end() {
         let bytes = framed(&samples()).await;
-        // A pipe smaller than a message, so that reads come in parts.
+        // A pipe smaller than a message, so that reads return parts.
         let (mut near, mut far) = tokio::io::duplex(64);
         let sending = tokio::spawn(async move { near.write_all(&bytes).await.unwrap() });
         for expected in samples() {
@@ -152,7 +152,7 @@ mod tests {
             let result = read_message::<Sample>(&mut &length.to_le_bytes()[..], 1024).await;
             assert!(matches!(result, Err(WireError::TooLong { max: 1024, .. })), "{result:?}");
         }
-        // Within the bound, but nothing follows: an error, and no 4 GiB are held.
+        // Within the bound, but no bytes follow: an error, and no 4 GiB are allocated.
         let result = read_message::<Sample>(&mut &u32::MAX.to_le_bytes()[..], usize::MAX).await;
         assert!(matches!(result, Err(WireError::Truncated { got: 0, .. })), "{result:?}");
     }

@@ -1,19 +1,18 @@
-//! What coordinator and workers say to each other. Plain data, validated by
-//! bytecheck before use; every count and length in a message is checked again
-//! where it is used.
+//! The messages between coordinator and workers. Plain data, validated by bytecheck
+//! before use; every count and length in a message is checked again where it is used.
 //!
-//! Control: one bidirectional stream on its own connection, opened by the
-//! worker. Bulk: one bidirectional stream per request, also opened by the
-//! worker; a message first, raw bytes after it.
+//! Control: one bidirectional stream on its own connection, opened by the worker. Bulk:
+//! one bidirectional stream per request, also opened by the worker; it carries a
+//! message, then raw bytes.
 
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::audit::Trained;
+use crate::audit::TrainedSamples;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
-use crate::run_dir::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, StepMetrics};
 
-/// The largest control message. A config and the names of some thousand
-/// classes fit many times over.
+/// The largest control message. A config and the names of some thousand classes fit
+/// many times over.
 pub const MAX_CONTROL: usize = 4 << 20;
 
 /// The largest bulk request: some thousand sample ids.
@@ -21,6 +20,9 @@ pub const MAX_REQUEST: usize = 1 << 20;
 
 /// The most samples that one request may ask for.
 pub const MAX_SAMPLES: usize = 4096;
+
+/// The most bytes of a test transfer.
+pub const PROBE_BYTES: u64 = 4 << 20;
 
 /// The largest undecoded sample, and the largest checkpoint file.
 pub const MAX_SAMPLE_BYTES: u64 = 1 << 30;
@@ -32,44 +34,55 @@ pub enum ToCoordinator {
     /// The first message. The coordinator answers `Welcome` or `Refused`.
     Hello {
         protocol: u32,
-        /// Where this worker listens for its predecessor in the ring: a port at
-        /// the address that it connects from, or a whole address if it was told
-        /// to advertise one.
+        /// Where this worker listens for its predecessor in the ring: a port at the
+        /// address from which it connects, or a whole address if it was configured to
+        /// advertise one.
         ring_port: u16,
         advertise: Option<String>,
         /// Workers are ranked by this first, then by when they joined.
         preferred_rank: Option<u32>,
-        /// The generation that it is in, if it has lost its connection and
-        /// trains on.
+        /// The generation of this worker, if it has lost its connection and trains on.
         generation: Option<u64>,
     },
-    /// In no ring, and ready for the next one. Sent once data is open and the model
-    /// is built, and again whenever a generation has ended here.
+    /// This worker is in no ring, and ready for the next one. Sent once the data is
+    /// open and the model is built, and again whenever a generation has ended at this
+    /// worker.
     Ready {
         device: String,
-        /// The generation that ended here; 0 before the first.
+        /// The generation that ended at this worker; 0 before the first.
         generation: u64,
-        /// Steps that the state it holds has behind it.
+        /// The number of steps behind the state that the worker holds, and the
+        /// generation that committed the last of them (or that began with this state);
+        /// 0 for the initial state.
         step: u64,
+        committed: u64,
     },
-    /// Wants to go: answered by `Goodbye` once the others can do without it.
+    /// This worker wants to leave: answered by `Goodbye` once the others can continue
+    /// without it.
     Leaving,
-    /// Sent every `cluster.heartbeat_ms`. `waiting`: for what others have to send
-    /// round the ring.
+    /// Sent every `cluster.heartbeat_ms`. `waiting`: the worker waits for what others
+    /// must send round the ring.
     Heartbeat { step: u64, waiting: bool },
-    /// A step that was committed in this generation, from rank 0; or in an earlier
-    /// one, whose rank 0 was lost before the coordinator heard of it.
+    /// A step that was committed in this generation, from rank 0; or in an earlier one
+    /// whose rank 0 was lost before the coordinator received it.
     Step { generation: u64, metrics: StepMetrics },
     /// A finished evaluation, from rank 0.
     Evaluation(Evaluation),
     /// A sample that was left out because it does not decode.
     Skipped { step: u64, name: String, problem: String },
     /// What this worker put into a step that was committed, with `train.audit`.
-    Trained(Trained),
-    /// Training is over: all steps are committed, or everybody agreed to stop.
+    Trained(TrainedSamples),
+    /// Training is over: all steps are committed, or all workers agreed to stop.
     Finished(Finished),
-    /// This worker cannot go on.
-    Failed { reason: String },
+    /// This worker cannot continue. `run`: no other worker could either (the loss is
+    /// not finite, a picture that all must use is damaged).
+    Failed { reason: String, run: bool },
+    /// The worker has tried to reach `peer`, and why it could not; `millis` is the time
+    /// of the test transfer, if one was requested.
+    Probed { peer: String, problem: Option<String>, millis: u64 },
+    /// The ring of `generation` could not form because of its member `peer`, or that
+    /// member, the `donor`, did not send its state.
+    Missed { generation: u64, peer: String, donor: bool, reason: String },
 }
 
 /// What each worker reports at the end.
@@ -89,8 +102,8 @@ pub enum ToWorker {
     Welcome {
         config_toml: String,
         dataset: Dataset,
-        /// The first step that the record lacks: what a worker has said of it and
-        /// later ones was lost with the coordinator that heard it.
+        /// The first step that the record lacks: reports of it and of later steps were
+        /// lost with the coordinator that received them.
         recorded: u64,
     },
     Refused {
@@ -98,25 +111,35 @@ pub enum ToWorker {
     },
     /// Form this ring and train.
     Generation(Generation),
-    /// This generation is over: leave its ring at once, say `Ready`.
+    /// This generation is over: the worker leaves its ring at once and sends `Ready`.
     End {
         generation: u64,
         reason: String,
     },
-    /// Leave this generation after the step in flight, together with all others,
-    /// and say `Ready`: somebody joins or leaves.
+    /// The worker leaves this generation after the step in flight, together with all
+    /// others, and sends `Ready`: a worker joins or leaves.
     Yield {
         generation: u64,
     },
-    /// There are as many workers as shards already: wait to take the place of one.
+    /// There are as many workers as shards already: the worker waits to replace one.
     Spare,
-    /// The coordinator has given this worker up: it may join again as a newcomer.
+    /// The worker tries to reach each of these, and answers `Probed` for each. If
+    /// `bytes` is not 0, it times the transfer of that many bytes, at most
+    /// [`PROBE_BYTES`].
+    Probe {
+        peers: Vec<Member>,
+        bytes: u64,
+    },
+    /// The worker stores the state that it holds as a checkpoint: no other worker has
+    /// it.
+    Store,
+    /// The coordinator has given this worker up: it may join again, with its state.
     Dropped {
         reason: String,
     },
     /// End the run after the step in flight, together with all others.
     Stop,
-    /// The run is over for this reason; nothing more is expected.
+    /// The run is over for this reason; the worker need not answer.
     Abort {
         reason: String,
     },
@@ -124,21 +147,26 @@ pub enum ToWorker {
     Goodbye,
 }
 
-/// One ring of workers: who is in it, in which order, and from where it starts.
+/// One ring of workers: its members in order, and the step from which it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Generation {
     pub number: u64,
     /// The receiver's place in `members`.
     pub rank: u32,
     pub members: Vec<Member>,
-    /// The step to execute first. Whoever does not hold the state before it gets
-    /// it as `state` says.
+    /// The step to execute first. A worker without the state before it gets that state
+    /// as `state` says.
     pub first_step: u64,
     pub state: StateSource,
-    /// The first step that the record lacks: what an earlier rank 0 did not get to
-    /// say of it and later ones, the others say.
+    /// The ranks that hold this state already. A worker may hold another state of the
+    /// same step, committed by a generation that is no longer part of the run.
+    pub holders: Vec<u32>,
+    /// How long the members may take to get their state and find each other.
+    pub form_ms: u64,
+    /// The first step that the record lacks: the other workers report this step and
+    /// later ones if an earlier rank 0 did not.
     pub recorded: u64,
-    /// The newest step after which the record has an evaluation.
+    /// The newest step after which an evaluation is recorded.
     pub evaluated: u64,
     /// The newest step after which there is a checkpoint.
     pub stored: u64,
@@ -155,7 +183,7 @@ pub enum StateSource {
     Checkpoint,
 }
 
-/// A worker as its neighbours need to know it.
+/// A worker, as its neighbours need to know it.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct Member {
     /// The name in its certificate.
@@ -182,7 +210,7 @@ pub enum Format {
     Features { count: u32 },
 }
 
-/// From a worker on a stream of its bulk connection.
+/// From a worker, on a stream of its bulk connection.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum BulkRequest {
     /// Answered by [`BulkReply::Samples`] and the samples' bytes end to end.
@@ -193,6 +221,9 @@ pub enum BulkRequest {
     GetCheckpoint { step: u64 },
     /// To a donor: answered by [`BulkReply::State`] and the files' bytes end to end.
     GetState { generation: u64, step: u64 },
+    /// To a worker, followed by `bytes` meaningless bytes, at most [`PROBE_BYTES`];
+    /// answered by [`BulkReply::Stored`] once they have arrived.
+    Measure { bytes: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]

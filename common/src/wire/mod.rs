@@ -1,5 +1,5 @@
-//! What is said between coordinator and workers, and how it is framed. It knows
-//! no QUIC: frames go over any asynchronous stream of bytes.
+//! The messages between coordinator and workers, and how they are framed. It knows no
+//! QUIC: frames go over any asynchronous stream of bytes.
 
 pub mod frame;
 pub mod messages;
@@ -8,4 +8,8 @@ pub use frame::{WireError, read_message, write_message};
 
 /// The version of all messages and stream headers. Peers of different versions
 /// do not talk to each other.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
+
+/// The code with which a bulk answer is reset if its reader took nothing for a while:
+/// the resources it held were needed elsewhere, and it may be requested again.
+pub const STALLED: u32 = 2;

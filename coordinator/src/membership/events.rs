@@ -1,59 +1,91 @@
-//! What the membership is told, and what it says is to be done.
+//! The inputs and outputs of the membership, and the rules of a run.
 
 use std::time::Duration;
 
-use common::wire::messages::{Finished, Generation};
+use common::wire::messages::{Finished, Generation, Member};
 
-use super::WorkerId;
+/// A worker's connection, numbered in the order of arrival.
+pub type WorkerId = u64;
 
 /// What happened.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A worker said hello. `addr` is where its predecessor reaches it.
+    /// A worker said hello. `addr` is the address at which its predecessor in the
+    /// ring reaches it.
     Joined {
         worker: WorkerId,
         name: String,
         addr: String,
         preferred_rank: Option<u32>,
-        /// The ring that it is in, if it lost its connection and not its ring.
+        /// The generation that it is in, if it has lost only its connection and not
+        /// its ring.
         generation: Option<u64>,
     },
-    /// It is in no ring, and holds the state before step `step`. `generation` is
-    /// the last one that it was in.
+    /// The worker is in no ring, and holds the state after `step` steps, the last of
+    /// them committed in generation `committed`. `generation` is the last generation
+    /// that it was in.
     Ready {
         worker: WorkerId,
         generation: u64,
         step: u64,
+        committed: u64,
     },
-    /// Its heartbeat; `waiting`: for the others in its ring, after `step` committed steps.
+    /// A heartbeat, after `step` committed steps; `waiting`: the worker waits for the
+    /// others in its ring.
     Beat {
         worker: WorkerId,
         step: u64,
         waiting: bool,
     },
-    /// Anything was heard from it.
+    /// The worker of this name is no longer let in, whatever state it holds.
+    Revoked {
+        name: String,
+    },
+    /// Something was received from the worker.
     Alive {
         worker: WorkerId,
+    },
+    /// The worker has tried to reach the worker `peer`; the test transfer took `millis`.
+    Probed {
+        worker: WorkerId,
+        peer: String,
+        problem: Option<String>,
+        millis: u64,
+    },
+    /// The worker's ring could not form, or the worker did not get its state, because
+    /// of the member `peer`.
+    Missed {
+        worker: WorkerId,
+        generation: u64,
+        peer: String,
+        /// `peer` was the donor of the state.
+        donor: bool,
+        reason: String,
     },
     Finished {
         worker: WorkerId,
         report: Finished,
     },
-    /// It cannot go on, and neither can the run.
+    /// The worker cannot go on; `run`: no other worker could either.
     Failed {
         worker: WorkerId,
         reason: String,
+        run: bool,
     },
-    /// It asked to leave.
+    /// The worker asked to leave.
     Leaving {
         worker: WorkerId,
     },
-    /// Its connection closed.
+    /// The worker's process closed its connection, or was thrown out: the worker is gone.
     Left {
         worker: WorkerId,
         reason: String,
     },
-    /// Whoever started the worker that prefers this rank saw its process end.
+    /// The worker's connection broke. The worker may come back over another one.
+    Disconnected {
+        worker: WorkerId,
+    },
+    /// The launcher of the worker that prefers this rank saw its process end.
     Ended {
         preferred_rank: u32,
     },
@@ -74,43 +106,75 @@ pub enum Output {
         worker: WorkerId,
         reason: String,
     },
-    /// Short of workers.
+    /// The run is short of workers and waits.
     Waiting {
         ready: u32,
         needed: u32,
+    },
+    /// The newest step may be held by these workers, which are out of reach. The run
+    /// waits for them for `at_most`, and then goes back to an older state.
+    Awaiting {
+        step: u64,
+        names: Vec<String>,
+        at_most: Duration,
+    },
+    /// The newest step is lost: the run goes on from an older one.
+    WentBack {
+        from: u64,
+        to: u64,
+    },
+    /// No worker is heard any more. The fault may be the coordinator's, so no worker
+    /// is given up.
+    Isolated,
+    /// Have this worker try to reach `peers`, and time the transfer of `bytes` bytes
+    /// to them if that is not 0.
+    Probe {
+        worker: WorkerId,
+        peers: Vec<Member>,
+        bytes: u64,
+    },
+    /// This worker is left out of all rings for `again`, and then tried again.
+    LeftOut {
+        name: String,
+        reason: String,
+        again: Duration,
+    },
+    /// Have this worker store the state that it holds.
+    Store {
+        worker: WorkerId,
     },
     /// Send each member its generation.
     Start {
         members: Vec<WorkerId>,
         generation: Generation,
     },
-    /// A member is gone after a silence of so long.
+    /// A member is lost, after it was silent for `silent`.
     Lost {
         name: String,
         reason: String,
         silent: Duration,
     },
-    /// Tell these to leave the ring at once.
+    /// Tell these members to leave the ring at once.
     End {
         members: Vec<WorkerId>,
         generation: u64,
         reason: String,
     },
-    /// Tell these to leave the ring after the step in flight.
+    /// Tell these members to leave the ring after the step in flight.
     Yield {
         members: Vec<WorkerId>,
         generation: u64,
     },
-    /// Tell it that there is no place for it now.
+    /// Tell this worker that there is no place for it now.
     Spare {
         worker: WorkerId,
     },
-    /// It was given up.
+    /// Tell this worker that it was given up.
     Drop {
         worker: WorkerId,
         reason: String,
     },
-    /// It may go.
+    /// Tell this worker that it may go.
     Goodbye {
         worker: WorkerId,
     },
@@ -132,16 +196,26 @@ pub enum Output {
 /// The rules that a run's config sets.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
-    /// The first generation waits for so many; at least `min_workers`.
+    /// The first generation waits for this many workers; at least `min_workers`.
     pub start_workers: u32,
-    /// With fewer, the run waits.
+    /// With fewer workers the run waits.
     pub min_workers: u32,
     /// V: more workers than shards would have nothing to do.
     pub shards: u32,
     pub timeout: Duration,
     /// How long all others may wait for a member.
     pub stall: Duration,
-    /// Where the run starts (its newest checkpoint), and the generation before its first.
+    /// How long the run waits for a former member that holds the newest step.
+    pub rejoin: Duration,
+    /// How long the transfer of a newcomer's state may hold a ring up.
+    pub handover: Duration,
+    /// Bytes of the state that a newcomer needs.
+    pub state_bytes: u64,
+    /// The step of the newest checkpoint, from which the run starts, and the number
+    /// of the last generation before that.
     pub first_step: u64,
     pub last_generation: u64,
+    /// The first step that the record lacks, which is also the number of steps known
+    /// to be committed.
+    pub recorded: u64,
 }

@@ -1,106 +1,279 @@
-//! How the next generation comes about: who is in it, from which step it
-//! starts, and who gives the state to whom.
+//! Forms the next generation: decides its members, the step from which it starts, and
+//! the donor of the state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use common::wire::messages::{Generation, Member, StateSource};
+use common::timing::forming_timeout;
+use common::wire::messages::{Generation, StateSource};
 
-use super::{Membership, Output, Phase, State, Worker, WorkerId};
+use super::events::{Output, WorkerId};
+use super::paths::Path;
+use super::state::{Membership, Phase, State, Worker};
 
 impl Membership {
-    /// Lets those go that want to and are in no ring, but for one that is to
-    /// hand over its state first.
+    /// Lets workers go that want to leave and are in no ring, except `holder`, which
+    /// is to hand over its state first.
     pub(super) fn dismiss(&mut self, holder: Option<WorkerId>) -> Vec<Output> {
-        let free = |id: WorkerId, w: &Worker| w.leaving && w.phase != Phase::Member && holder != Some(id);
-        let going: Vec<WorkerId> = self.workers.iter().filter(|(id, w)| free(**id, w)).map(|(&id, _)| id).collect();
-        going.iter().for_each(|id| _ = self.workers.remove(id));
+        // A worker that came back has not reported yet which state it holds.
+        let unheard = |id: &WorkerId, w: &Worker| self.is_awaited(*id) || (w.phase == Phase::Joining && self.absent.contains_key(&w.name));
+        let free = |id: &WorkerId, w: &Worker| w.leaving && w.phase != Phase::Member && !unheard(id, w) && holder != Some(*id);
+        let going: Vec<WorkerId> = self.workers.iter().filter(|(id, w)| free(id, w)).map(|(&id, _)| id).collect();
+        for id in &going {
+            if let Some(gone) = self.workers.remove(id) {
+                self.absent.remove(&gone.name);
+            }
+        }
         going.into_iter().map(|worker| Output::Goodbye { worker }).collect()
     }
 
-    /// A worker that wants to go and alone holds the newest step, while others
-    /// are there that could take it over in one more generation.
-    fn last_holder(&self) -> Option<WorkerId> {
-        let ready = || self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, w, step)) } else { None });
-        let newest = ready().map(|(_, _, step)| step).max()?;
-        let staying = || ready().filter(|(_, w, _)| !w.leaving);
-        let holders = staying().any(|(_, _, step)| step == newest);
-        let enough = staying().count() + 1 >= self.rules.min_workers as usize;
-        if holders || staying().next().is_none() || !enough {
+    /// The workers that are in no ring and hold the run's state, each with the step
+    /// of that state.
+    fn holders(&self) -> impl Iterator<Item = (WorkerId, &Worker, u64)> {
+        self.workers.iter().filter(|(_, w)| w.is_ready()).filter_map(|(&id, w)| Some((id, w, w.holds()?)))
+    }
+
+    /// Whether this worker could take over the state from one that leaves, now or soon.
+    pub(super) fn may_inherit(&self, w: &Worker) -> bool {
+        !w.leaving && !self.paths.excludes(&w.name, self.listening.now())
+    }
+
+    /// A worker that wants to leave and holds the newest step, while no worker that
+    /// stays holds it. `None` if there is no such worker, or if no worker here holds
+    /// any step.
+    fn last_holder(&self) -> Option<(WorkerId, u64)> {
+        let newest = self.holders().map(|(_, _, step)| step).max().filter(|&step| step > 0)?;
+        if self.holders().any(|(_, w, step)| !w.leaving && step == newest) {
             return None;
         }
-        ready().find(|(_, w, step)| w.leaving && *step == newest).map(|(id, _, _)| id)
+        self.holders().find(|(_, w, step)| w.leaving && *step == newest).map(|(id, _, step)| (id, step))
+    }
+
+    /// Keeps the last holder of the newest step from leaving until other workers have
+    /// taken over its state in one more generation, or else until a checkpoint of it
+    /// is stored. Returns that holder, and the outputs.
+    fn keep_last_holder(&mut self, needed: u32) -> (Option<WorkerId>, Vec<Output>) {
+        let Some((holder, step)) = self.last_holder() else { return (None, Vec::new()) };
+        let heirs = self.workers.values().filter(|w| w.is_ready() && self.may_inherit(w)).count();
+        if heirs > 0 && heirs + 1 >= needed as usize {
+            return (Some(holder), Vec::new());
+        }
+        if step <= self.stored {
+            return (None, Vec::new());
+        }
+        (Some(holder), self.store(holder))
+    }
+
+    /// Has a worker store the state that it holds, once.
+    fn store(&mut self, holder: WorkerId) -> Vec<Output> {
+        let asks = self.storing.replace(holder) != Some(holder);
+        if asks { vec![Output::Store { worker: holder }] } else { Vec::new() }
     }
 
     pub(super) fn tell_spares(&mut self) -> Vec<Output> {
-        let spares = self.workers.iter_mut().filter(|(_, w)| matches!(w.phase, Phase::Ready(_)) && !w.told_spare);
+        let spares = self.workers.iter_mut().filter(|(_, w)| w.is_ready() && !w.spare_notified);
         spares
             .map(|(&worker, w)| {
-                w.told_spare = true;
+                w.spare_notified = true;
                 Output::Spare { worker }
             })
             .collect()
     }
 
+    /// The workers that a generation may be formed of: the members of the previous
+    /// one, and proven newcomers. Other workers are included only if the former
+    /// members are too few.
+    fn candidates(&self, needed: u32) -> Vec<(WorkerId, Option<u64>)> {
+        let at = self.listening.now();
+        let able = || self.workers.iter().filter(|(_, w)| w.is_ready() && !self.paths.excludes(&w.name, at));
+        let former: BTreeSet<&String> = self.lineage.newest().iter().collect();
+        let known = |w: &Worker| former.contains(&w.name) || w.spare_notified || matches!(w.path, Path::Proven { .. });
+        let ring = able().filter(|(_, w)| former.contains(&w.name)).count() >= needed as usize;
+        // A member holds at most one step more than the others that were in the ring
+        // with it. Of these others only those that are not fresh count.
+        let most = |of: &Worker| {
+            let others = able().filter(|(_, w)| former.contains(&w.name) && !w.fresh && w.name != of.name);
+            let steps = others.filter_map(|(_, w)| w.holds()).filter(|&step| step >= self.first_step());
+            steps.max().map_or(u64::MAX, |step| step.saturating_add(1))
+        };
+        let holds = |w: &Worker| w.holds().filter(|&step| step <= most(w));
+        able().filter(|(_, w)| !ring || known(w)).map(|(&id, w)| (id, holds(w))).collect()
+    }
+
+    /// Returns `Some` while the run waits for former members that may hold a newer
+    /// step than any ready worker. No rank is more than one step ahead of another, so
+    /// a ready member of the last ring shows the newest step to within one; without
+    /// such a member it is unknown.
+    fn awaits(&mut self, ready: &[(WorkerId, Option<u64>)], best: u64) -> Option<Vec<Output>> {
+        let at = self.listening.now();
+        self.absent.retain(|_, until| *until > at);
+        let last = |(id, step): &(WorkerId, Option<u64>)| {
+            self.workers.get(id).is_some_and(|w| self.lineage.newest().contains(&w.name)) && *step >= Some(self.first_step())
+        };
+        let known = self.lineage.newest().is_empty() || ready.iter().any(last);
+        // One step more than the others have is the step in flight, and no loss.
+        if (known && best + 1 >= self.newest) || self.absent.is_empty() {
+            self.told_awaiting = false;
+            return None;
+        }
+        let names = self.absent.keys().cloned().collect();
+        let told = std::mem::replace(&mut self.told_awaiting, true);
+        let at_most = self.absent.values().max().map_or(Duration::ZERO, |until| *until - at);
+        Some(if told { Vec::new() } else { vec![Output::Awaiting { step: self.newest, names, at_most }] })
+    }
+
+    /// Which checkpoint is kept when the run is stopped at once, in words.
+    pub fn kept(&self) -> String {
+        match self.stored {
+            0 => "there is no checkpoint yet".to_owned(),
+            step => format!("the checkpoint of step {step} is kept"),
+        }
+    }
+
+    /// The run was asked to stop, and there is nothing more to store.
+    fn stopped_waiting(&mut self) -> Vec<Output> {
+        let kept = self.kept();
+        let lost =
+            if self.newest > self.stored.max(1) { format!(", and nobody who holds step {} is here", self.newest) } else { String::new() };
+        self.fail(format!("stopped while it waited for workers; {kept}{lost}"))
+    }
+
     /// Starts the next generation if there are enough workers for one.
     pub(super) fn form(&mut self) -> Vec<Output> {
-        // When everybody leaves a run under way, it ends as if it was asked to
-        // stop: one more generation, which leaves a checkpoint.
-        let under_way = |w: &Worker| matches!(w.phase, Phase::Ready(step) if self.begun || step > self.stored);
-        self.stopping |= self.workers.values().any(under_way) && self.workers.values().all(|w| w.leaving);
-        let mut outputs = if self.stopping { Vec::new() } else { self.dismiss(self.last_holder()) };
-        let ready: Vec<(WorkerId, u64)> =
-            self.workers.iter().filter_map(|(&id, w)| if let Phase::Ready(step) = w.phase { Some((id, step)) } else { None }).collect();
-        self.state = State::Waiting;
+        // When all workers leave a run under way, it ends as if it was asked to stop:
+        // with one more generation, which leaves a checkpoint.
+        let under_way = |w: &Worker| w.is_ready() && w.holds().is_some_and(|step| self.begun || step > self.stored);
+        let all_leave = self.workers.values().any(under_way) && self.workers.values().all(|w| w.leaving);
+        self.stopping |= all_leave && self.absent.is_empty();
         let needed = if self.begun { self.rules.min_workers } else { self.rules.start_workers };
+        let mut outputs = Vec::new();
+        if !self.stopping {
+            let (holder, asks) = self.keep_last_holder(needed);
+            outputs.extend(self.dismiss(holder));
+            outputs.extend(asks);
+        }
+        let ended = matches!(self.state, State::Ending { .. });
+        self.state = State::Waiting;
+        let ready = self.candidates(needed);
+        let held = ready.iter().filter_map(|(_, step)| *step).max().unwrap_or(0);
+        self.newest = self.newest.max(held);
+        if ended {
+            self.empty_generations.ended(self.newest > self.first_step(), self.listening.now());
+        }
+        let best = held.max(self.stored);
         let count = ready.len() as u32;
-        if count < needed {
+        // A worker that holds an unstored step stores it before the run stops,
+        // however few workers there are.
+        let last = self.stopping && held > self.stored;
+        if count < needed && !last {
             if self.stopping {
-                outputs.extend(self.fail("stopped while it waited for workers; the newest checkpoint is kept".to_owned()));
+                outputs.extend(self.stopped_waiting());
             } else if count > 0 && self.told_waiting.replace(count) != Some(count) {
                 outputs.push(Output::Waiting { ready: count, needed });
             }
             return outputs;
         }
+        if let Some(waits) = self.awaits(&ready, best) {
+            // A run that stops must not go on from an older state either: the state
+            // held here is stored.
+            match ready.iter().find(|(_, step)| *step == Some(held)) {
+                Some((holder, _)) if last => outputs.extend(self.store(*holder)),
+                _ if self.stopping => outputs.extend(self.stopped_waiting()),
+                _ => outputs.extend(waits),
+            }
+            return outputs;
+        }
+        if self.empty_generations.pauses(self.listening.now()) {
+            return outputs;
+        }
+        if best + 1 < self.newest {
+            outputs.push(Output::WentBack { from: self.newest, to: best });
+        }
+        outputs.extend(self.start(ready, best));
+        outputs
+    }
+
+    /// Starts a generation of these workers at `first_step`.
+    fn start(&mut self, ready: Vec<(WorkerId, Option<u64>)>, first_step: u64) -> Vec<Output> {
+        let at = self.listening.now();
         self.told_waiting = None;
-        // The newest committed step that anybody holds, else the newest checkpoint.
-        let held = ready.iter().map(|(_, step)| *step).max().unwrap_or(0);
-        let first_step = held.max(self.stored);
+        let former: BTreeSet<String> = self.lineage.newest().iter().cloned().collect();
+        let holds = |step: &Option<u64>| *step == Some(first_step);
         let mut chosen = ready;
         let place = |id: &WorkerId| (self.workers.get(id).and_then(|w| w.preferred_rank).unwrap_or(u32::MAX), *id);
-        // Who holds the state, and of others who has waited longest.
-        chosen.sort_by_key(|(id, step)| (*step != first_step, *id));
+        // Workers that hold the state come first, then those that have waited longest.
+        chosen.sort_by_key(|(id, step)| (!holds(step), *id));
         chosen.truncate(self.rules.shards as usize);
         chosen.sort_by_key(|(id, _)| place(id));
-        let state = match chosen.iter().position(|(_, step)| *step == first_step) {
-            _ if chosen.iter().all(|(_, step)| *step == first_step) => StateSource::Everywhere,
-            Some(rank) => StateSource::Donor { rank: rank as u32 },
+        let holders: Vec<u32> = (0..).zip(&chosen).filter(|(_, (_, step))| holds(step)).map(|(rank, _)| rank).collect();
+        // A donor that did not give the state is not asked again as long as others hold it.
+        let donor = holders.get(self.failed_donors as usize % holders.len().max(1));
+        let state = match donor {
+            _ if holders.len() == chosen.len() => StateSource::Everywhere,
+            Some(&rank) => StateSource::Donor { rank },
             None => StateSource::Checkpoint,
         };
+        let form_within = self.form_within(&chosen, &holders, state);
         let members: Vec<WorkerId> = chosen.into_iter().map(|(id, _)| id).collect();
-        let as_member = |w: &Worker| Member { name: w.name.clone(), addr: w.addr.clone() };
+        let joins_a_ring = self.begun;
         self.generation += 1;
         self.begun = true;
         let generation = Generation {
             number: self.generation,
             rank: 0,
-            members: members.iter().filter_map(|id| self.workers.get(id)).map(as_member).collect(),
+            members: members.iter().filter_map(|id| self.workers.get(id)).map(Worker::as_member).collect(),
             first_step,
             state,
+            holders,
+            form_ms: form_within.as_millis() as u64,
             recorded: 0,
             evaluated: 0,
             stored: self.stored,
         };
         for id in &members {
             if let Some(w) = self.workers.get_mut(id) {
-                (w.phase, w.told_spare, w.waiting) = (Phase::Member, false, None);
+                (w.phase, w.spare_notified, w.waiting, w.since, w.step) = (Phase::Member, false, None, at, first_step);
+                if !former.contains(&w.name) {
+                    w.fresh = joins_a_ring;
+                }
+                w.path = Path::Unknown;
+                self.paths.includes(&w.name, at);
             }
         }
+        self.initial_holders =
+            (0..).zip(&generation.members).filter(|(rank, _)| generation.holders.contains(rank)).map(|(_, m)| m.name.clone()).collect();
+        self.newest = first_step;
+        self.reported_fatal.clear();
+        self.lineage.begin(self.generation, first_step, &generation.members);
+        self.pace.starts(first_step, at);
         self.state = State::Running { members: members.clone(), reports: BTreeMap::new(), yielding: false };
-        outputs.push(Output::Start { members: members.clone(), generation });
+        let mut outputs = vec![Output::Start { members: members.clone(), generation }];
         if self.stopping {
             outputs.push(Output::Stop { members });
         }
         outputs.extend(self.settle());
         outputs
+    }
+
+    /// How long the members may take to form their ring. If the former members could
+    /// train without the newcomers, each newcomer must have its state within the time
+    /// foreseen. If the whole run waits for the state anyway, the transfer may take
+    /// as long as a stall.
+    fn form_within(&self, chosen: &[(WorkerId, Option<u64>)], holders: &[u32], state: StateSource) -> Duration {
+        let least = forming_timeout(self.rules.timeout, !self.begun);
+        let former = chosen.iter().filter_map(|(id, _)| self.workers.get(id)).filter(|w| self.lineage.newest().contains(&w.name)).count();
+        let moves = holders.len() < chosen.len();
+        if moves && (state == StateSource::Checkpoint || former < self.rules.min_workers as usize) {
+            return least + self.rules.stall;
+        }
+        let measured = |id: &WorkerId| self.workers.get(id).and_then(|w| w.handover).map(|handover| handover * 3);
+        let foreseen = |id: &WorkerId| measured(id).unwrap_or(self.rules.handover);
+        let receivers = (0u32..).zip(chosen).filter(|(rank, _)| !holders.contains(rank));
+        least + receivers.map(|(_, (id, _))| foreseen(id)).max().unwrap_or_default()
+    }
+
+    /// The first step of the newest generation.
+    pub(super) fn first_step(&self) -> u64 {
+        self.lineage.newest_first_step().unwrap_or(self.rules.first_step)
     }
 }

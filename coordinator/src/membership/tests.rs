@@ -3,13 +3,26 @@
 use std::time::Duration;
 
 use common::seed;
+use common::timing::LEAVE;
 use common::wire::messages::{Generation, Member, StateSource};
 
 use super::*;
 
 fn rules(min_workers: u32, shards: u32) -> Rules {
-    let (timeout, stall) = (Duration::from_secs(1), Duration::from_secs(300));
-    Rules { start_workers: min_workers, min_workers, shards, timeout, stall, first_step: 0, last_generation: 0 }
+    let seconds = Duration::from_secs;
+    Rules {
+        start_workers: min_workers,
+        min_workers,
+        shards,
+        timeout: seconds(1),
+        stall: seconds(300),
+        rejoin: seconds(60),
+        handover: seconds(10),
+        state_bytes: 8_000_000,
+        first_step: 0,
+        last_generation: 0,
+        recorded: 0,
+    }
 }
 
 fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
@@ -17,7 +30,7 @@ fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
 }
 
 fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
-    Input::Ready { worker, generation, step }
+    Input::Ready { worker, generation, step, committed: generation }
 }
 
 fn report(step: u64, digest: &str) -> Finished {
@@ -30,10 +43,10 @@ fn started(outputs: &[Output]) -> (Vec<WorkerId>, Generation) {
     (members.clone(), generation.clone())
 }
 
-/// A run of so many workers in generation 1.
+/// A run of this many workers in generation 1.
 fn running(workers: u64, rules: Rules) -> (Membership, Instant) {
     let now = Instant::now();
-    let mut m = Membership::new(Rules { start_workers: workers as u32, ..rules });
+    let mut m = Membership::new(Rules { start_workers: workers as u32, ..rules }, now);
     for worker in 0..workers {
         m.handle(now, joined(worker, None));
         m.handle(now, ready(worker, 0, 0));
@@ -41,10 +54,36 @@ fn running(workers: u64, rules: Rules) -> (Membership, Instant) {
     (m, now)
 }
 
+/// Lets time pass from `from` to `to`, with ticks, while only these workers are
+/// heard. Returns the outputs.
+fn pass(m: &mut Membership, from: Instant, to: Instant, heard: &[WorkerId]) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    let mut at = from;
+    while at < to {
+        at = to.min(at + Duration::from_millis(100));
+        heard.iter().for_each(|&worker| outputs.extend(m.handle(at, Input::Alive { worker })));
+        outputs.extend(m.handle(at, Input::Tick));
+    }
+    outputs
+}
+
+/// Reports success for all probes. Returns the outputs for the last report.
+fn probes_succeed(m: &mut Membership, at: Instant) -> Vec<Output> {
+    let mut last = Vec::new();
+    for output in m.handle(at, Input::Tick) {
+        if let Output::Probe { worker, peers, .. } = output {
+            for peer in peers {
+                last = m.handle(at, Input::Probed { worker, peer: peer.name, problem: None, millis: 1 });
+            }
+        }
+    }
+    last
+}
+
 #[test]
 fn a_generation_starts_when_enough_are_ready_and_ranks_them() {
     let now = Instant::now();
-    let mut m = Membership::new(rules(3, 8));
+    let mut m = Membership::new(rules(3, 8), now);
     for (worker, preferred) in [(10, Some(2)), (11, Some(0)), (12, None)] {
         assert_eq!(m.handle(now, joined(worker, preferred)), []);
     }
@@ -60,7 +99,7 @@ fn a_generation_starts_when_enough_are_ready_and_ranks_them() {
 fn the_run_is_done_when_all_have_finished_with_the_same_weights() {
     let (mut m, now) = running(2, rules(1, 16));
     assert_eq!(m.handle(now, Input::Finished { worker: 0, report: report(7, "a") }), []);
-    // A connection that closes after its report is no loss.
+    // A worker whose connection closes after its report is not lost.
     assert_eq!(m.handle(now, Input::Left { worker: 0, reason: "closed".to_owned() }), []);
     let outputs = m.handle(now, Input::Finished { worker: 1, report: report(7, "a") });
     assert!(matches!(outputs.as_slice(), [Output::Done { reports }] if reports.len() == 2), "{outputs:?}");
@@ -77,11 +116,10 @@ fn different_weights_are_never_accepted() {
 #[test]
 fn a_silent_worker_is_lost_and_the_others_go_on_from_the_newest_step() {
     let (mut m, now) = running(3, rules(1, 16));
-    let later = now + Duration::from_millis(900);
-    m.handle(later, Input::Alive { worker: 0 });
-    m.handle(later, Input::Alive { worker: 2 });
-    assert_eq!(m.handle(later, Input::Tick), []);
-    let outputs = m.handle(now + Duration::from_millis(1100), Input::Tick);
+    let later = now + Duration::from_millis(1000);
+    assert_eq!(pass(&mut m, now, later, &[0, 2]), []);
+    let later = now + Duration::from_millis(1100);
+    let outputs = m.handle(later, Input::Tick);
     assert!(matches!(&outputs[0], Output::Lost { name, reason, .. } if name == "worker-1" && reason.contains("1000 ms")), "{outputs:?}");
     assert!(matches!(&outputs[1], Output::End { members, generation: 1, .. } if *members == [0, 2]), "{outputs:?}");
     assert!(matches!(&outputs[2], Output::Drop { worker: 1, .. }), "{outputs:?}");
@@ -95,8 +133,9 @@ fn a_silent_worker_is_lost_and_the_others_go_on_from_the_newest_step() {
 fn a_newcomer_costs_one_step_boundary_and_gets_the_state_from_a_member() {
     let (mut m, now) = running(2, rules(1, 3));
     assert_eq!(m.handle(now, joined(7, None)), []);
-    assert_eq!(m.handle(now, ready(7, 0, 0)), [Output::Yield { members: vec![0, 1], generation: 1 }]);
-    // No End: they leave the ring together by themselves.
+    assert_eq!(m.handle(now, ready(7, 0, 0)), []);
+    assert_eq!(probes_succeed(&mut m, now), [Output::Yield { members: vec![0, 1], generation: 1 }]);
+    // No `End` is sent: the members leave the ring together by themselves.
     assert_eq!(m.handle(now, ready(0, 1, 5)), []);
     let (members, generation) = started(&m.handle(now, ready(1, 1, 5)));
     assert_eq!((members, generation.first_step, generation.state), (vec![0, 1, 7], 5, StateSource::Donor { rank: 0 }));
@@ -149,9 +188,10 @@ fn when_all_leave_at_a_stored_step_the_run_ends_too() {
 fn the_last_holder_hands_its_state_over_before_it_goes() {
     let (mut m, now) = running(1, rules(1, 4));
     m.handle(now, joined(5, None));
-    // The newcomer is not ready yet: there is nobody to leave to.
+    // The newcomer is not ready yet, so no other worker can take over the state.
     assert_eq!(m.handle(now, Input::Leaving { worker: 0 }), []);
-    assert_eq!(m.handle(now, ready(5, 0, 0)), [Output::Yield { members: vec![0], generation: 1 }]);
+    assert_eq!(m.handle(now, ready(5, 0, 0)), []);
+    assert_eq!(probes_succeed(&mut m, now), [Output::Yield { members: vec![0], generation: 1 }]);
     let outputs = m.handle(now, ready(0, 1, 8));
     let (members, generation) = started(&outputs);
     assert_eq!((members, generation.first_step, generation.state), (vec![0, 5], 8, StateSource::Donor { rank: 0 }));
@@ -192,7 +232,7 @@ fn stopping_asks_each_member_once_even_in_the_middle_of_a_recovery() {
     m.handle(now, Input::Left { worker: 0, reason: "killed".to_owned() });
     assert_eq!(m.handle(now, Input::StopRequested), []);
     assert_eq!(m.handle(now, ready(1, 1, 8)).last(), Some(&Output::Stop { members: vec![1] }));
-    let mut waiting = Membership::new(rules(2, 2));
+    let mut waiting = Membership::new(rules(2, 2), now);
     assert!(matches!(waiting.handle(now, Input::StopRequested).as_slice(), [Output::Fail { .. }]));
 }
 
@@ -200,7 +240,7 @@ fn member(n: u64) -> Member {
     Member { name: format!("worker-{n}"), addr: format!("127.0.0.1:{n}") }
 }
 
-/// Two members that a coordinator which was started again expects back.
+/// The two members that a restarted coordinator expects back.
 fn expected() -> [Member; 2] {
     [0, 1].map(member)
 }
@@ -213,15 +253,18 @@ fn back(worker: WorkerId, name: u64, generation: Option<u64>) -> Input {
 #[test]
 fn a_ring_that_goes_on_is_taken_up_by_a_coordinator_that_was_started_again() {
     let now = Instant::now();
-    let mut m = Membership::returning(Rules { last_generation: 7, ..rules(1, 4) }, &expected(), now);
+    let mut m =
+        Membership::returning(Rules { last_generation: 7, ..rules(1, 4) }, &expected(), Lineage::of([(7, 0, &expected()[..])]), now);
     assert_eq!(m.handle(now, Input::Tick), []);
     let later = now + Duration::from_secs(2);
     assert_eq!(m.handle(later, back(10, 1, Some(7))), []);
     assert_eq!(m.handle(later, back(11, 0, Some(7))), []);
-    // It is the same generation: a newcomer is let in at a step boundary, and rank 0 is who it was.
+    // It is the same generation: a newcomer is let in at a step boundary, and rank 0
+    // is the same worker as before.
     m.handle(later, joined(12, None));
-    assert_eq!(m.handle(later, ready(12, 0, 0)), [Output::Yield { members: vec![11, 10], generation: 7 }]);
-    // One whose connection breaks once more hears of the request again.
+    assert_eq!(m.handle(later, ready(12, 0, 0)), []);
+    assert_eq!(probes_succeed(&mut m, later), [Output::Yield { members: vec![11, 10], generation: 7 }]);
+    // A worker whose connection breaks once more gets the request again.
     assert_eq!(m.handle(later, back(13, 0, Some(7))), [Output::Yield { members: vec![13], generation: 7 }]);
     assert_eq!(m.handle(later, Input::Left { worker: 11, reason: "closed".to_owned() }), []);
     m.handle(later, ready(10, 7, 40));
@@ -232,7 +275,12 @@ fn a_ring_that_goes_on_is_taken_up_by_a_coordinator_that_was_started_again() {
 #[test]
 fn members_that_do_not_come_back_are_lost_and_the_others_go_on() {
     let now = Instant::now();
-    let mut m = Membership::returning(Rules { last_generation: 7, first_step: 30, ..rules(1, 4) }, &expected(), now);
+    let mut m = Membership::returning(
+        Rules { last_generation: 7, first_step: 30, ..rules(1, 4) },
+        &expected(),
+        Lineage::of([(7, 0, &expected()[..])]),
+        now,
+    );
     m.handle(now, back(10, 1, Some(7)));
     let mut at = now;
     let mut outputs = Vec::new();
@@ -245,30 +293,37 @@ fn members_that_do_not_come_back_are_lost_and_the_others_go_on() {
     assert!(outputs.iter().any(|o| matches!(o, Output::End { members, generation: 7, .. } if *members == [10])), "{outputs:?}");
     let (members, generation) = started(&m.handle(at, ready(10, 7, 44)));
     assert_eq!((members, generation.first_step), (vec![10], 44));
-    // The other one was in its ring all the time, which is over.
+    // The other worker was in its ring all the time; that ring is over.
     let outputs = m.handle(at, back(14, 0, Some(7)));
     assert!(matches!(&outputs[0], Output::End { members, generation: 7, .. } if *members == [14]), "{outputs:?}");
-    assert_eq!(m.handle(at, ready(14, 7, 44)), [Output::Yield { members: vec![10], generation: 8 }]);
+    assert_eq!(m.handle(at, ready(14, 7, 44)), []);
+    assert_eq!(probes_succeed(&mut m, at), [Output::Yield { members: vec![10], generation: 8 }]);
 }
 
 #[test]
 fn one_that_heartbeats_but_never_leaves_its_ring_is_given_up() {
     let (mut m, now) = running(2, rules(1, 4));
     m.handle(now, ready(0, 1, 8));
-    let later = now + STUCK + Duration::from_secs(1);
-    (0..2).for_each(|worker| _ = m.handle(later, Input::Alive { worker }));
-    let outputs = m.handle(later, Input::Tick);
+    let later = now + LEAVE;
+    assert_eq!(pass(&mut m, now, later, &[0, 1]), []);
+    let outputs = pass(&mut m, later, later + Duration::from_secs(1), &[0, 1]);
     assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, .. })), "{outputs:?}");
     assert_eq!(started(&outputs).0, [0]);
 }
 
+#[path = "faults.rs"]
+mod faults;
+#[path = "lies.rs"]
+mod lies;
 #[path = "schedules.rs"]
 mod schedules;
+#[path = "world.rs"]
+mod world;
 
 #[test]
 fn a_generation_that_the_journal_lost_is_not_numbered_again() {
     let now = Instant::now();
-    let mut m = Membership::new(Rules { last_generation: 6, ..rules(2, 8) });
+    let mut m = Membership::new(Rules { last_generation: 6, ..rules(2, 8) }, now);
     for worker in [1, 2] {
         let Input::Joined { name, addr, .. } = joined(worker, None) else { unreachable!() };
         let outputs = m.handle(now, Input::Joined { worker, name, addr, preferred_rank: None, generation: Some(7) });
@@ -277,7 +332,7 @@ fn a_generation_that_the_journal_lost_is_not_numbered_again() {
     m.handle(now, ready(1, 7, 30));
     let (_, generation) = started(&m.handle(now, ready(2, 7, 30)));
     assert_eq!((generation.number, generation.first_step), (8, 30));
-    // No disk loses so much.
+    // No disk loses so many generations.
     let outputs = m.handle(now, ready(1, u64::MAX, 30));
     assert!(matches!(&outputs[0], Output::Refuse { worker: 1, reason } if reason.contains("the newest is 8")), "{outputs:?}");
 }
@@ -285,7 +340,7 @@ fn a_generation_that_the_journal_lost_is_not_numbered_again() {
 #[test]
 fn a_worker_whose_process_has_ended_is_not_waited_for() {
     let now = Instant::now();
-    let mut m = Membership::new(Rules { start_workers: 3, ..rules(1, 16) });
+    let mut m = Membership::new(Rules { start_workers: 3, ..rules(1, 16) }, now);
     for worker in 0..3 {
         m.handle(now, joined(worker, Some(worker as u32)));
         m.handle(now, ready(worker, 0, 0));
@@ -295,15 +350,18 @@ fn a_worker_whose_process_has_ended_is_not_waited_for() {
     assert!(outputs.contains(&Output::Lost { name: "worker-1".to_owned(), reason: "ended".to_owned(), silent: soon - now }), "{outputs:?}");
     assert!(outputs.iter().any(|o| matches!(o, Output::End { members, generation: 1, .. } if *members == [0, 2])), "{outputs:?}");
     assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, .. })), "{outputs:?}");
-    // Nobody has that rank any more: the next one to prefer it is another process.
+    // No worker prefers that rank any more: the next one that does is another process.
     assert_eq!(m.handle(soon, Input::Ended { preferred_rank: 1 }), []);
 }
 
-/// Three heartbeats, so many seconds after `now`.
+/// Three heartbeats, this many seconds after `now`.
 fn beats(m: &mut Membership, now: Instant, seconds: u64, step: u64, waiting: [bool; 3]) -> Vec<Output> {
     let at = now + Duration::from_secs(seconds);
+    let before = seconds.checked_sub(1).map(|before| now + Duration::from_secs(before));
+    let mut outputs = before.map_or_else(Vec::new, |before| pass(m, before, at, &[0, 1, 2]));
     (0..).zip(waiting).for_each(|(worker, waiting)| _ = m.handle(at, Input::Beat { worker, step, waiting }));
-    m.handle(at, Input::Tick)
+    outputs.extend(m.handle(at, Input::Tick));
+    outputs
 }
 
 #[test]
@@ -315,7 +373,7 @@ fn a_member_that_hangs_is_given_up_when_all_others_have_waited_long_enough() {
     let outputs = beats(&mut m, now, 301, 7, [true, false, true]);
     assert!(outputs.iter().any(|o| matches!(o, Output::Drop { worker: 1, reason } if reason.contains("300 s"))), "{outputs:?}");
 
-    // Whoever waited less is not to be blamed, and nobody is if all wait.
+    // A worker that waited for less time is not blamed, and if all wait no worker is.
     let (mut m, now) = running(3, rules(1, 16));
     for second in 0..400 {
         assert_eq!(beats(&mut m, now, second, 7, [true, second % 7 == 0, second % 200 != 0]), [], "{second}");
@@ -323,7 +381,7 @@ fn a_member_that_hangs_is_given_up_when_all_others_have_waited_long_enough() {
     for second in 400..900 {
         assert_eq!(beats(&mut m, now, second, 7, [true; 3]), [], "{second}");
     }
-    // A fast worker waits for a slow one in every step, which is no hanging.
+    // A fast worker waits for a slow one in every step; the slow one does not hang.
     for second in 900..2000 {
         assert_eq!(beats(&mut m, now, second, second / 200, [true, false, true]), [], "{second}");
     }

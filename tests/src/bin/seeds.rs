@@ -1,15 +1,16 @@
-//! Writes what the fuzz targets start from into `fuzz/corpus`: one valid example
-//! of each kind of bytes, most of them from a small run that it makes.
+//! Writes the seeds of the fuzz targets into `fuzz/corpus`: one valid example of each
+//! kind of input, most of them from a small run that it makes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use cluster_tests::{Running, pictures, project};
-use common::audit::Trained;
+use common::audit::TrainedSamples;
+use common::metrics::Evaluation;
 use common::net::Authority;
 use common::ring::Encoding;
 use common::ring::header::StreamHeader;
-use common::run_dir::{Evaluation, RunView};
+use common::run_dir::RunView;
 use common::wire::messages::{
     BulkReply, BulkRequest, Dataset, FileSize, Finished, Generation, Member, StateSource, ToCoordinator, ToWorker,
 };
@@ -25,7 +26,7 @@ fn put(target: &str, name: &str, parts: &[&[u8]]) -> Result<()> {
     Ok(fs::write(folder.join(name), parts.concat())?)
 }
 
-/// Text files one after the other, as the targets cut them.
+/// Text files one after the other, joined as the fuzz targets split them.
 fn joined(paths: &[PathBuf]) -> Result<Vec<u8>> {
     let files: std::io::Result<Vec<Vec<u8>>> = paths.iter().map(fs::read).collect();
     Ok(files?.join(&0))
@@ -48,7 +49,7 @@ fn messages(run: &Path) -> Result<()> {
     let metrics = steps.first().cloned().ok_or("the small run has no step")?;
     let evaluation: Evaluation = evaluations.first().cloned().ok_or("the small run has no evaluation")?;
     let digest = view.checkpoint()?.meta.weights_blake3;
-    let trained: Trained = view.trained()?.into_iter().next().ok_or("the small run has no audit")?;
+    let trained: TrainedSamples = view.trained()?.into_iter().next().ok_or("the small run has no audit")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let to_coordinator = [
         ToCoordinator::Hello {
@@ -58,7 +59,7 @@ fn messages(run: &Path) -> Result<()> {
             preferred_rank: Some(1),
             generation: Some(3),
         },
-        ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7 },
+        ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7, committed: 1 },
         ToCoordinator::Leaving,
         ToCoordinator::Heartbeat { step: 9, waiting: true },
         ToCoordinator::Step { generation: 1, metrics },
@@ -66,7 +67,9 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Skipped { step: 3, name: "cat.jpg".to_owned(), problem: "is cut off".to_owned() },
         ToCoordinator::Trained(trained),
         ToCoordinator::Finished(Finished { step: 10, weights_blake3: digest.clone(), bytes_sent: 9, peak_rss_bytes: 1 << 30 }),
-        ToCoordinator::Failed { reason: "no memory".to_owned() },
+        ToCoordinator::Failed { reason: "no memory".to_owned(), run: false },
+        ToCoordinator::Probed { peer: "worker-3".to_owned(), problem: Some("no answer".to_owned()), millis: 12 },
+        ToCoordinator::Missed { generation: 2, peer: "worker-3".to_owned(), donor: true, reason: "no answer".to_owned() },
     ];
     let member = |n: u32| Member { name: format!("worker-{n}"), addr: format!("192.0.2.{n}:4400") };
     let generation = |state| Generation {
@@ -75,6 +78,8 @@ fn messages(run: &Path) -> Result<()> {
         members: (1..4).map(member).collect(),
         first_step: 5,
         state,
+        holders: vec![0, 2],
+        form_ms: 2500,
         recorded: 4,
         evaluated: 0,
         stored: 0,
@@ -89,6 +94,8 @@ fn messages(run: &Path) -> Result<()> {
         ToWorker::End { generation: 2, reason: reason() },
         ToWorker::Yield { generation: 2 },
         ToWorker::Spare,
+        ToWorker::Probe { peers: vec![member(3)], bytes: 4096 },
+        ToWorker::Store,
         ToWorker::Dropped { reason: reason() },
         ToWorker::Stop,
         ToWorker::Abort { reason: reason() },
@@ -100,6 +107,7 @@ fn messages(run: &Path) -> Result<()> {
         BulkRequest::PutCheckpoint { step: 5, weights_blake3: digest.clone(), files: files() },
         BulkRequest::GetCheckpoint { step: 5 },
         BulkRequest::GetState { generation: 2, step: 5 },
+        BulkRequest::Measure { bytes: 4096 },
     ];
     let replies = [
         BulkReply::Samples { labels: vec![0, 1], lengths: vec![10, 20] },
@@ -108,7 +116,7 @@ fn messages(run: &Path) -> Result<()> {
         BulkReply::State { files: files(), blake3: digest },
         BulkReply::Failed { reason: reason() },
     ];
-    // One example each, behind the number that chooses the kind.
+    // One example of each message, after the number that selects its kind.
     macro_rules! put_all {
         ($number:literal, $messages:expr) => {
             for (n, message) in $messages.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Runs that are disturbed on purpose: real processes, in a network whose faults
-//! are drawn from a seed, to which things are done at given steps.
+//! Runs that are disturbed on purpose: real processes, in a network whose faults are
+//! drawn from a seed, with further faults injected at given moments.
 //!
 //! ```no_run
 //! use cluster_tests::chaos::{Chaos, Fault};
@@ -13,21 +13,26 @@
 //! scenario.assert_whole(&run, &expected);
 //! ```
 
+pub mod disk;
+mod faults;
 pub mod net;
 pub mod plan;
+pub mod silence;
 pub mod weather;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::scenario::{Scenario, free_port, join};
 use crate::{Finished, Running, join_line};
+use disk::SlowDisk;
 use net::Net;
-pub use plan::Fault;
-use weather::Node;
+pub use plan::{Fault, Moment, Then};
+use weather::{Node, Weather};
 
-/// A worker, and the doors that belong to its place.
+/// A worker, and the doors (UDP proxies) that belong to its place.
 struct Place {
     process: Running,
     ring_port: u16,
@@ -44,97 +49,146 @@ pub struct Chaos<'a> {
     workers: u32,
     places: Vec<Place>,
     net: Net,
+    /// The weather while no fault changes it.
+    calm: Weather,
+    disk: Option<SlowDisk>,
 }
 
 impl<'a> Chaos<'a> {
     /// Starts a coordinator and its workers; `seed` decides what the network does.
     pub fn start(scenario: &'a Scenario, workers: u32, seed: u64) -> Self {
+        Self::start_on(scenario, workers, seed, None)
+    }
+
+    /// The same, with the coordinator's files on a disk that can be made slow.
+    pub fn start_on(scenario: &'a Scenario, workers: u32, seed: u64, disk: Option<SlowDisk>) -> Self {
         let port = free_port();
-        let coordinator = scenario.serve(port, workers, &[]);
+        let coordinator = serve(scenario, port, workers, &[], disk.as_ref());
         let (_, token) = join_line(&scenario.run_dir());
         let net = Net::new(seed);
-        let mut places = Vec::new();
-        for at in 0..workers as usize {
-            let node = Node::Worker(at);
-            let ring_port = free_port();
-            net.name(ring_port, node);
-            let ring_door = net.door(SocketAddr::from(([127, 0, 0, 1], ring_port)), node, None);
-            let coordinator_door = net.door(SocketAddr::from(([127, 0, 0, 1], port)), Node::Coordinator, Some(node));
-            let process = start(&token, at, ring_port, ring_door, coordinator_door);
-            places.push(Place { process, ring_port, ring_door, coordinator_door });
+        let mut chaos = Self { scenario, coordinator, port, token, workers, places: Vec::new(), net, calm: Weather::default(), disk };
+        for _ in 0..workers {
+            chaos.newcomer(None);
         }
-        Self { scenario, coordinator, port, token, workers, places, net }
+        chaos
     }
 
-    /// Does something to the run once it has committed `step` steps. Panics if
-    /// the run ends before, or if the fault had no effect.
-    pub fn at_step(&mut self, step: usize, fault: &Fault) {
-        self.coordinator.wait_for_steps(step);
-        match fault {
-            Fault::Kill { worker } => self.kill(*worker),
-            Fault::Stop { worker, millis } => self.stop(*worker, Duration::from_millis(*millis)),
-            Fault::Partition { worker, millis } => self.partition(*worker, Duration::from_millis(*millis)),
-            Fault::Coordinator { millis } => self.without_coordinator(Duration::from_millis(*millis)),
-            Fault::Weather { weather, millis } => {
-                let before = self.disturbed();
-                self.net.change(|w| w.clone_from(weather));
-                if let Some(millis) = millis {
-                    std::thread::sleep(Duration::from_millis(*millis));
-                    self.net.change(|w| *w = weather::Weather::default());
-                    assert!(self.disturbed() > before, "no datagram met {weather:?}");
-                }
-            }
+    /// Starts one more worker, which joins through doors of its own. For the ring it
+    /// advertises its door, or `advertise`. Returns its place.
+    pub fn newcomer(&mut self, advertise: Option<SocketAddr>) -> usize {
+        let at = self.places.len();
+        let node = Node::Worker(at);
+        let ring_port = free_port();
+        self.net.name(ring_port, node);
+        let door = self.net.door(SocketAddr::from(([127, 0, 0, 1], ring_port)), node, None);
+        let (ring_door, coordinator_door) = (advertise.unwrap_or(door), self.door_to_coordinator(node));
+        let process = start(&self.token, at, ring_port, ring_door, coordinator_door);
+        self.places.push(Place { process, ring_port, ring_door, coordinator_door });
+        at
+    }
+
+    /// A door to the coordinator for `node`.
+    pub fn door_to_coordinator(&self, node: Node) -> SocketAddr {
+        self.net.door(self.coordinator_address(), Node::Coordinator, Some(node))
+    }
+
+    /// Kills a worker with SIGKILL, without a replacement.
+    pub fn end(&mut self, place: usize) {
+        let process = &mut self.places[place].process;
+        if process.is_running() {
+            process.signal(libc::SIGKILL);
+            process.await_end();
         }
     }
 
-    /// Datagrams so far that did not just pass.
+    /// Kills a worker with SIGKILL, and starts another one in its place.
+    pub fn restart(&mut self, place: usize) {
+        self.end(place);
+        let at = &self.places[place];
+        self.places[place].process = start(&self.token, place, at.ring_port, at.ring_door, at.coordinator_door);
+    }
+
+    /// The address at which other workers reach the worker in this place for the ring.
+    pub fn ring_address(&self, place: usize) -> SocketAddr {
+        self.places[place].ring_door
+    }
+
+    pub fn coordinator_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    pub fn coordinator(&mut self) -> &mut Running {
+        &mut self.coordinator
+    }
+
+    pub fn worker(&self, place: usize) -> &Running {
+        &self.places[place].process
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    pub fn run_dir(&self) -> &Path {
+        &self.coordinator.path
+    }
+
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    pub fn disk(&self) -> Option<&SlowDisk> {
+        self.disk.as_ref()
+    }
+
+    /// Sets the weather that holds from now on while no fault changes it.
+    pub fn settle_weather(&mut self, calm: Weather) {
+        self.net.change(|weather| weather.clone_from(&calm));
+        self.calm = calm;
+    }
+
+    /// Datagrams so far that were lost or delayed.
     pub fn disturbed(&self) -> u64 {
         let counts = self.net.counts();
         counts.lost.load(Ordering::Relaxed) + counts.delayed.load(Ordering::Relaxed)
     }
 
-    /// SIGKILL, and another worker in its place.
-    fn kill(&mut self, worker: usize) {
-        let place = &mut self.places[worker];
-        let fresh = start(&self.token, worker, place.ring_port, place.ring_door, place.coordinator_door);
-        let victim = std::mem::replace(&mut place.process, fresh);
-        victim.signal(libc::SIGKILL);
-        assert!(!victim.wait().status.success(), "it ended before it was killed");
+    /// Bytes that workers have sent each other so far: gradients, most of them.
+    pub fn between_workers(&self) -> u64 {
+        self.net.carried(|from, to| matches!((from, to), (Node::Worker(_), Node::Worker(_))))
     }
 
-    fn stop(&mut self, worker: usize, time: Duration) {
-        let process = &self.places[worker].process;
-        process.signal(libc::SIGSTOP);
-        std::thread::sleep(time);
-        process.signal(libc::SIGCONT);
-    }
-
-    fn partition(&mut self, worker: usize, time: Duration) {
-        let lost = || self.net.counts().lost.load(Ordering::Relaxed);
-        let before = lost();
-        self.net.change(|w| _ = w.cut.insert(Node::Worker(worker)));
-        std::thread::sleep(time);
-        self.net.change(|w| _ = w.cut.remove(&Node::Worker(worker)));
-        assert!(lost() > before, "nobody spoke with worker {worker} while it was cut off");
-    }
-
-    fn without_coordinator(&mut self, time: Duration) {
-        self.coordinator.signal(libc::SIGKILL);
-        self.coordinator.await_end();
-        std::thread::sleep(time);
-        self.coordinator = self.scenario.serve(self.port, self.workers, &["--resume"]);
-    }
-
-    /// Waits for the run to end well, and for all of its workers.
+    /// Waits until the run has ended with success, and all of its workers have ended.
     pub fn finish(self) -> Finished {
         let run = self.coordinator.wait().succeeded();
-        // One that was just started may find nobody any more: that is no failure of the run.
+        // A worker that was just started may find no coordinator any more; that is no
+        // failure of the run.
         let deadline = Instant::now() + Duration::from_secs(20);
         for place in self.places {
             place.process.end_by(deadline);
         }
         run
     }
+
+    /// Ends the run as Ctrl-C does, after the step in flight, and waits for it.
+    pub fn stop(self) -> Finished {
+        self.coordinator.signal(libc::SIGINT);
+        self.finish()
+    }
+
+    /// Does the same, and asserts that the result is that of an undisturbed run.
+    pub fn stop_undisturbed(self) -> Finished {
+        let scenario = self.scenario;
+        let run = self.stop();
+        let undisturbed = scenario.of_steps(run.steps().len());
+        undisturbed.assert_whole(&run, &undisturbed.quiet());
+        run
+    }
+}
+
+fn serve(scenario: &Scenario, port: u16, workers: u32, more: &[&str], disk: Option<&SlowDisk>) -> Running {
+    let environment = disk.map(SlowDisk::environment);
+    scenario.serve_in(port, workers, more, environment.as_ref().map_or(&[], |e| e))
 }
 
 fn start(token: &str, place: usize, ring_port: u16, ring_door: SocketAddr, coordinator_door: SocketAddr) -> Running {

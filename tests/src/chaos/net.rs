@@ -1,5 +1,5 @@
-//! A network between processes on this machine: each listener has a door, a UDP
-//! proxy, and what passes through it is subject to the [`Weather`].
+//! A network between processes on this machine: each listener has a door, which is a
+//! UDP proxy whose datagrams are subject to the [`Weather`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,10 +14,11 @@ use tokio::runtime::Runtime;
 
 use super::weather::{Fate, Link, Node, Weather};
 
-/// No datagram is larger.
+/// The largest datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
 
-/// What happened to datagrams so far: the proof that a fault was there.
+/// The numbers of datagrams so far by what happened to them: the proof that a fault
+/// was there.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub passed: AtomicU64,
@@ -30,11 +31,13 @@ struct Shared {
     weather: Mutex<Weather>,
     counts: Counts,
     seed: u64,
-    /// Who sends from which port, where one door serves several.
+    /// The node that sends from each port, where one door serves several nodes.
     nodes: Mutex<BTreeMap<u16, Node>>,
+    /// Bytes that arrived, by (sender, receiver).
+    carried: Mutex<BTreeMap<(Node, Node), u64>>,
 }
 
-/// The network; it ends with the value.
+/// The network; it ends when the value is dropped.
 pub struct Net {
     runtime: Runtime,
     shared: Arc<Shared>,
@@ -44,7 +47,8 @@ impl Net {
     pub fn new(seed: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
-        let shared = Shared { weather: Mutex::default(), counts: Counts::default(), seed, nodes: Mutex::default() };
+        let shared =
+            Shared { weather: Mutex::default(), counts: Counts::default(), seed, nodes: Mutex::default(), carried: Mutex::default() };
         Self { runtime, shared: Arc::new(shared) }
     }
 
@@ -57,13 +61,19 @@ impl Net {
         &self.shared.counts
     }
 
+    /// Bytes that arrived so far between the nodes (from, to) that `which` selects.
+    pub fn carried(&self, which: impl Fn(Node, Node) -> bool) -> u64 {
+        let carried = self.shared.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        carried.iter().filter(|((from, to), _)| which(*from, *to)).map(|(_, bytes)| bytes).sum()
+    }
+
     /// Makes a port known as that of `node`.
     pub fn name(&self, port: u16, node: Node) {
         self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner).insert(port, node);
     }
 
-    /// Opens a door to `to`, which is `node`. Those who use it are `from`, or, if
-    /// that is none, known by their ports. Returns the door's address.
+    /// Opens a door to `to`, the address of `node`. Its users are `from`; if that is
+    /// `None`, they are identified by their ports. Returns the door's address.
     pub fn door(&self, to: SocketAddr, node: Node, from: Option<Node>) -> SocketAddr {
         let shared = Arc::clone(&self.shared);
         let door = self.runtime.block_on(UdpSocket::bind("127.0.0.1:0")).unwrap_or_else(|e| panic!("no door: {e}"));
@@ -73,7 +83,7 @@ impl Net {
     }
 }
 
-/// One who talks through a door.
+/// One sender that uses a door.
 struct Guest {
     out: Link,
     socket: Arc<UdpSocket>,
@@ -83,7 +93,7 @@ async fn keep(shared: Arc<Shared>, door: Arc<UdpSocket>, to: SocketAddr, node: N
     let mut guests: BTreeMap<SocketAddr, Guest> = BTreeMap::new();
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        // An error here is one of an earlier datagram to somebody who is gone.
+        // An error here comes from an earlier datagram to a receiver that is gone.
         let Ok((bytes, guest)) = door.recv_from(&mut buffer).await else { continue };
         let known = match guests.entry(guest) {
             Entry::Occupied(known) => known.into_mut(),
@@ -132,7 +142,7 @@ async fn answers(shared: Arc<Shared>, door: Arc<UdpSocket>, socket: Arc<UdpSocke
     }
 }
 
-/// How long a datagram is on its way; none if it is lost.
+/// How long a datagram is on its way; `None` if it is lost.
 fn pass(shared: &Shared, link: &mut Link, bytes: usize) -> Option<Duration> {
     let now = Instant::now();
     let fate = link.send(&shared.weather.lock().unwrap_or_else(PoisonError::into_inner), bytes, now);
@@ -142,6 +152,7 @@ fn pass(shared: &Shared, link: &mut Link, bytes: usize) -> Option<Duration> {
         return None;
     };
     counts.passed.fetch_add(1, Ordering::Relaxed);
+    *shared.carried.lock().unwrap_or_else(PoisonError::into_inner).entry(link.ends()).or_default() += bytes as u64;
     counts.late.fetch_add(u64::from(late), Ordering::Relaxed);
     counts.delayed.fetch_add(u64::from(at > now), Ordering::Relaxed);
     Some(at.saturating_duration_since(now))

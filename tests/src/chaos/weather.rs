@@ -1,6 +1,6 @@
 //! What a bad network does to a datagram: drawn from a seed, pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use common::seed;
@@ -10,9 +10,9 @@ use rand_chacha::ChaCha8Rng;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Node {
     Coordinator,
-    /// By its place in the test.
+    /// A worker, by its place in the test.
     Worker(usize),
-    /// Somebody who is not part of the run.
+    /// A node that is not part of the run.
     Stranger,
 }
 
@@ -20,7 +20,7 @@ pub enum Node {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Weather {
     pub delay: Duration,
-    /// Added to the delay, evenly from nothing to this; it reorders too.
+    /// Added to the delay, uniformly distributed from 0 to this; it reorders too.
     pub jitter: Duration,
     /// Share of the datagrams that vanish.
     pub loss: f64,
@@ -28,21 +28,46 @@ pub struct Weather {
     pub reorder: f64,
     /// Bytes a second of each link in each direction.
     pub bandwidth: Option<u32>,
-    /// Nothing reaches these, and nothing comes from them.
+    /// The same limit between two nodes, in each direction. Where both limits apply,
+    /// the smaller one holds.
+    pub narrow: BTreeMap<(Node, Node), u32>,
+    /// Nothing reaches these nodes, and nothing comes from them.
     pub cut: BTreeSet<Node>,
+    /// Nothing from the first node of each pair arrives at the second; the way back
+    /// is open.
+    pub one_way: BTreeSet<(Node, Node)>,
+    /// Nothing passes between the two nodes of a pair, in either direction; others
+    /// reach both.
+    pub pairs: BTreeSet<(Node, Node)>,
+}
+
+impl Weather {
+    /// Whether a datagram from `from` has no way to `to`.
+    fn cuts(&self, from: Node, to: Node) -> bool {
+        self.cut.contains(&from)
+            || self.cut.contains(&to)
+            || self.one_way.contains(&(from, to))
+            || self.pairs.contains(&(from, to))
+            || self.pairs.contains(&(to, from))
+    }
+
+    /// Bytes a second from `from` to `to`; `None` if there is no limit.
+    fn width(&self, from: Node, to: Node) -> Option<u32> {
+        [self.bandwidth, self.narrow.get(&(from, to)).copied(), self.narrow.get(&(to, from)).copied()].into_iter().flatten().min()
+    }
 }
 
 /// How much later a reordered datagram arrives.
 pub const LATE: Duration = Duration::from_millis(10);
 
-/// What a link of limited bandwidth holds before it drops what comes.
+/// How much a link of limited bandwidth queues, as time, before it drops datagrams.
 const QUEUE: Duration = Duration::from_millis(200);
 
 /// What becomes of one datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Lost,
-    /// It arrives at this time; whether after later ones was drawn.
+    /// It arrives at this time; `late`: it was drawn to arrive after later ones.
     Arrives {
         at: Instant,
         late: bool,
@@ -55,7 +80,7 @@ pub struct Link {
     from: Node,
     to: Node,
     rng: ChaCha8Rng,
-    /// When the last byte of what was sent before leaves the sender.
+    /// When the last byte sent so far leaves the sender.
     free: Instant,
 }
 
@@ -64,13 +89,18 @@ impl Link {
         Self { from, to, rng, free: now }
     }
 
+    /// The sender and the receiver.
+    pub fn ends(&self) -> (Node, Node) {
+        (self.from, self.to)
+    }
+
     /// Sends `bytes` at `now`.
     pub fn send(&mut self, weather: &Weather, bytes: usize, now: Instant) -> Fate {
-        if weather.cut.contains(&self.from) || weather.cut.contains(&self.to) || self.drawn(weather.loss) {
+        if weather.cuts(self.from, self.to) || self.drawn(weather.loss) {
             return Fate::Lost;
         }
         let mut at = now;
-        if let Some(bandwidth) = weather.bandwidth {
+        if let Some(bandwidth) = weather.width(self.from, self.to) {
             let start = self.free.max(now);
             if start > now + QUEUE {
                 return Fate::Lost;
@@ -128,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_narrow_link_delays_then_drops() {
-        // A megabyte a second offered to a tenth of that.
+        // A megabyte a second is sent over a link with a tenth of that bandwidth.
         let all = fates(&Weather { bandwidth: Some(100_000), ..Weather::default() }, 2000, Duration::from_millis(1));
         let arrived = all.len() - lost(&all);
         assert!((200..250).contains(&arrived), "{arrived} of 2000 in two seconds");
@@ -142,5 +172,38 @@ mod tests {
         assert_eq!(lost(&cut(Node::Worker(1))), 10);
         assert_eq!(lost(&cut(Node::Worker(2))), 0);
         assert_eq!(lost(&cut(Node::Coordinator)), 0);
+    }
+
+    /// The directions (from, to) that are open between four workers.
+    fn open(weather: &Weather) -> Vec<(usize, usize)> {
+        let now = Instant::now();
+        let all = (0..4).flat_map(|from| (0..4).map(move |to| (from, to))).filter(|(from, to)| from != to);
+        all.filter(|&(from, to)| {
+            let mut link = Link::new(Node::Worker(from), Node::Worker(to), seed::stream(7, "weather", &[]), now);
+            link.send(weather, 1000, now) != Fate::Lost
+        })
+        .collect()
+    }
+
+    #[test]
+    fn one_direction_and_one_pair_are_cut_alone() {
+        let node = Node::Worker;
+        let one_way = open(&Weather { one_way: [(node(0), node(1))].into(), ..Weather::default() });
+        assert!(one_way.len() == 11 && !one_way.contains(&(0, 1)), "{one_way:?}");
+        // The order in which the two are named does not matter.
+        for pair in [(node(3), node(2)), (node(2), node(3))] {
+            let rest = open(&Weather { pairs: [pair].into(), ..Weather::default() });
+            assert!(rest.len() == 10 && !rest.contains(&(2, 3)) && !rest.contains(&(3, 2)), "{rest:?}");
+        }
+    }
+
+    #[test]
+    fn a_narrow_link_slows_itself_only() {
+        let link = (Node::Worker(1), Node::Worker(0));
+        let narrow = Weather { narrow: [(link, 100_000)].into(), bandwidth: Some(1_000_000), ..Weather::default() };
+        let width = |from, to| narrow.width(Node::Worker(from), Node::Worker(to));
+        assert_eq!([width(0, 1), width(1, 0), width(0, 2)], [Some(100_000), Some(100_000), Some(1_000_000)]);
+        let arrived = 2000 - lost(&fates(&narrow, 2000, Duration::from_millis(1)));
+        assert!((200..250).contains(&arrived), "{arrived} of 2000 in two seconds");
     }
 }

@@ -12,10 +12,10 @@ use common::plan::Plan;
 use common::ui::index_progress;
 use serde::Serialize;
 
-use super::{cores, show};
+use super::report::{cores, show};
+use crate::analysis::show::guess;
 use crate::data::{Input, LoaderOptions, TrainLoader};
-use crate::job::PREFETCH_STEPS;
-use crate::show::guess;
+use crate::training::job::PREFETCH_STEPS;
 
 #[derive(Debug, Clone, Args)]
 pub struct DataArgs {
@@ -34,8 +34,8 @@ pub struct DataArgs {
     /// Pictures in one step.
     #[arg(long, default_value_t = TrainConfig::default().global_batch, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub batch: u32,
-    /// Pictures that are counted, at least; a smaller folder is gone through
-    /// several times. Some more come before them.
+    /// The least number of pictures to time; a smaller folder is read several times.
+    /// Some more are read first and not counted.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..))]
     pub images: u64,
     /// Print the result as one line of JSON.
@@ -46,15 +46,16 @@ pub struct DataArgs {
 /// A config's `augment`, with a word for all changes of colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Change {
-    /// A random part of the picture, as large as it may be small.
+    /// A random part of the picture, scaled to the full size.
     Crop,
-    /// Every second picture, left to right.
+    /// Mirror half of the pictures, left to right.
     Flip,
     Brightness,
     Contrast,
     Temperature,
     Lighting,
-    /// The four before this one.
+    Erase,
+    /// Brightness, contrast, temperature and lighting.
     Colour,
     /// Nothing.
     None,
@@ -69,6 +70,7 @@ impl Change {
             Self::Contrast => &[Augment::Contrast],
             Self::Temperature => &[Augment::Temperature],
             Self::Lighting => &[Augment::Lighting],
+            Self::Erase => &[Augment::Erase],
             Self::Colour => &[Augment::Brightness, Augment::Contrast, Augment::Temperature, Augment::Lighting],
             Self::None => &[],
         }
@@ -103,7 +105,7 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     let defaults = TrainConfig::default();
     pixels.image_size = args.size;
     pixels.augment = args.augment.iter().flat_map(|change| change.augments()).copied().collect();
-    // Shards as in training, as far as there are pictures for them.
+    // As many shards as in training, but not more than pictures.
     let pictures = source.info().train;
     let shards = defaults.shards.min(pictures);
     let plan = Plan::new(1, pictures, shards, args.batch.next_multiple_of(shards));
@@ -111,8 +113,9 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     let options = LoaderOptions { threads, prefetch_steps: PREFETCH_STEPS };
     let input = Input { source, pixels, on_corrupt: CorruptPolicy::Skip };
     let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options)?;
-    // Each thread's first batch gets its memory. From there on what is begun at
-    // the start of the count and what is begun at its end make up for each other.
+    // Each thread allocates memory for its first batch, which is not counted. Batches
+    // that were begun before the count make up for those that are unfinished at its
+    // end.
     for _ in 0..threads {
         let batch = loader.next_batch()?;
         loader.recycle(batch);
@@ -131,8 +134,7 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     Ok(DataResult { images_per_second: images as f64 / seconds, images, seconds, skipped })
 }
 
-/// The pictures of a folder, to train on: those under train/, or all of them
-/// where there is no val/.
+/// The training pictures of a folder: those under train/ if there is one, else all of them.
 fn open(folder: &Path, quiet: bool) -> Result<(Arc<dyn SampleSource>, Pixels)> {
     let config = guess(folder, "")?;
     let progress = index_progress(quiet);
@@ -140,28 +142,28 @@ fn open(folder: &Path, quiet: bool) -> Result<(Arc<dyn SampleSource>, Pixels)> {
         DataSource::Images { val_fraction: Some(_), .. } => {
             let train = folder.join("train");
             let root = if train.is_dir() { train } else { folder.to_owned() };
-            Arc::new(All::new(Images::open_all(&root, &progress)?))
+            Arc::new(Unsplit::new(Images::open_all(&root, &progress)?))
         }
         _ => dataset::open(&config, 1, &progress)?,
     };
     Ok((source, config.pixels))
 }
 
-/// Pictures that nobody has divided: all of them are there to train on.
-struct All {
+/// Pictures without a validation set: all of them are training samples.
+struct Unsplit {
     info: DatasetInfo,
-    /// They are its validation set.
+    /// Unsplit of these pictures are in its validation set.
     pictures: Images,
 }
 
-impl All {
+impl Unsplit {
     fn new(pictures: Images) -> Self {
         let info = pictures.info().clone();
         Self { info: DatasetInfo { train: info.val, val: 0, ..info }, pictures }
     }
 }
 
-impl SampleSource for All {
+impl SampleSource for Unsplit {
     fn info(&self) -> &DatasetInfo {
         &self.info
     }

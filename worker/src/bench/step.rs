@@ -12,12 +12,12 @@ use common::run_dir::peak_rss_bytes;
 use common::seed;
 use serde::Serialize;
 
-use super::{cores, median, say, show};
-use crate::device::ComputeDevice;
-use crate::exchange::{Exchange, Summation, Totals};
+use super::report::{cores, median, say, show};
+use crate::analysis::summary;
+use crate::engine::device::ComputeDevice;
 use crate::models::{DropoutGroup, InputShape};
 use crate::replica::Replica;
-use crate::summary;
+use crate::training::exchange::{Exchange, StepTotals, Summation};
 
 #[derive(Debug, Clone, Args)]
 pub struct StepArgs {
@@ -56,7 +56,7 @@ pub struct StepArgs {
     pub json: bool,
 }
 
-/// What the steps took: medians, but where it says best.
+/// The times of the steps: medians, except for the best.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepResult {
     pub images_per_second: f64,
@@ -98,7 +98,7 @@ pub fn run(args: StepArgs) -> Result<()> {
     })
 }
 
-/// The model, how it is trained, and what it reads.
+/// The model, its training settings and its input.
 fn subject(args: &StepArgs) -> Result<(ModelConfig, TrainConfig, InputShape)> {
     let (model, train, mut input) = match &args.config {
         Some(path) => {
@@ -163,9 +163,10 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
         })?;
         added?;
         exchange.end_part();
-        exchange.finish(Totals::default())?;
+        exchange.finish(StepTotals::default())?;
         let (phases, gradient) = (replica.phases(), start.elapsed().as_secs_f64());
-        // Small enough for the weights to stay finite on pictures that mean nothing.
+        // The learning rate is small enough for the weights to stay finite on random
+        // pictures.
         let report = replica.update(exchange.gradient(), step, 1e-3)?;
         let total = start.elapsed().as_secs_f64();
         let one = Step { total, forward: phases.forward, backward: phases.backward, copy: phases.copy, update: total - gradient };

@@ -1,12 +1,16 @@
-//! What is done to one picture: drawn first, applied later (`render`), so that
-//! each half can be looked at and tested by itself.
+//! The changes of one picture. They are drawn here and applied later (`render`), so
+//! that each half can be read and tested by itself.
 
 use common::config::{Augment, Pixels};
 use common::seed::{normal, unit};
 use rand_chacha::rand_core::RngCore;
 
-/// How often a random crop is tried before the largest central one is taken.
-const CROP_ATTEMPTS: u32 = 10;
+/// How often a random crop, or a part to erase, is tried.
+const ATTEMPTS: u32 = 10;
+
+/// The area that is erased, as a share of the picture, and its width / height.
+const ERASED_AREA: [f64; 2] = [0.02, 0.33];
+const ERASED_RATIO: [f64; 2] = [0.3, 3.3];
 
 /// Krizhevsky et al. 2012, section 4.1: principal components of ImageNet's RGB
 /// values in 0..1 units (as published with fb.resnet.torch), a column each.
@@ -33,14 +37,16 @@ pub struct Recipe {
     pub crop: [f64; 4],
     pub flip: bool,
     pub colours: Vec<Colour>,
+    /// Left, top, width and height of a part that is erased, as shares of the crop.
+    pub erased: Option<[f64; 4]>,
 }
 
 impl Recipe {
-    /// Draws what the config's `augment` list asks for, in its order. The stream
-    /// that is drawn from is made only if it asks for anything.
+    /// Draws the changes in the config's `augment` list, in its order. The random
+    /// stream is made only if the list is not empty.
     pub fn draw<R: RngCore>(pixels: &Pixels, width: u32, height: u32, whole: bool, stream: impl FnOnce() -> R) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, 1.0) };
-        let mut recipe = Self { crop, flip: false, colours: Vec::new() };
+        let mut recipe = Self { crop, flip: false, colours: Vec::new(), erased: None };
         if pixels.augment.is_empty() {
             return recipe;
         }
@@ -54,16 +60,17 @@ impl Recipe {
                 Augment::Contrast => recipe.colours.push(Colour::Contrast(factor(pixels.contrast, rng))),
                 Augment::Temperature => recipe.colours.push(Colour::Temperature(factor(pixels.temperature, rng) - 1.0)),
                 Augment::Lighting => recipe.colours.push(Colour::Lighting(lighting(pixels.lighting, rng))),
+                Augment::Erase => recipe.erased = (unit(rng) < pixels.erase).then(|| random_part(rng)).flatten(),
             }
         }
         recipe
     }
 
-    /// What evaluation does: the shorter side becomes `image_size * eval_resize`
+    /// The recipe of evaluation: the shorter side becomes `image_size * eval_resize`
     /// pixels, and the centre is taken. `whole` takes all of a small raw picture.
     pub fn evaluation(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, pixels.eval_resize.into()) };
-        Self { crop, flip: false, colours: Vec::new() }
+        Self { crop, flip: false, colours: Vec::new(), erased: None }
     }
 }
 
@@ -74,23 +81,38 @@ fn centre(width: u32, height: u32, zoom: f64) -> [f64; 4] {
 }
 
 /// A crop of random area and aspect ratio (Szegedy et al., "Going Deeper with
-/// Convolutions", 2015).
+/// Convolutions", 2015); the largest central one if no attempt fits.
 fn random_crop(pixels: &Pixels, width: u32, height: u32, rng: &mut impl RngCore) -> [f64; 4] {
     let (w, h) = (f64::from(width), f64::from(height));
-    let uniform = |[low, high]: [f64; 2], rng: &mut _| low + (high - low) * f64::from(unit(rng));
-    let [low, high] = pixels.crop_ratio.map(f64::from);
-    for _ in 0..CROP_ATTEMPTS {
-        let area = w * h * uniform(pixels.crop_scale.map(f64::from), rng);
-        let ratio = uniform([low.ln(), high.ln()], rng).exp();
-        let (cw, ch) = ((area * ratio).sqrt(), (area / ratio).sqrt());
-        let (x, y) = (unit(rng), unit(rng));
-        if cw <= w && ch <= h && cw >= 1.0 && ch >= 1.0 {
-            return [(w - cw) * f64::from(x), (h - ch) * f64::from(y), cw, ch];
-        }
-    }
-    let ratio = (w / h).clamp(low, high);
-    let (cw, ch) = if w / h < ratio { (w, w / ratio) } else { (h * ratio, h) };
-    [(w - cw) / 2.0, (h - ch) / 2.0, cw, ch]
+    let ratios @ [low, high] = pixels.crop_ratio.map(f64::from);
+    random_box([w, h], 1.0, pixels.crop_scale.map(f64::from), ratios, rng).unwrap_or_else(|| {
+        let ratio = (w / h).clamp(low, high);
+        let (cw, ch) = if w / h < ratio { (w, w / ratio) } else { (h * ratio, h) };
+        [(w - cw) / 2.0, (h - ch) / 2.0, cw, ch]
+    })
+}
+
+/// A part to erase, in shares of a square picture; none if no attempt fits.
+fn random_part(rng: &mut impl RngCore) -> Option<[f64; 4]> {
+    random_box([1.0, 1.0], 0.0, ERASED_AREA, ERASED_RATIO, rng)
+}
+
+/// Left, top, width and height of a box in a picture of size `[w, h]`, with a random
+/// share of its area, a random width / height, and sides of at least `least`. None if no
+/// attempt fits.
+fn random_box([w, h]: [f64; 2], least: f64, areas: [f64; 2], ratios: [f64; 2], rng: &mut impl RngCore) -> Option<[f64; 4]> {
+    (0..ATTEMPTS).find_map(|_| {
+        let area = w * h * uniform(areas, rng);
+        let ratio = uniform(ratios.map(f64::ln), rng).exp();
+        let (width, height) = ((area * ratio).sqrt(), (area / ratio).sqrt());
+        let (x, y) = (f64::from(unit(rng)), f64::from(unit(rng)));
+        let fits = width <= w && height <= h && width >= least && height >= least;
+        fits.then_some([(w - width) * x, (h - height) * y, width, height])
+    })
+}
+
+fn uniform([low, high]: [f64; 2], rng: &mut impl RngCore) -> f64 {
+    low + (high - low) * f64::from(unit(rng))
 }
 
 fn lighting(deviation: f32, rng: &mut impl RngCore) -> [f32; 3] {

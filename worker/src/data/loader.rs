@@ -1,4 +1,4 @@
-//! What training and evaluation ask for: the batches of coming steps, and the
+//! The loaders of training and of evaluation: the batches of coming steps, and the
 //! parts of a range of validation samples.
 
 use std::ops::Range;
@@ -138,7 +138,7 @@ impl Maker {
         let size = pixels.image_size as usize;
         let from = batch.images.len();
         let outcome = decode(format, &sample.bytes).map_err(|e| e.to_string()).and_then(|picture| {
-            // Raw sets (MNIST) are cut to size already; their edges count.
+            // Raw datasets (MNIST) are cropped already; their edges have content.
             let whole = matches!(format, SampleFormat::Raw { .. });
             let recipe = recipe(pixels, picture.width, picture.height, whole);
             batch.images.resize(from + format.channels() as usize * size * size, 0.0);

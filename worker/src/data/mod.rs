@@ -1,7 +1,7 @@
 //! The input pipeline: from undecoded samples to batches of normalised numbers,
 //! on threads of its own, ahead of training and in bounded memory.
 //!
-//! Nothing here knows a model or a device. What a batch holds depends on the
+//! Nothing here depends on a model or a device. The content of a batch depends on the
 //! plan and the seed alone, never on the number of threads.
 
 mod augment;

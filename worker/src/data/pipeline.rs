@@ -1,9 +1,9 @@
 //! Threads that make batches ahead of time, handed out in order.
 //!
-//! Memory is bounded by the number of buffers: a thread takes an empty one
-//! before it claims the next batch, and gets no other until somebody is done
-//! with one. Because a claim follows the buffer, the batch that is waited for
-//! always has one.
+//! Memory is bounded by the number of buffers: a thread takes an empty one before it
+//! claims the next batch, and waits until a used one is recycled if there is none.
+//! Since a thread claims a batch only with a buffer in hand, the batch that the
+//! consumer waits for always has one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -61,7 +61,7 @@ pub struct LoaderOptions {
     pub prefetch_steps: usize,
 }
 
-/// Fills a buffer with batch number `.0`.
+/// Fills a buffer with the batch of this number.
 pub(super) type Make = Box<dyn FnMut(u64, &mut Batch) -> Result<(), LoadError> + Send>;
 
 /// Batches `first..end`, made by threads and returned in order.
@@ -74,8 +74,8 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// `make` is asked for a maker once for each thread. The threads end when
-    /// the pipeline is dropped, after the sample that they are at.
+    /// `make` is called once for each thread and returns the thread's maker. When the
+    /// pipeline is dropped, each thread ends after the batch that it is making.
     pub(super) fn start(first: u64, end: u64, options: LoaderOptions, mut make: impl FnMut() -> Make) -> Result<Self, LoadError> {
         let threads = options.threads.max(1);
         let buffers = options.prefetch_steps + threads;
@@ -127,7 +127,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes a used batch back, so that its memory serves again.
+    /// Takes a used batch back, so that its memory is used again.
     pub(super) fn recycle(&self, batch: Batch) {
         let _ = self.free.try_send(batch);
     }

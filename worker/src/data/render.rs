@@ -12,7 +12,7 @@ use super::decode::Picture;
 /// Rec. 601 luma, the grey that contrast is measured from.
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
-/// One thread's tools: the resizer and its buffers are used again and again.
+/// The resizer and the buffer of one thread, which are used for all its pictures.
 #[derive(Default)]
 pub struct Renderer {
     resizer: Resizer,
@@ -21,7 +21,7 @@ pub struct Renderer {
 
 impl Renderer {
     /// Writes a picture as normalised `[channels, image_size, image_size]` values.
-    /// `out` has just that size.
+    /// `out` must have exactly that size.
     pub fn render(&mut self, picture: &Picture, recipe: &Recipe, pixels: &Pixels, out: &mut [f32]) -> Result<(), String> {
         let (size, channels) = (pixels.image_size as usize, picture.channels as usize);
         if out.len() != channels * size * size {
@@ -42,6 +42,9 @@ impl Renderer {
             let affine = affine::<1>(source, &recipe.colours, pixels);
             write_grey(source, size, recipe.flip, affine, out);
         }
+        if let Some(part) = recipe.erased {
+            erase(out, size, part);
+        }
         Ok(())
     }
 
@@ -50,12 +53,22 @@ impl Renderer {
         let source = ImageRef::new(picture.width, picture.height, &picture.pixels, kind).map_err(|e| e.to_string())?;
         self.resized.resize(size as usize * size as usize * picture.channels as usize, 0);
         let mut target = Image::from_slice_u8(size, size, &mut self.resized, kind).map_err(|e| e.to_string())?;
-        // Rounding must not push the box past the edge by a hair.
+        // Rounding must not push the crop past the edge of the picture.
         let [left, top, width, height] = crop;
         let (width, height) = (width.min(f64::from(picture.width) - left), height.min(f64::from(picture.height) - top));
-        // Bilinear by convolution, which averages where it shrinks.
+        // Bilinear interpolation by convolution, which averages when it scales down.
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(left, top, width, height);
         self.resizer.resize(&source, &mut target, &options).map_err(|e| e.to_string())
+    }
+}
+
+/// Fills a part of every channel with the mean, which is 0 after normalisation.
+fn erase(out: &mut [f32], size: usize, part: [f64; 4]) {
+    let [left, top, width, height] = part.map(|share| (share * size as f64).round() as usize);
+    for plane in out.chunks_exact_mut(size * size) {
+        for row in plane.chunks_exact_mut(size).skip(top).take(height) {
+            row.iter_mut().skip(left).take(width).for_each(|value| *value = 0.0);
+        }
     }
 }
 
@@ -78,7 +91,7 @@ fn affine<const C: usize>(source: &[u8], colours: &[Colour], pixels: &Pixels) ->
                 scale = scale.map(|s| s * c);
                 offset = offset.map(|o| o * c + (1.0 - c) * grey);
             }
-            // Grey has no temperature and no lighting.
+            // Temperature and lighting change colour pictures only.
             Colour::Temperature(t) if C == 3 => {
                 for (i, factor) in [(0, 1.0 + t), (2, 1.0 - t)] {
                     scale[i] *= factor;

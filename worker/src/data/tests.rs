@@ -141,6 +141,28 @@ fn random_crops_lie_in_the_picture_and_have_the_asked_area() {
 }
 
 #[test]
+fn a_share_of_pictures_loses_a_part_that_lies_in_them() {
+    let config = Pixels { erase: 0.3, ..pixels(20, &[Augment::Erase]) };
+    let mut erased = 0;
+    for case in 0..2000 {
+        let mut rng = seed::stream(case, "erase", &[]);
+        let recipe = Recipe::draw(&config, 20, 20, true, || &mut rng);
+        let Some([x, y, w, h]) = recipe.erased else { continue };
+        erased += 1;
+        assert!(x >= 0.0 && y >= 0.0 && x + w <= 1.0 && y + h <= 1.0, "{x} {y} {w} {h}");
+        assert!((0.0199..0.3301).contains(&(w * h)) && (0.299..3.301).contains(&(w / h)), "{w} {h}");
+        let picture = Picture { width: 20, height: 20, channels: 3, pixels: vec![200; 20 * 20 * 3] };
+        let mut out = vec![f32::NAN; 20 * 20 * 3];
+        Renderer::default().render(&picture, &recipe, &config, &mut out).unwrap();
+        let covered = out.iter().filter(|value| **value == 0.0).count() as f64 / 3.0;
+        // Each side is rounded to whole pixels.
+        assert!((covered - 400.0 * w * h).abs() < 20.0 * (w + h), "{covered} pixels of {w} x {h}");
+        assert_eq!(Recipe::evaluation(&config, 20, 20, true).erased, None);
+    }
+    assert!((500..700).contains(&erased), "{erased} of 2000");
+}
+
+#[test]
 fn evaluation_takes_the_centre() {
     let config = Pixels { eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
     assert_eq!(Recipe::evaluation(&config, 100, 50, false).crop, [30.0, 5.0, 40.0, 40.0]);
@@ -149,7 +171,7 @@ fn evaluation_takes_the_centre() {
 
 fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {
     let config = pixels(picture.width, &[]);
-    let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours };
+    let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours, erased: None };
     let mut out = vec![0.0; picture.pixels.len()];
     Renderer::default().render(picture, &recipe, &config, &mut out).unwrap();
     out
@@ -214,8 +236,8 @@ impl SampleSource for Folder {
 }
 
 fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
-    use Augment::{Brightness, Contrast, Crop, Flip, Lighting, Temperature};
-    Input { source: Arc::new(folder), pixels: pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting]), on_corrupt }
+    use Augment::{Brightness, Contrast, Crop, Erase, Flip, Lighting, Temperature};
+    Input { source: Arc::new(folder), pixels: pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]), on_corrupt }
 }
 
 fn all(input: &Input, threads: usize) -> Vec<Batch> {

@@ -1,4 +1,4 @@
-//! What follows a hidden layer.
+//! The activation function after a hidden layer.
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{relu, sigmoid, tanh};

@@ -11,7 +11,9 @@ use burn::tensor::ops::MaxPoolOptions;
 use burn::tensor::{Device, Tensor};
 use common::config::{AlexnetConfig, AlexnetPreset};
 
-use super::{InputShape, Pass};
+use common::config::InputShape;
+
+use super::pass::Pass;
 
 /// Five convolutions, three dense layers. Shapes below are those of the preset
 /// `notes` at 224 pixels; n is the batch.
@@ -35,9 +37,6 @@ pub struct Alexnet {
 const ADAPTIVE_SIZE: usize = 6;
 
 impl Alexnet {
-    /// A weight and a bias for each convolution.
-    pub(super) const FEATURE_PARAMETERS: usize = 10;
-
     pub(super) fn new(config: &AlexnetConfig, input: InputShape, device: &Device) -> Self {
         let widths = config.widths();
         let [c1, c2, c3, c4, c5] = widths.convolutions.map(|n| n as usize);
@@ -95,7 +94,7 @@ impl Alexnet {
     }
 }
 
-/// Overlapping pools: windows of 3x3, 2 apart.
+/// Overlapping pools: windows of 3x3 with stride 2.
 fn pool(x: Tensor<4>) -> Tensor<4> {
     max_pool2d(x, MaxPoolOptions::new([3, 3]).with_stride([2, 2]))
 }

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
-use crate::replica::ParamLayout;
+use super::layout::ParamLayout;
 
 /// Values drawn from one stream; streams are drawn in parallel.
 const BLOCK: usize = 1 << 16;
@@ -15,10 +15,10 @@ const BLOCK: usize = 1 << 16;
 /// nearly equal class probabilities.
 const OUTPUT_DEVIATION: f32 = 0.01;
 
-/// How wide the weights of a model's layers are spread at the start.
+/// The variance of the initial weights of a model's layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scheme {
-    /// All zero, as the perceptron's theorem has it.
+    /// All zero, as the perceptron convergence theorem assumes.
     Zero,
     /// Variance 2 / fan-in (He et al., "Delving Deep into Rectifiers", 2015), and
     /// a narrow output layer: for ReLU.
@@ -31,12 +31,10 @@ enum Scheme {
 
 impl Scheme {
     fn of(model: &ModelConfig) -> Self {
-        let by = |activation| if activation == Activation::Relu { Self::He } else { Self::Xavier };
-        match model {
-            ModelConfig::Perceptron(_) => Self::Zero,
-            ModelConfig::Softmax(_) | ModelConfig::Alexnet(_) => Self::He,
-            ModelConfig::Mlp(m) => by(m.activation),
-            ModelConfig::Lenet(m) => by(m.activation),
+        match (model, model.activation()) {
+            (ModelConfig::Perceptron(_), _) => Self::Zero,
+            (_, None | Some(Activation::Relu)) => Self::He,
+            (_, Some(_)) => Self::Xavier,
         }
     }
 }
@@ -69,8 +67,8 @@ pub fn initial_weights(layout: &ParamLayout, model: &ModelConfig, seed: u64) -> 
     flat
 }
 
-/// Marsaglia and Tsang, "The Ziggurat Method for Generating Random Variables",
-/// 2000: AlexNet has 60 million weights, and a newcomer should not be long about them.
+/// Marsaglia and Tsang, "The Ziggurat Method for Generating Random Variables", 2000:
+/// AlexNet has 60 million weights, and a newcomer should draw them quickly.
 fn fill_normal(rng: &mut ChaCha8Rng, deviation: f32, values: &mut [f32]) {
     for value in values {
         let normal: f32 = StandardNormal.sample(rng);

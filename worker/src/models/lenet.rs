@@ -10,8 +10,8 @@ use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{Device, Tensor};
 use common::config::{Activation, LenetConfig, Pool};
 
-use super::InputShape;
 use super::activation::activate;
+use common::config::InputShape;
 
 /// Two convolutions, three dense layers. Shapes below are those for 28x28 grey
 /// pictures of ten classes; n is the batch.
@@ -29,9 +29,6 @@ pub struct Lenet {
 }
 
 impl Lenet {
-    /// A weight and a bias for each convolution.
-    pub(super) const FEATURE_PARAMETERS: usize = 4;
-
     pub(super) fn new(config: &LenetConfig, input: InputShape, device: &Device) -> Self {
         let conv = |channels, padding| {
             Conv2dConfig::new(channels, [5, 5]).with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding)).init(device)

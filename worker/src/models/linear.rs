@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 
-use super::InputShape;
+use common::config::InputShape;
 
 /// A score for each class, linear in the inputs.
 #[derive(Module, Debug)]

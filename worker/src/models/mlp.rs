@@ -5,8 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Tensor};
 use common::config::{Activation, MlpConfig};
 
-use super::InputShape;
 use super::activation::activate;
+use common::config::InputShape;
 
 /// Hidden dense layers, each followed by the activation, and a dense output.
 #[derive(Module, Debug)]

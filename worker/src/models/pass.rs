@@ -1,4 +1,5 @@
-//! What a forward pass is for, and the random numbers that it needs.
+//! Whether a forward pass is for training or evaluation, and the random numbers that it
+//! needs.
 
 use burn::tensor::{Tensor, TensorData};
 use common::seed;
@@ -22,19 +23,20 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Dropout does nothing.
+    /// A pass in which dropout does nothing.
     pub fn evaluate() -> Self {
         Self { dropout: Vec::new() }
     }
 
-    /// Dropout is active; the groups together are the whole batch, in order.
+    /// A pass in which dropout is active; the groups together are the whole batch, in
+    /// order.
     pub fn train(groups: &[DropoutGroup]) -> Self {
         Self { dropout: groups.iter().map(|g| (seed::stream(g.seed, "dropout", &[]), g.samples)).collect() }
     }
 
-    /// Inverted dropout (Srivastava et al., "Dropout: A Simple Way to Prevent
-    /// Neural Networks from Overfitting", 2014): each value becomes zero with
-    /// `probability`, the others grow so that the expected sum stays.
+    /// Inverted dropout (Srivastava et al., "Dropout: A Simple Way to Prevent Neural
+    /// Networks from Overfitting", 2014): each value becomes zero with `probability`,
+    /// the others are scaled up so that the expected sum stays the same.
     pub fn dropout<const D: usize>(&mut self, x: Tensor<D>, probability: f64) -> Tensor<D> {
         if self.dropout.is_empty() || probability == 0.0 {
             return x;
@@ -53,8 +55,8 @@ impl Pass {
     }
 }
 
-/// `len` values that are 0 with `probability` (to within 2^-17), else what keeps
-/// the mean at 1.
+/// `len` values that are 0 with `probability` (to within 2^-17), else the value that
+/// keeps the mean at 1.
 fn mask(rng: &mut ChaCha8Rng, len: usize, probability: f64) -> Vec<f32> {
     let threshold = (probability * 65536.0).round().min(65535.0) as u32;
     let kept = 65536.0 / (65536 - threshold) as f32;

@@ -1,7 +1,6 @@
 use super::*;
-use crate::device::ComputeDevice;
-use crate::replica::ParamLayout;
-use common::config::{AlexnetConfig, AlexnetPreset, LenetConfig, MlpConfig, PerceptronConfig, SoftmaxConfig};
+use crate::engine::device::ComputeDevice;
+use common::config::{AlexnetConfig, AlexnetPreset, LenetConfig, MlpConfig, ModelConfig, PerceptronConfig, SoftmaxConfig};
 
 fn layout_of(config: &ModelConfig, input: InputShape) -> ParamLayout {
     #[allow(clippy::unwrap_used)]
@@ -13,7 +12,8 @@ fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {
     layout_of(&ModelConfig::Alexnet(AlexnetConfig { preset, width, ..AlexnetConfig::default() }), input)
 }
 
-/// `worker summary` and `coordinator check` compute from the config what burn builds.
+/// `worker summary` and `coordinator check` compute the layers from the config: they
+/// must be those that burn builds.
 #[test]
 fn every_model_has_the_layers_that_its_config_says() {
     let alexnet = |preset| ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.1, ..AlexnetConfig::default() });
@@ -107,7 +107,7 @@ fn an_mlp_with_identity_collapses_to_softmax_regression() {
             let train = TrainConfig { threads: Some(1), ..TrainConfig::default() };
             #[allow(clippy::unwrap_used)]
             let mut replica = Replica::new(&model, &train, input, 3, device).unwrap();
-            // Biases start at 0, which would hide their part: one update moves them.
+            // Biases start at 0, which would hide their effect: one update changes them.
             let gradient = vec![(0..replica.layout().total()).map(|i| ((i * 37 % 11) as f32 - 5.0) / 10.0).collect::<Vec<f32>>()];
             #[allow(clippy::unwrap_used)]
             replica.update(&gradient, 0, 1.0).unwrap();
@@ -122,7 +122,7 @@ fn an_mlp_with_identity_collapses_to_softmax_regression() {
             let linear: Vec<f32> = images
                 .chunks(3)
                 .flat_map(|x| {
-                    // One matrix [3, 4] and one bias, made beforehand.
+                    // The product of the two layers: one matrix [3, 4] and one bias.
                     let w = |i: usize, o: usize| (0..5).map(|h| w1[i * 5 + h] * w2[h * 4 + o]).sum::<f32>();
                     let b = |o: usize| b2[o] + (0..5).map(|h| b1[h] * w2[h * 4 + o]).sum::<f32>();
                     (0..4).map(|o| b(o) + (0..3).map(|i| x[i] * w(i, o)).sum::<f32>()).collect::<Vec<_>>()

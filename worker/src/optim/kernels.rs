@@ -23,9 +23,9 @@ pub(super) struct AdamStep {
     pub(super) rest2: f32,
     pub(super) root_correct2: f32,
     pub(super) epsilon: f32,
-    /// Adam: joins the gradient.
+    /// Adam: its product with the weight is added to the gradient.
     pub(super) weight_decay: f32,
-    /// AdamW: what weights are multiplied with first.
+    /// AdamW: the factor by which weights are multiplied first.
     pub(super) shrink: f32,
 }
 

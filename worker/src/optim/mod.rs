@@ -1,5 +1,5 @@
 //! SGD with momentum, Adam and AdamW over flat host slices, fused: one pass over
-//! gradient, weights and state per step. It knows no tensor and no network; the
+//! gradient, weights and state per step. It depends on no tensor and no network; the
 //! result does not depend on the number of threads.
 
 mod kernels;
@@ -17,7 +17,8 @@ use kernels::{AdamStep, SgdStep};
 /// same however many threads there are.
 const CHUNK: usize = 1 << 16;
 
-/// So many chunks take less time than to wake the threads.
+/// Up to so many chunks are computed by the calling thread, which takes less time than
+/// to wake other threads.
 const FEW: usize = 4;
 
 /// An optimizer and its state for a flat vector of weights.
@@ -32,7 +33,7 @@ pub struct Optimizer {
 /// A gradient that holds a NaN or an infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotFinite {
-    /// Which of the gradient's buckets.
+    /// The index of the gradient's bucket.
     pub bucket: usize,
     /// Its place in the flat vector.
     pub at: usize,
@@ -45,18 +46,18 @@ impl Optimizer {
     /// The threads could not be started.
     pub fn new(train: &TrainConfig, total: usize, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("optimizer-{i}")).build()?;
-        let slots = slot_names(train.optimizer).iter().map(|_| vec![0.0; total]).collect();
+        let slots = train.optimizer.state().iter().map(|_| vec![0.0; total]).collect();
         Ok(Self { settings: train.clone(), slots, pool })
     }
 
     /// The state by name, each as long as the weights.
     pub fn state(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        slot_names(self.settings.optimizer).iter().copied().zip(self.slots.iter().map(Vec::as_slice))
+        self.settings.optimizer.state().iter().copied().zip(self.slots.iter().map(Vec::as_slice))
     }
 
     /// The state to be overwritten, by name.
     pub fn state_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut [f32])> {
-        slot_names(self.settings.optimizer).iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
+        self.settings.optimizer.state().iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
     }
 
     /// The Euclidean norm of a gradient given as buckets, summed in f64.
@@ -79,9 +80,9 @@ impl Optimizer {
         Ok(sum.sqrt())
     }
 
-    /// Update number `step` (from 0) of `weights` with `factor * gradient`. `mirror`,
-    /// where given, receives the new weights as bf16. All are as long as the
-    /// weights, the gradient's buckets back to back.
+    /// Applies update number `step` (from 0) to `weights` with `factor * gradient`.
+    /// `mirror`, where given, receives the new weights as bf16. The mirror, and the
+    /// gradient's buckets back to back, are as long as the weights.
     pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket], step: u64, lr: f64, factor: f64) {
         let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
         assert_eq!(total, weights.len(), "the gradient's buckets must cover the weights");
@@ -102,7 +103,7 @@ impl Optimizer {
     }
 }
 
-/// What `work` makes of each chunk, in order.
+/// The result of `work` for each chunk, in order.
 fn on_threads<T: Send, R: Send>(pool: &rayon::ThreadPool, chunks: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
     match chunks.len() {
         ..=FEW => chunks.into_iter().map(work).collect(),
@@ -123,14 +124,6 @@ fn first_not_finite(values: Span<'_>) -> usize {
         before += values.len();
     });
     found.unwrap_or(0)
-}
-
-/// The names under which an optimizer's state is saved.
-fn slot_names(kind: OptimizerKind) -> &'static [&'static str] {
-    match kind {
-        OptimizerKind::Sgd => &["momentum"],
-        OptimizerKind::Adam | OptimizerKind::Adamw => &["m", "v"],
-    }
 }
 
 /// One chunk of everything that an update touches.

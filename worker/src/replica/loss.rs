@@ -3,9 +3,9 @@
 
 use common::config::{LossKind, ModelConfig, TrainConfig};
 
-use super::ReplicaError;
+use super::error::ReplicaError;
 
-/// Sums over the samples of a batch; batches and workers add up.
+/// Sums over the samples of a batch; the sums of several batches or workers can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
     /// In nats, for cross-entropy.
@@ -34,7 +34,7 @@ pub(super) fn check_labels(labels: &[i32], classes: usize) -> Result<(), Replica
     }
 }
 
-/// What training minimises, from the logits o of a sample and its label y.
+/// The function that training minimises, of the logits o of a sample and its label y.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
     /// `-log softmax(o)[y]`; its gradient is softmax(o) minus the one-hot vector of
@@ -56,24 +56,19 @@ impl Loss {
     pub fn of(model: &ModelConfig, train: &TrainConfig) -> Self {
         match model {
             ModelConfig::Perceptron(_) => Self::Perceptron,
-            ModelConfig::Softmax(m) => match m.loss {
-                LossKind::CrossEntropy => Self::CrossEntropy { smoothing: train.label_smoothing as f32 },
-                LossKind::Mse => Self::Mse,
-                LossKind::Margin => Self::Margin { delta: m.margin as f32 },
-            },
-            ModelConfig::Mlp(_) | ModelConfig::Lenet(_) | ModelConfig::Alexnet(_) => {
-                Self::CrossEntropy { smoothing: train.label_smoothing as f32 }
-            }
+            ModelConfig::Softmax(m) if m.loss == LossKind::Mse => Self::Mse,
+            ModelConfig::Softmax(m) if m.loss == LossKind::Margin => Self::Margin { delta: m.margin as f32 },
+            _ => Self::CrossEntropy { smoothing: train.label_smoothing as f32 },
         }
     }
 
-    /// As evaluation measures it.
+    /// The loss as evaluation measures it.
     pub(super) fn unsmoothed(self) -> Self {
         if let Self::CrossEntropy { .. } = self { Self::CrossEntropy { smoothing: 0.0 } } else { self }
     }
 
-    /// The sums of a batch and, in `slope` (if given), the gradient of `scale`
-    /// times the summed loss by the logits. `labels` must be checked.
+    /// The sums of a batch and, in `slope` (if given), the gradient of `scale` times
+    /// the summed loss with respect to the logits. `labels` must be checked.
     pub(super) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
         let classes = logits.len() / labels.len().max(1);
         let mut sums = Sums { count: labels.len() as u32, ..Sums::default() };
@@ -91,7 +86,7 @@ impl Loss {
         sums
     }
 
-    /// The loss of one sample; its gradient by the logits goes to `slope`.
+    /// The loss of one sample; its gradient with respect to the logits goes to `slope`.
     fn one(self, logits: &[f32], label: usize, slope: &mut [f32]) -> f32 {
         match self {
             Self::CrossEntropy { smoothing } => {
@@ -135,8 +130,8 @@ impl Loss {
     }
 }
 
-/// How many classes come before `label`: those with a higher logit, or the same
-/// one and a smaller index. A label without a number comes last.
+/// How many classes come before `label`: those with a higher logit, or the same one and
+/// a smaller index. A label whose logit is NaN comes last.
 fn rank(logits: &[f32], label: usize) -> usize {
     let own = logits[label];
     if own.is_nan() {
@@ -186,7 +181,8 @@ mod tests {
 
     #[test]
     fn every_slope_matches_finite_differences() {
-        // No score lies within the step of a kink of the margin's loss.
+        // No logit is so close to a kink of the margin loss that the finite step
+        // reaches it.
         let logits = [0.3f32, -0.7, 1.1, 0.2];
         let losses = [Loss::CrossEntropy { smoothing: 0.1 }, Loss::Mse, Loss::Margin { delta: 1.15 }];
         for (loss, label) in losses.into_iter().flat_map(|loss| (0..4).map(move |label| (loss, label))) {

@@ -1,10 +1,10 @@
-//! A worker's copy of the training state: the model, its f32 master weights and
-//! the optimizer's state. It computes gradients and applies updates; it knows
-//! nothing of workers, shards or files.
+//! A worker's copy of the training state: the model, its f32 master weights and the
+//! optimizer's state. It computes gradients and applies updates; it does not
+//! depend on workers, shards or files.
 
-mod autodiff;
-pub(crate) mod engine;
-mod layout;
+mod error;
+#[cfg(test)]
+mod golden;
 mod loss;
 mod state;
 #[cfg(test)]
@@ -15,57 +15,15 @@ use common::ring::{Bucket, Span};
 use common::simd::f32_to_bf16;
 use common::trace;
 
-use crate::device::ComputeDevice;
-use crate::models::{DropoutGroup, InputShape, Model, initial_weights};
+use crate::engine::device::ComputeDevice;
+use crate::engine::{Engine, Images, Phases};
+use crate::models::{DropoutGroup, InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{NotFinite, Optimizer};
-use engine::Engine;
-pub use engine::Phases;
-pub use layout::{ParamLayout, ParamSpec};
+pub use error::ReplicaError;
 pub use loss::{Loss, Sums};
 pub use state::State;
 
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicaError {
-    #[error("{images} image values for {labels} labels: each image has {per_image}")]
-    Batch { images: usize, labels: usize, per_image: usize },
-    #[error("dropout groups cover {grouped} samples of a batch of {labels}")]
-    Groups { grouped: usize, labels: usize },
-    #[error("label {label} of sample {index} in the batch is not one of the {classes} classes: check the data set's class list")]
-    Label { index: usize, label: i32, classes: usize },
-    #[error("the gradient's buckets hold {found} values, the model has {expected} weights")]
-    GradientSize { found: usize, expected: usize },
-    #[error(
-        "the gradient of `{parameter}` (bucket {bucket}) is NaN or infinite at step {step}: lower train.lr, or set train.clip_norm or a warm-up"
-    )]
-    NotFinite { parameter: String, bucket: usize, step: u64 },
-    #[error("parameter `{parameter}` has no gradient: the model does not use it")]
-    NoGradient { parameter: String },
-    #[error("the saved state does not fit: {0}")]
-    State(String),
-    #[error("the compute device failed: {0}")]
-    Compute(String),
-    #[error("an earlier failure left this replica without a usable model: make a new one")]
-    Broken,
-    #[error("cannot start the optimizer's threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
-}
-
-/// A batch of pictures.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Images<'a> {
-    /// `[n, channels, size, size]`
-    pub(crate) values: &'a [f32],
-    pub(crate) n: usize,
-    pub(crate) input: InputShape,
-}
-
-impl Images<'_> {
-    pub(crate) fn shape(&self) -> [usize; 4] {
-        [self.n, self.input.channels, self.input.image_size, self.input.image_size]
-    }
-}
-
-/// What an update did.
+/// The result of an update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateReport {
     /// Euclidean norm of the gradient, before clipping.
@@ -105,16 +63,7 @@ impl Replica {
     ) -> Result<Self, ReplicaError> {
         let layout = ParamLayout::of(&Model::new(model, input, &device.burn()));
         let weights = initial_weights(&layout, model, seed);
-        let engine: Box<dyn Engine> = match device {
-            #[cfg(feature = "libtorch")]
-            ComputeDevice::Cpu => Box::new(crate::device::libtorch::LibtorchEngine::new(model, input, train.precision, &weights, None)),
-            #[cfg(feature = "libtorch")]
-            ComputeDevice::Cuda(i) => {
-                Box::new(crate::device::libtorch::LibtorchEngine::new(model, input, train.precision, &weights, Some(i)))
-            }
-            #[cfg(feature = "flex")]
-            ComputeDevice::Flex => Box::new(autodiff::AutodiffEngine::new(model, input, train.precision, weights, device.burn())),
-        };
+        let engine = device.engine(model, input, train.precision, weights);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
         let optimizer = Optimizer::new(train, layout.total(), threads)?;
         let loss = Loss::of(model, train);
@@ -143,13 +92,12 @@ impl Replica {
     /// Forward and backward of one batch: `images` `[n, channels, size, size]`,
     /// `labels` `[n]`, n may be 0.
     ///
-    /// The gradient of `scale` times the summed loss goes to `sink` as spans
-    /// (offset in the flat vector, values) that together cover it once, the
-    /// classifier's before those of the features, while the latter are still to
-    /// be computed. Label smoothing and dropout are active; `dropout`
-    /// says which samples draw theirs from which seed, and covers the batch.
-    /// The loss may be NaN or infinite; [`update`](Self::update) refuses what
-    /// comes of it.
+    /// The gradient of `scale` times the summed loss goes to `sink` as spans (offset in
+    /// the flat vector, values) that together cover it once. The spans of the
+    /// classifier go to `sink` before the gradient of the features is computed. Label
+    /// smoothing and dropout are active; the groups of `dropout`, each with its seed,
+    /// cover the batch. The loss may be NaN or infinite; [`update`](Self::update)
+    /// refuses the gradient that results.
     ///
     /// # Errors
     /// The batch does not fit the model, or the device failed.
@@ -252,7 +200,7 @@ impl Replica {
     /// Takes over another replica's state.
     ///
     /// # Errors
-    /// It is malformed or another model's or optimizer's; this replica is unchanged.
+    /// The state is malformed, or of another model or optimizer; this replica is unchanged.
     pub fn import(&mut self, state: &State) -> Result<(), ReplicaError> {
         let step = state::step_of(&state.optimizer)?;
         if step != state.step {
@@ -271,7 +219,7 @@ impl Replica {
     /// Takes over weights only (safetensors, as in [`State::model`]), to evaluate or predict.
     ///
     /// # Errors
-    /// They are malformed or another model's; this replica is unchanged.
+    /// The weights are malformed or of another model; this replica is unchanged.
     pub fn import_weights(&mut self, model: &[u8]) -> Result<(), ReplicaError> {
         import_weights(&mut *self.engine, &self.layout, model)
     }
@@ -291,7 +239,7 @@ impl Replica {
     }
 }
 
-/// Free, so that a caller may hold views of the rest of a replica meanwhile.
+/// A free function, so that a caller may borrow the other fields of a replica meanwhile.
 fn import_weights(engine: &mut dyn Engine, layout: &ParamLayout, model: &[u8]) -> Result<(), ReplicaError> {
     let parts = state::read(layout, &[String::new()], model)?;
     engine.write(&mut |weights, mirror| {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use super::{ParamLayout, ReplicaError};
+use super::error::ReplicaError;
+use crate::models::ParamLayout;
 
 /// The whole state after some step, as it is sent to other workers and saved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
     step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
 }
 
-/// Flat vectors as they lie in a state's bytes: nothing is copied until all of it
-/// is known to fit, and then once, to its place. States have gigabytes.
+/// Flat vectors as they lie in a state's bytes. Since states have gigabytes, nothing is
+/// copied until all of it is known to fit, and then only once, to its place.
 pub(super) struct Parts<'a> {
     layout: &'a ParamLayout,
     /// The values of each parameter in turn, for each prefix.
@@ -51,7 +52,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    /// Copies the vector of the prefix at this place into `flat`.
+    /// Copies the vector of prefix number `part` into `flat`.
     pub(super) fn copy_to(&self, part: usize, flat: &mut [f32]) {
         for (param, bytes) in self.layout.params().iter().zip(&self.tensors[part]) {
             bytemuck::cast_slice_mut(&mut flat[param.range()]).copy_from_slice(bytes);

@@ -9,7 +9,7 @@ use super::*;
 const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
 const BATCH: usize = 6;
 
-fn devices() -> Vec<ComputeDevice> {
+pub(super) fn devices() -> Vec<ComputeDevice> {
     let devices: Vec<_> = ["cpu", "flex"].iter().filter_map(|name| ComputeDevice::parse(name).ok()).collect();
     assert!(!devices.is_empty());
     devices
@@ -35,7 +35,7 @@ fn batch(n: usize, place: u64) -> (Vec<f32>, Vec<i32>) {
 }
 
 /// The flat gradient; also checks that the sink was handed every value once.
-fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, dropout_seed: u64) -> (Vec<f32>, Sums) {
+pub(super) fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, dropout_seed: u64) -> (Vec<f32>, Sums) {
     let mut flat = vec![f32::NAN; replica.layout().total()];
     let mut handed = 0;
     let sums = replica
@@ -49,7 +49,7 @@ fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, d
     (flat, sums)
 }
 
-fn norm(values: &[f32]) -> f64 {
+pub(super) fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
@@ -69,7 +69,7 @@ fn gradient_matches_finite_differences_in_every_parameter() {
             let (flat, _) = gradient(&mut replica, &images, &labels, 1.0, 0);
             for param in replica.layout().clone().params() {
                 let slope = norm(&flat[param.range()]);
-                // Along the gradient the loss changes by its norm per unit.
+                // Along the gradient the loss changes by the gradient's norm per unit.
                 let mut loss_at = |distance: f64| {
                     let kept = replica.weights().to_vec();
                     replica.engine.write(&mut |weights, _| {
@@ -115,7 +115,8 @@ fn libtorchs_own_autograd_agrees_with_burns() {
         let mut burns = replica(0.5, &train, ComputeDevice::Cpu);
         let weights = native.weights().to_vec();
         let device = ComputeDevice::Cpu.burn();
-        burns.engine = Box::new(autodiff::AutodiffEngine::new(&model(0.5, AlexnetPreset::Notes), INPUT, precision, weights, device));
+        burns.engine =
+            Box::new(crate::engine::autodiff::AutodiffEngine::new(&model(0.5, AlexnetPreset::Notes), INPUT, precision, weights, device));
         let (expected, _) = gradient(&mut burns, &images, &labels, 1.0, 3);
         let (found, _) = gradient(&mut native, &images, &labels, 1.0, 3);
         let tolerance = if precision == Precision::F32 { 1e-4 } else { 0.05 };

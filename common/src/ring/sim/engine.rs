@@ -1,19 +1,17 @@
-//! The events of one simulated step: messages that arrive, and work on cores
-//! that is done.
+//! The events of one simulated step: a message arrives, or work on a core ends.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{Costs, Machines, Outcome, Sent, Work, ready};
+use super::model::{Costs, Machines, Outcome, Sent, Work, ready};
 use crate::ring::encoding::Encoding;
 use crate::ring::schedule::{self, Hop, SEGMENT};
 
-/// Work that is this close to its end, in seconds, is done: what remains is
-/// what rounding has left.
+/// Work that is this close to its end, in seconds, is done: the rest is rounding error.
 const DONE: f64 = 1e-12;
 
-/// Simulates the ranks of one machine; `factor` says how many times the compute
-/// of `work` each of them takes, `on_send` sees every message.
+/// Simulates the ranks of one machine. `factor` says by how much the compute of `work`
+/// is multiplied for each of them; `on_send` is called with every message.
 pub(super) fn run(
     world: usize,
     work: &Work,
@@ -74,19 +72,19 @@ struct Message {
     values: usize,
 }
 
-/// What a rank's thread has to do.
+/// A task of a rank's thread.
 #[derive(Debug, Clone, Copy)]
 enum Task {
     Send(Message),
     Receive(Message),
 }
 
-/// A message that reaches `rank`. The earliest is the greatest: a [`BinaryHeap`]
-/// gives the greatest first.
+/// A message that reaches `rank`. The earliest is ordered as the greatest, because a
+/// [`BinaryHeap`] pops the greatest first.
 #[derive(Debug, Clone, Copy)]
 struct Arrival {
     at: f64,
-    /// Keeps what arrives at one time in order.
+    /// Keeps simultaneous arrivals in order.
     serial: u64,
     rank: usize,
     message: Message,
@@ -117,39 +115,39 @@ impl Eq for Arrival {}
 struct Flight {
     length: usize,
     begun: bool,
-    /// The hop that is being sent, and how many values of it are.
+    /// The hop that is being sent, and how many of its values have been sent.
     hop: usize,
     sent: usize,
-    /// A segment waits for the rank's thread: there is one at a time.
+    /// A segment is queued for the rank's thread: at most one at a time.
     sending: bool,
-    /// Values merged before those that this hop passes on began to come.
+    /// Values merged before the first of those that this hop passes on.
     before: usize,
     merged: usize,
     expected: usize,
-    /// What came before the bucket was begun here.
+    /// Messages that arrived before the bucket was begun here.
     parked: Vec<Message>,
 }
 
 struct Rank {
     hops: Vec<Hop>,
-    /// What its thread is at, and the CPU time that this still takes.
+    /// The current task of its thread, and the CPU time that this task still takes.
     task: Option<Task>,
     task_left: f64,
-    /// Messages to be sent, and messages that have come: it takes turns.
+    /// Messages to send and messages received: the thread alternates between them.
     sends: VecDeque<Message>,
     receives: VecDeque<Message>,
-    /// Buckets still to be computed, each with the compute from the one before.
+    /// Buckets still to be computed, each with the compute since the previous one.
     due: VecDeque<(usize, f64)>,
     /// Compute until the first of them.
     compute_left: f64,
-    /// Handed to the ring, not begun.
+    /// Handed to the ring and not begun.
     waiting: VecDeque<usize>,
     in_flight: usize,
     flights: Vec<Flight>,
     /// When the machine's link is free again.
     link_free: f64,
     computed: f64,
-    /// When its last bucket was.
+    /// When its last bucket was summed.
     summed: f64,
 }
 
@@ -158,7 +156,7 @@ impl Rank {
         let hops = schedule::hops(rank, world);
         let flights = (0..due.len()).map(|bucket| {
             let length = work.layout.range(bucket).len();
-            // Where one machine stands for all, chunks must be alike.
+            // Where one machine stands for all, all chunks must have the same length.
             let length = if one_for_all { length.next_multiple_of(world) } else { length };
             let expected = hops.iter().map(|h| schedule::chunk(length, world, h.recv_chunk).len()).sum();
             Flight { length, expected, ..Flight::default() }
@@ -218,15 +216,15 @@ impl Machine<'_> {
         }
     }
 
-    /// Lets time pass until the next thing happens: how much, or none if nothing
-    /// more does. Whoever computes gets an even share of the cores. So would the
-    /// ring's threads, were they moved all the time; were they never moved, all
-    /// would go at the pace of the core that has the most of them. What is measured
-    /// lies half way.
+    /// Advances time to the next event and returns by how much; none if there is no
+    /// further event. Computing workers get an even share of the cores. The ring's
+    /// threads would get it too if the scheduler moved them all the time; if it never
+    /// moved them, all would run at the pace of the core with the most threads.
+    /// Measurements lie halfway between.
     fn advance(&mut self) -> Option<f64> {
         let moving = self.ranks.iter().filter(|r| r.task.is_some()).count() as f64;
         let computing = self.ranks.iter().filter(|r| !r.due.is_empty()).count() as f64;
-        // How many times longer than on a core of one's own.
+        // How many times longer than on a dedicated core.
         let even = ((moving + computing * self.compute_cores) / self.cores).max(1.0);
         let unmoved = (moving / self.cores.ceil()).ceil();
         let speed = 2.0 / (even + unmoved.max(even));
@@ -277,8 +275,8 @@ impl Machine<'_> {
         }
     }
 
-    /// Queues the next segment of a bucket if it may be sent; ends the bucket,
-    /// and says so, if all is sent and merged.
+    /// Queues the next segment of a bucket if it may be sent. Returns true, and ends
+    /// the bucket, if all is sent and merged.
     fn go_on(&mut self, rank: usize, bucket: usize) -> bool {
         let world = self.world;
         let Rank { hops, flights, .. } = &mut self.ranks[rank];
@@ -290,7 +288,8 @@ impl Machine<'_> {
             let chunk = schedule::chunk(flight.length, world, hop.send_chunk).len();
             if flight.sent < chunk {
                 let values = SEGMENT.min(chunk - flight.sent);
-                // What a hop passes on came in the hop before; the first has its own values.
+                // A hop passes on what the previous hop received; the first hop sends
+                // the rank's own values.
                 if flight.hop > 0 && flight.merged < flight.before + flight.sent + values {
                     return false;
                 }
@@ -368,8 +367,8 @@ impl Machine<'_> {
         }
     }
 
-    /// Sets a message on its way to the next rank: of this machine, or of the
-    /// next one, for which this one stands.
+    /// Sends a message to the next rank: of this machine, or of the next machine, for
+    /// which this one stands.
     fn post(&mut self, rank: usize, message: Message) {
         let bytes = (message.values * self.width(message.bucket)) as f64;
         let abroad = rank + 1 == self.ranks.len() && self.ranks.len() < self.world;

@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 
+use super::model::ready;
 use super::*;
+use crate::ring::bucket::BucketLayout;
+use crate::ring::encoding::Encoding;
 use crate::ring::schedule::{SEGMENT, chunk, hops};
 use crate::seed;
 
-/// Nothing costs anything.
+/// All costs are zero.
 const FREE: Costs = Costs {
     latency_us: 0.0,
     local_latency_us: 0.0,
@@ -18,7 +21,7 @@ const FREE: Costs = Costs {
     message_us: 0.0,
 };
 
-/// As on a network of 10 Gbit/s.
+/// A network of 10 Gbit/s.
 const USUAL: Costs = Costs {
     latency_us: 50.0,
     local_latency_us: 20.0,
@@ -32,7 +35,7 @@ const USUAL: Costs = Costs {
 
 const ALONE: Machines = Machines { cores: 2.0, workers_each: 1, compute_cores: 0.0 };
 
-/// A gradient that is there from the start.
+/// A gradient that is ready at the start.
 fn gradient(elements: usize, bucket_bytes: usize) -> Work {
     Work {
         parts: vec![Part { elements, ready_ms: 0.0 }],
@@ -44,7 +47,7 @@ fn gradient(elements: usize, bucket_bytes: usize) -> Work {
     }
 }
 
-/// A small AlexNet: most of the gradient is there after a third of the backward pass.
+/// A small AlexNet: most of the gradient is ready after a third of the backward pass.
 fn step(encoding: Encoding) -> Work {
     let parts = vec![Part { elements: 240_000, ready_ms: 30.0 }, Part { elements: 5_760_001, ready_ms: 16.0 }];
     Work { parts, compute_ms: 30.0, update_ms: 2.0, encoding, layout: BucketLayout::new(6_000_001, 2 << 20), ..gradient(0, 4) }
@@ -75,7 +78,8 @@ fn tiny_buckets_take_a_latency_for_each_hop() {
     for world in 1..=64 {
         let took = simulate(world, &gradient(world, 1 << 20), &costs, &ALONE, 1.0).step_ms;
         assert!(close(took, 2.0 * (world - 1) as f64 * 0.1, 1e-9), "world {world}: {took} ms");
-        // More buckets than may be on their way go in rounds; the statistics are one more.
+        // Buckets beyond the in-flight limit go in batches; the statistics bucket is
+        // one more.
         let many = simulate(world, &gradient(11 * world, 4 * world), &costs, &ALONE, 1.0).step_ms;
         assert!(close(many, 3.0 * took, 1e-9), "world {world}: {many} ms, not thrice {took}");
     }
@@ -132,7 +136,8 @@ fn one_machine_stands_for_all() {
     for world in [2, 3, 5, 8, 16] {
         let elements = world * 100_000;
         let work = Work { parts: vec![Part { elements, ready_ms: 3.0 }], compute_ms: 5.0, ..gradient(elements, world * 80_000) };
-        // The same costs, on one machine with a core for each worker or on one machine each.
+        // The same costs, on one machine with a core for each worker or with a machine
+        // for each worker.
         let costs = Costs { link_gbit_per_s: 1e10, local_latency_us: USUAL.latency_us, ..USUAL };
         let together = Machines { cores: world as f64, workers_each: world, compute_cores: 0.0 };
         let (one, all) = (simulate(world, &work, &costs, &ALONE, 1.0), simulate(world, &work, &costs, &together, 1.0));
@@ -154,9 +159,9 @@ fn one_late_rank_holds_up_the_others_as_long_as_if_all_were_late() {
     }
 }
 
-/// Whatever costs more does not make a step take less. Where buckets share a
-/// thread in the order in which they come, another order may gain a little
-/// (Graham, "Bounds on Multiprocessing Timing Anomalies", 1969): `slack` of it.
+/// A higher cost does not make a step take less. Where buckets share a thread in the
+/// order of arrival, another order may gain a little (Graham, "Bounds on
+/// Multiprocessing Timing Anomalies", 1969): at most a share `slack` of the time.
 fn assert_monotonic(world: usize, work: &Work, costs: &Costs, machines: &Machines, slack: f64) {
     let worse: [fn(&mut Costs); 8] = [
         |c| c.latency_us *= 1.7,
@@ -199,7 +204,7 @@ fn nothing_gets_faster_by_costing_more() {
         let machines = Machines { cores: 1.0 + (case % 5) as f64, workers_each, compute_cores: (case % 3) as f64 };
         let work = step(if case % 2 == 0 { Encoding::F32 } else { Encoding::Bf16 });
         assert_monotonic(world, &work, &costs, &machines, 0.01);
-        // One message after the other: no order to change.
+        // One message after the other: there is no order to change.
         assert_monotonic(world, &Work { in_flight: 1, ..gradient(world * 1000, 1 << 20) }, &costs, &ALONE, 1e-9);
     }
 }

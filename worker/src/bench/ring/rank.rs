@@ -13,15 +13,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Builder;
 
-use super::{Assignment, Round};
-use crate::commands::end_with_stdin;
+use super::load::{Assignment, Round};
+use crate::cluster::supervised::end_with_stdin;
 
-/// Rounds in which packets grow and memory is got, and which are not counted.
+/// Rounds that are not counted, in which packets grow and memory is allocated.
 const WARM_UP: u64 = 2;
-/// How long the others may be silent: a busy machine is no lost one.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long other ranks may be silent: long, because a busy machine may delay them.
+const RING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Does what stdin says, and ends when it does.
+/// Runs the assignment read from stdin; ends when stdin closes.
 ///
 /// # Errors
 /// The ring broke, or summed wrongly.
@@ -49,14 +49,15 @@ pub(in crate::bench) fn run() -> Result<()> {
         layout,
         encoding: load.wire.into(),
         connections: load.connections,
-        timeout: PATIENCE,
-        form_within: PATIENCE,
+        timeout: RING_TIMEOUT,
+        form_within: RING_TIMEOUT,
+        reach_within: RING_TIMEOUT,
     };
     let mut ring = runtime.block_on(Ring::form(&endpoint, spec))?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let driver = std::thread::Builder::new().name("ring".to_owned()).spawn(move || runtime.block_on(stopped))?;
-    // As in training: what travels as bf16 was made as bf16.
+    // As in training, a gradient that travels as bf16 is kept as bf16.
     let compact = load.wire == WireEncoding::Bf16;
     let mut gradient: Vec<Values> = (0..layout.len()).map(|b| Values::zeros(compact, layout.range(b).len())).collect();
     let mut rounds = Vec::new();
@@ -75,7 +76,7 @@ pub(in crate::bench) fn run() -> Result<()> {
     say(&rounds.split_off(WARM_UP as usize))
 }
 
-/// Sums the gradient over all ranks, once all of them are here.
+/// Sums the gradient over all ranks, once all of them have begun this round.
 fn reduce(ring: &mut Ring, round: u64, gradient: &mut Vec<Values>) -> Result<Round> {
     let statistics = gradient.len();
     ring.submit(round, statistics, vec![0.0; STATISTICS])?;
@@ -106,5 +107,5 @@ fn read<T: DeserializeOwned>() -> Result<T> {
 
 fn say(message: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(message)?;
-    writeln!(std::io::stdout(), "{line}").context("whoever started this process is gone")
+    writeln!(std::io::stdout(), "{line}").context("the parent process has ended")
 }

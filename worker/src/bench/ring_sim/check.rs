@@ -1,40 +1,42 @@
-//! `worker bench ring-sim --check`: holds the simulation against this machine.
+//! `worker bench ring-sim --check`: compares the simulation with rings on this machine.
 //!
-//! Rings of two processes with the smallest and the largest gradient give the
-//! costs; what rings of two to four processes take for all gradients is then
-//! foretold and measured. Measurements take turns, of which those count in which
-//! others used the machine least; the simulation has the cores that these left.
+//! The costs are fitted to rings of two processes with the smallest and the largest
+//! gradient. The times of rings of two to four processes with all gradients are then
+//! predicted and compared with measured ones. All measurements are repeated in turns,
+//! of which those count in which other processes used the machine least; the simulated
+//! machine has the cores that these left free.
 
 use anyhow::Result;
-use common::config::WireEncoding;
+use clap::ValueEnum as _;
+use common::config::{WireEncoding, name_of};
 use common::net::transport::STREAMS_IN_FLIGHT;
 use common::ring::BucketLayout;
 use common::ring::sim::{Costs, Machines, Part, Work, simulate};
 use serde::Serialize;
 
-use super::RingSimArgs;
-use crate::bench::ring::{Load, Rounds, rounds};
-use crate::bench::{cores, median, name, show};
+use super::arguments::RingSimArgs;
+use crate::bench::report::{cores, median, show};
+use crate::bench::ring::load::Load;
+use crate::bench::ring::{Rounds, rounds};
 
 const WORLDS: [u32; 3] = [2, 3, 4];
-const WIRES: [WireEncoding; 2] = [WireEncoding::F32, WireEncoding::Bf16];
-/// Turns of all measurements, each with a ring of its own.
+/// Turns of all measurements. Each turn forms a new ring for each measurement.
 const TURNS: u64 = 7;
-/// What others may use of the cores: from there on the result is a rough one.
+/// If other processes use more than this share of the cores, the result is a rough one.
 const QUIET: f64 = 0.1;
 
-/// What all turns of one measurement came to.
+/// The result of all turns of one measurement.
 struct Measured {
     ms: f64,
-    /// The share of all cores that others used.
+    /// The share of all cores that other processes used.
     others: f64,
 }
 
 impl Measured {
-    /// The median ring's median round, and what others used on average, of the
-    /// turns in which that was hardly more than in the quietest. Rounds of few
-    /// rings would not do: of two rings of the same processes one may take a third
-    /// longer in every round.
+    /// The median over the turns of the ring's median round, and the mean share that
+    /// other processes used. Only turns count in which that share was hardly larger
+    /// than in the quietest turn. Many rounds of few rings would not do: of two rings
+    /// of the same processes one may take a third longer in every round.
     fn of(turns: &[Rounds]) -> Self {
         let least = turns.iter().map(|turn| turn.others).fold(f64::INFINITY, f64::min);
         let quiet: Vec<&Rounds> = turns.iter().filter(|turn| turn.others <= least + QUIET / 2.0).collect();
@@ -48,7 +50,7 @@ fn typical(turn: &Rounds) -> f64 {
     median(turn.rounds.iter().map(|round| round.ms))
 }
 
-/// What a ring takes by the simulation, and what it took.
+/// The predicted and the measured time of a ring.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Check {
     pub world: u32,
@@ -56,17 +58,17 @@ pub(super) struct Check {
     pub wire: WireEncoding,
     pub predicted_ms: f64,
     pub measured_ms: f64,
-    /// The difference, as a share of what was measured.
+    /// The difference, as a share of the measured time.
     pub error: f64,
-    /// The share of this machine's cores that others used meanwhile.
+    /// The share of this machine's cores that other processes used meanwhile.
     pub others: f64,
-    /// The costs were fitted to this measurement among others.
+    /// Whether this measurement is one of those that the costs were fitted to.
     pub fitted: bool,
 }
 
 /// All comparisons, with the costs that were fitted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Report {
+pub(super) struct CheckReport {
     pub costs: Costs,
     pub cores: f64,
     pub checks: Vec<Check>,
@@ -77,7 +79,7 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
     sizes.sort_unstable();
     sizes.dedup();
     let mut loads = Vec::new();
-    for wire in WIRES {
+    for &wire in WireEncoding::value_variants() {
         for world in WORLDS {
             loads.extend(sizes.iter().map(|&bytes| load(args, world, bytes, wire)));
         }
@@ -87,7 +89,7 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
         for (load, turns) in loads.iter().zip(&mut turns) {
             let found = rounds(load)?;
             let (ms, others) = (typical(&found), 100.0 * found.others);
-            let what = format!("{} processes, {} bytes, {}", load.world, load.bytes, name(load.wire));
+            let what = format!("{} processes, {} bytes, {}", load.world, load.bytes, name_of(load.wire));
             tracing::info!("turn {turn} of {TURNS}: {what}: {ms:.1} ms, others {others:.0}%");
             turns.push(found);
         }
@@ -122,7 +124,7 @@ pub(super) fn run(args: &RingSimArgs) -> Result<()> {
     if busiest > QUIET {
         tracing::warn!("others used up to {:.0}% of the cores: repeat this when nothing else runs here", 100.0 * busiest);
     }
-    let report = Report { costs, cores, checks: checks.collect() };
+    let report = CheckReport { costs, cores, checks: checks.collect() };
     show(args.json, &report, text)
 }
 
@@ -131,7 +133,7 @@ fn load(args: &RingSimArgs, world: u32, bytes: u64, wire: WireEncoding) -> Load 
     Load { world, bytes, wire, rounds, connections: args.step.connections, bucket_bytes: args.step.bucket_bytes, threads: 1, packet: None }
 }
 
-/// A gradient that is there from the start.
+/// A gradient that is ready from the start.
 fn work(load: &Load) -> Work {
     let elements = load.elements() as usize;
     Work {
@@ -144,9 +146,10 @@ fn work(load: &Load) -> Work {
     }
 }
 
-/// The costs that two processes can tell apart: of a byte on the wire (halved
-/// between sender and receiver, who encrypt in it), of a value (with its share of
-/// a message, all of one size here), and the time between processes.
+/// The costs that rings of two processes can tell apart: of a byte on the wire (half
+/// for the sender and half for the receiver, encryption included), of a value
+/// (including its share of the cost of a message, since all messages have one size
+/// here), and the latency between processes.
 fn costs_of(base: &Costs, [per_byte, per_value, latency_us]: [f64; 3]) -> Costs {
     Costs {
         local_latency_us: latency_us,
@@ -159,8 +162,8 @@ fn costs_of(base: &Costs, [per_byte, per_value, latency_us]: [f64; 3]) -> Costs 
     }
 }
 
-/// Looks for the costs of the smallest `error`: each of the three is made larger
-/// or smaller for as long as that helps, in smaller and smaller steps.
+/// Searches for the costs with the smallest `error`: multiplies or divides each of the
+/// three by a factor for as long as that helps, then goes on with smaller factors.
 fn fit(base: &Costs, error: impl Fn(&Costs) -> f64) -> Costs {
     let mut best = [0.5, 0.5, 500.0];
     let mut least = error(&costs_of(base, best));
@@ -183,7 +186,7 @@ fn fit(base: &Costs, error: impl Fn(&Costs) -> f64) -> Costs {
     costs_of(base, best)
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &CheckReport) -> String {
     let costs = &report.costs;
     let mut lines = vec![
         format!(
@@ -202,7 +205,7 @@ fn text(report: &Report) -> String {
             "{:>5}  {:>10}  {:>5}  {:>12.1}  {:>11.1}  {:>5.1}%  {:>5.1}%{}",
             check.world,
             check.bytes,
-            name(check.wire),
+            name_of(check.wire),
             check.predicted_ms,
             check.measured_ms,
             100.0 * check.error,
@@ -231,8 +234,11 @@ mod tests {
         let truth = costs_of(&args.costs, [0.8, 0.9, 1500.0]);
         let machine = Machines { cores: 2.0, workers_each: 2, compute_cores: 0.0 };
         let took = |costs: &Costs, bytes, wire| simulate(2, &work(&load(&args, 2, bytes, wire)), costs, &machine, 1.0).step_ms;
-        let points: Vec<(u64, WireEncoding, f64)> =
-            [32 << 20, 128 << 20].into_iter().flat_map(|b| WIRES.map(|w| (b, w, took(&truth, b, w)))).collect();
+        let points: Vec<(u64, WireEncoding, f64)> = [32 << 20, 128 << 20]
+            .into_iter()
+            .flat_map(|b| WireEncoding::value_variants().iter().map(move |&w| (b, w)))
+            .map(|(b, w)| (b, w, took(&truth, b, w)))
+            .collect();
         let found = fit(&args.costs, |costs| points.iter().map(|(b, w, ms)| (took(costs, *b, *w) / ms).ln().powi(2)).sum());
         for (bytes, wire, ms) in points {
             assert!((took(&found, bytes, wire) / ms - 1.0).abs() < 0.02, "{bytes} {wire:?}: {found:?}");

@@ -1,0 +1,64 @@
+//! Metrics of a run: its steps and its evaluations, as they are sent and recorded.
+
+use serde::{Deserialize, Serialize};
+
+/// One committed step. Times are those of rank 0, sums those of all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct StepMetrics {
+    pub step: u64,
+    pub epoch: u64,
+    /// Mean loss of the step's samples.
+    #[serde(with = "crate::json_number")]
+    pub loss: f64,
+    /// Share of the step's samples that were classified right.
+    #[serde(with = "crate::json_number")]
+    pub top1: f64,
+    #[serde(with = "crate::json_number")]
+    pub lr: f64,
+    /// L2 norm of the gradient before clipping.
+    #[serde(with = "crate::json_number")]
+    pub grad_norm: f64,
+    pub samples: u64,
+    /// The [`crate::audit::checksum`] of the samples, over all ranks, in hex;
+    /// empty in the record of an older version.
+    #[serde(default)]
+    pub samples_checksum: String,
+    #[serde(with = "crate::json_number")]
+    pub step_ms: f64,
+    /// Waiting for the batch, forward and backward, waiting for the ring after
+    /// that, applying the update: together `step_ms`.
+    #[serde(with = "crate::json_number")]
+    pub data_wait_ms: f64,
+    #[serde(with = "crate::json_number")]
+    pub compute_ms: f64,
+    #[serde(with = "crate::json_number")]
+    pub all_reduce_exposed_ms: f64,
+    #[serde(with = "crate::json_number")]
+    pub update_ms: f64,
+    #[serde(with = "crate::json_number")]
+    pub images_per_second: f64,
+}
+
+/// One evaluation of the whole validation set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Evaluation {
+    /// Steps and whole epochs committed before it.
+    pub step: u64,
+    pub epoch: u64,
+    #[serde(with = "crate::json_number")]
+    pub loss: f64,
+    #[serde(with = "crate::json_number")]
+    pub top1: f64,
+    #[serde(with = "crate::json_number")]
+    pub top5: f64,
+    pub samples: u64,
+}
+
+/// One loss of a worker that a run survived.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// From the last sign of life of the worker until it was given up.
+    pub detect_ms: f64,
+    /// From there to the first step of the next generation.
+    pub resume_ms: f64,
+}

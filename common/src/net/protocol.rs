@@ -1,0 +1,43 @@
+//! The purposes of connections, and which role accepts which.
+
+/// What a connection is for, agreed in its handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// A newcomer without a certificate gets one.
+    Enrol,
+    /// Small messages between coordinator and worker.
+    Control,
+    /// State, data and checkpoints.
+    Bulk,
+    /// Gradients from one worker to the next.
+    Ring,
+}
+
+impl Alpn {
+    pub fn as_bytes(self) -> &'static [u8] {
+        match self {
+            Self::Enrol => b"ringleader-enroll/1",
+            Self::Control => b"ringleader-control/1",
+            Self::Bulk => b"ringleader-bulk/1",
+            Self::Ring => b"ringleader-ring/1",
+        }
+    }
+}
+
+/// What an endpoint accepts connections for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Enrolment without a certificate; control and bulk with one.
+    Coordinator,
+    /// Ring and bulk, with a certificate only.
+    Worker,
+}
+
+impl Role {
+    pub(super) fn alpns(self) -> &'static [Alpn] {
+        match self {
+            Self::Coordinator => &[Alpn::Enrol, Alpn::Control, Alpn::Bulk],
+            Self::Worker => &[Alpn::Ring, Alpn::Bulk],
+        }
+    }
+}

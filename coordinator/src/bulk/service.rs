@@ -1,0 +1,70 @@
+//! What bulk requests are served from.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use common::config::Config;
+use common::dataset::SampleSource;
+use common::run_dir::{CheckpointFiles, CheckpointLayout};
+use tokio::sync::Semaphore;
+
+use super::budget::Budget;
+use super::clients::{Clients, Heard};
+use crate::admissions::Admissions;
+use crate::inbox::Inbox;
+use crate::limits::Limits;
+
+/// Requests that are read from disk at the same time, over all workers.
+const CONCURRENT_READS: usize = 8;
+
+/// What bulk requests are served from.
+pub struct BulkService {
+    pub(super) source: Arc<dyn SampleSource>,
+    pub(super) checkpoints: CheckpointFiles,
+    pub(super) layout: CheckpointLayout,
+    pub(super) config_identity: String,
+    pub(super) inbox: Inbox,
+    pub(super) reads: Semaphore,
+    pub(super) admissions: Arc<Admissions>,
+    pub(super) limits: Limits,
+    pub(super) committed: Arc<AtomicU64>,
+    pub(super) budget: Budget,
+    pub(super) clients: Clients,
+    pub(super) heard: Heard,
+}
+
+impl BulkService {
+    /// `committed` is the number of steps that the run is known to have committed: no
+    /// worker can hold a state more than one step beyond it.
+    pub fn new(
+        config: &Config,
+        source: Arc<dyn SampleSource>,
+        checkpoints: CheckpointFiles,
+        inbox: Inbox,
+        admissions: Arc<Admissions>,
+        limits: Limits,
+        committed: Arc<AtomicU64>,
+    ) -> Self {
+        let layout = CheckpointLayout::of(&config.model, source.info().input(config.data.pixels.image_size));
+        Self {
+            source,
+            checkpoints,
+            layout,
+            config_identity: config.identity(),
+            inbox,
+            reads: Semaphore::new(CONCURRENT_READS),
+            admissions,
+            limits,
+            committed,
+            budget: Budget::default(),
+            clients: Clients::default(),
+            heard: Arc::new(|_| ()),
+        }
+    }
+
+    /// Calls `heard` with the name of a peer while its requests and checkpoints
+    /// arrive, at most every 100 ms.
+    pub fn telling(self, heard: Heard) -> Self {
+        Self { heard, ..self }
+    }
+}

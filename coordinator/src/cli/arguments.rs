@@ -1,0 +1,149 @@
+//! The command line of `coordinator`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use common::run_dir::Resume;
+use common::ui::LogArgs;
+
+use crate::check::CheckArgs;
+use crate::token::TokenCommand;
+
+/// Shards a dataset across workers, forms their ring and keeps the run's files.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Wait for workers on this machine or others, and train.
+    Serve(ServeArgs),
+    /// Start a coordinator and N worker processes here, and train.
+    Local(LocalArgs),
+    /// Validate a config and its data, and print the plan. Changes nothing.
+    Check(CheckArgs),
+    /// Show that each epoch of a run used every sample exactly once.
+    Audit(AuditArgs),
+    /// Make, list and revoke the tokens that admit workers to a run.
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// The run's directory.
+    pub run: PathBuf,
+}
+
+/// What every run needs.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The run's config, a TOML file.
+    pub config: PathBuf,
+    /// Where the run's files go [default: runs/NAME, or runs/NAME-2 and so on].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Change one key of the config, for example train.epochs=3.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Go on from the newest checkpoint in the run directory; with `auto`, start a
+    /// run there if it holds none yet.
+    #[arg(long, requires = "run_dir", num_args = 0..=1, require_equals = true, default_missing_value = "always", value_name = "WHEN")]
+    pub resume: Option<Resume>,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Where to listen (UDP).
+    #[arg(long, value_name = "ADDR", default_value = "[::]:7474")]
+    pub listen: SocketAddr,
+    /// Start when this many workers have joined [default: cluster.min_workers].
+    #[arg(long, value_name = "N")]
+    pub workers: Option<u32>,
+    /// The host that the join line names; workers must be able to reach it
+    /// [default: this machine's address].
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LocalArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// How many worker processes to start.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub workers: u32,
+    /// The device of each worker: auto, cpu, cuda:N or flex; a shorter list is
+    /// repeated.
+    #[arg(long, value_name = "DEVICE,...", value_delimiter = ',', default_value = "auto")]
+    pub devices: Vec<String>,
+    /// Write where the workers' time goes, a row for each thread and rank, for
+    /// ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// The worker binary [default: beside this one].
+    #[arg(long, value_name = "FILE")]
+    pub worker_binary: Option<PathBuf>,
+    /// Have these workers (by rank) stream their data from the coordinator
+    /// instead of reading the folder.
+    #[arg(long, value_name = "RANK,...", value_delimiter = ',')]
+    pub stream_data: Vec<u32>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn resume(arguments: &[&str]) -> Result<Option<Resume>, String> {
+        let command = ["coordinator", "serve", "a.toml"].iter().chain(arguments);
+        match Cli::try_parse_from(command).map_err(|e| e.to_string())?.command {
+            Command::Serve(args) => Ok(args.run.resume),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    #[test]
+    fn a_run_is_resumed_if_it_must_be_or_if_it_is_there() {
+        assert_eq!(resume(&["--run-dir", "r"]), Ok(None));
+        assert_eq!(resume(&["--run-dir", "r", "--resume"]), Ok(Some(Resume::Always)));
+        assert_eq!(resume(&["--resume", "--run-dir", "r"]), Ok(Some(Resume::Always)));
+        assert_eq!(resume(&["--run-dir", "r", "--resume=auto"]), Ok(Some(Resume::Auto)));
+        assert!(resume(&["--run-dir", "r", "--resume=never"]).unwrap_err().contains("auto"));
+        assert!(resume(&["--resume"]).unwrap_err().contains("--run-dir"));
+    }
+
+    #[test]
+    fn tokens_last_ten_years_at_most() {
+        let made = |expires: &str| Cli::try_parse_from(["coordinator", "token", "new", "r", "--expires", expires]);
+        for good in ["1s", "24h", "10y"] {
+            assert!(made(good).is_ok(), "{good}");
+        }
+        for bad in ["10000y", "11y", "much"] {
+            assert!(made(bad).is_err(), "{bad}");
+        }
+        assert!(made("10000y").unwrap_err().to_string().contains("10y"));
+    }
+
+    /// The first start of the service and every start after a reboot use one command line.
+    #[test]
+    fn the_service_starts_and_goes_on_by_one_line_and_is_started_again() {
+        let unit = include_str!("../../../deploy/ringleader-coordinator.service");
+        let line = unit.lines().find_map(|l| l.strip_prefix("ExecStart=")).unwrap();
+        let parsed = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        assert!(matches!(parsed.command, Command::Serve(args) if args.run.resume == Some(Resume::Auto)), "{line}");
+        for unit in [unit, include_str!("../../../deploy/ringleader-worker.service")] {
+            for key in ["Restart=on-failure", "RestartSec=", "StartLimitIntervalSec=", "StartLimitBurst="] {
+                assert!(unit.lines().any(|l| l.starts_with(key)), "{key} is not in\n{unit}");
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What each command of `coordinator` does, once its arguments are parsed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, anyhow, bail};
+use common::config::Config;
+use common::dataset;
+use common::files::replace_private;
+use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
+use common::recorder::{Length, describe, plan};
+use common::run_dir::{DataDescription, Resume, RunDir};
+use common::signals::Signals;
+use common::ui::{answer, exit, index_progress, say, tell};
+use tokio::sync::mpsc;
+
+use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
+use crate::local::{Launch, Workers, worker_binary};
+use crate::serve::{LauncherEvent, Outcome, Run, serve};
+use crate::{audit, check, token};
+
+/// How long local workers get to end by themselves.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often the join line's token is checked.
+const RENEW: Duration = Duration::from_secs(3600);
+
+/// The most events that may wait for the coordinator.
+const LAUNCHER_QUEUE: usize = 64;
+
+/// Carries out one command.
+pub fn run(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match cli.command {
+        Command::Serve(args) => report(runtime.block_on(serve_command(args, cli.log.quiet))?.as_ref()),
+        Command::Local(args) => report(runtime.block_on(local_command(args, &cli.log))?.as_ref()),
+        Command::Audit(args) => answer(audit::run(&args.run)?.trim_end())?,
+        Command::Token(command) => answer(token::run(&command)?.trim_end())?,
+        Command::Check(args) => answer(check::report(&args)?.trim_end())?,
+    }
+    Ok(())
+}
+
+fn report(outcome: Option<&Outcome>) {
+    let Some(outcome) = outcome else { return };
+    if outcome.stopped {
+        tell(&format!("stopped; go on with --resume --run-dir {}", outcome.run_dir.display()));
+    }
+    tell(&describe(&outcome.summary, &outcome.run_dir));
+}
+
+/// Serves a run; returns `None` for a run that was complete before.
+async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> {
+    let config = Config::load(&args.run.config, &args.run.overrides)?;
+    // The socket is bound first: a port that is taken must not leave a run behind.
+    let socket = BoundSocket::bind(args.listen).context("choose another --listen")?;
+    let run = Run { may_return: true, ..prepare(config, &args.run, args.workers.unwrap_or(1), quiet)? };
+    if is_complete(&run, args.run.resume)? {
+        return Ok(None);
+    }
+    let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
+    let port = endpoint.local_addr()?.port();
+    let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
+    tell(&format!("run directory: {}", run.run_dir.path().display()));
+    let token = run.authority.tokens().standing(SystemTime::now())?;
+    let join = run.run_dir.path().join("keys/join");
+    leave_join_line(&join, &format!("{host}:{port} {token}\n"))?;
+    tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
+    tell(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
+    let (send, told) = mpsc::channel(LAUNCHER_QUEUE);
+    interrupts(Signals::listen(false)?, send);
+    serve(run, endpoint, told).await.map(Some)
+}
+
+async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Option<Outcome>> {
+    let binary = worker_binary(args.worker_binary)?;
+    let mut config = Config::load(&args.run.config, &args.run.overrides)?;
+    if config.train.threads.is_none() && !config.train.reproducible {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+        config.train.threads = Some((cores / args.workers.max(1)).max(1));
+    }
+    let config = Config::parse(&config.to_toml(), "train.threads", &[])?;
+    let data = config.data.path().map(std::path::Path::to_owned);
+    let socket = BoundSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+    let run = prepare(config, &args.run, args.workers, log.quiet)?;
+    if is_complete(&run, args.run.resume)? {
+        return Ok(None);
+    }
+    let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
+    // Other workers may join the local ones.
+    let token = run.authority.tokens().standing(SystemTime::now())?;
+    leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{} {token}\n", endpoint.local_addr()?))?;
+    let launch = Launch {
+        workers: args.workers,
+        devices: args.devices,
+        binary,
+        data,
+        stream_data: args.stream_data,
+        trace: args.trace,
+        log: log.options(),
+        min_workers: run.config.cluster.min_workers,
+        run_dir: run.run_dir.path().to_owned(),
+    };
+    let path = run.run_dir.path().to_owned();
+    let (send, told) = mpsc::channel(LAUNCHER_QUEUE);
+    interrupts(Signals::listen(false)?, send.clone());
+    let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
+    let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
+    let mut serving = std::pin::pin!(serve(run, endpoint, told));
+    let served = tokio::select! {
+        outcome = &mut serving => outcome,
+        // The coordinator notices by itself what happens to a worker that has joined,
+        // and its reason is then the better one.
+        reason = workers.failed() => match tokio::time::timeout(timeout + GRACE, &mut serving).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(anyhow!("{reason}; the run's files are in `{}`", path.display())),
+        },
+    };
+    workers.end(if served.is_ok() { GRACE } else { Duration::from_millis(500) }).await;
+    served.map(Some)
+}
+
+/// Whether the run is complete already, which is then printed: the same command line
+/// may be repeated at each start of a machine.
+fn is_complete(run: &Run, resume: Option<Resume>) -> Result<bool> {
+    let plan = plan(&run.config, run.source.info()).map_err(|e| anyhow!(e))?;
+    let steps = Length::of(&run.config, &plan).steps;
+    let complete = resume == Some(Resume::Auto) && run.run_dir.is_complete(steps)?;
+    if complete {
+        tell(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run.run_dir.path().display()));
+    }
+    Ok(complete)
+}
+
+/// Opens data, run directory and the run's certificate authority. The steps that can
+/// fail come before the run directory is made.
+fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> Result<Run> {
+    if start_workers == 0 || start_workers > config.train.shards {
+        bail!(
+            "--workers is {start_workers}: every worker owns at least one shard, so it must be between 1 and train.shards = {}",
+            config.train.shards
+        );
+    }
+    let progress = index_progress(quiet);
+    let source = dataset::open(&config.data, config.seed, &progress)?;
+    drop(progress);
+    plan(&config, source.info()).map_err(|e| anyhow!(e))?;
+    let run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    run_dir.check_dataset(&DataDescription::of(source.as_ref()))?;
+    let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
+    Ok(Run { config, source, run_dir, authority, start_workers, may_return: false, quiet })
+}
+
+/// Keeps a token that admits workers in the join line of the run directory: a run may
+/// outlast its first token.
+async fn renew(authority: Arc<Authority>, join: PathBuf, address: String) {
+    loop {
+        tokio::time::sleep(RENEW).await;
+        let line = authority.tokens().standing(SystemTime::now()).map(|token| format!("{address} {token}\n"));
+        if let Err(e) = line.map_err(Into::into).and_then(|line| leave_join_line(&join, &line)) {
+            tracing::warn!("{e:#}");
+        }
+    }
+}
+
+/// Leaves address and token in the run directory, for scripts that start workers.
+/// Like the keys beside it, the file can be read only by its owner.
+fn leave_join_line(path: &Path, line: &str) -> Result<()> {
+    replace_private(path, line.as_bytes()).with_context(|| format!("could not write `{}`", path.display()))
+}
+
+/// Passes on each request to stop; the third ends the process, whatever it is doing.
+fn interrupts(mut signals: Signals, told: mpsc::Sender<LauncherEvent>) {
+    tokio::spawn(async move {
+        loop {
+            let number = signals.request().await;
+            let heard = told.try_send(LauncherEvent::Stop).is_ok();
+            // A run that has just ended need not be told.
+            if number > 2 || (number == 2 && !heard) {
+                say("stopped at once");
+                exit(1);
+            }
+        }
+    });
+}
+
+/// The host by which other machines can reach this one: the address that it listens
+/// on, or the one it would use to reach the outside. No packet is sent.
+fn host_part(listen: SocketAddr) -> String {
+    let outward = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        socket.connect("192.0.2.1:9").ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let ip = if listen.ip().is_unspecified() { outward().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { listen.ip() };
+    match ip {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn run_line(arguments: &[&str]) -> Result<()> {
+        run(Cli::try_parse_from(["coordinator"].iter().chain(arguments)).unwrap())
+    }
+
+    fn config(folder: &Path, train: &str) -> String {
+        let path = folder.join("run.toml");
+        let text =
+            format!("name = \"t\"\n[model]\nkind = \"mlp\"\n[data]\nkind = \"xor\"\n[train]\nglobal_batch = 4\nshards = 1\n{train}\n");
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_no_run_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let path = run_dir.display().to_string();
+        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let listen = held.local_addr().unwrap().to_string();
+        let good = config(dir.path(), "");
+        let refused = run_line(&["serve", &good, "--run-dir", &path, "--listen", &listen]).unwrap_err();
+        assert!(format!("{refused:#}").contains("--listen"), "{refused:#}");
+        assert!(!run_dir.exists(), "a port that is taken");
+
+        // More shards than samples.
+        let bad = config(dir.path(), "").replace("run.toml", "bad.toml");
+        let text = std::fs::read_to_string(&good).unwrap().replace("shards = 1", "shards = 8").replace("batch = 4", "batch = 8");
+        std::fs::write(&bad, text.replace("kind = \"xor\"", "kind = \"xor\"\ntrain = 4\nval = 4")).unwrap();
+        let refused = run_line(&["serve", &bad, "--run-dir", &path, "--listen", "127.0.0.1:0"]).unwrap_err();
+        assert!(format!("{refused:#}").contains("lower train.shards"), "{refused:#}");
+        assert!(!run_dir.exists(), "a plan that cannot be");
+    }
+
+    #[test]
+    fn other_data_is_refused_before_anybody_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let data = dir.path().join("data.csv");
+        let rows = |last: &str| (0..20).map(|n| format!("{n},{}\n", if n % 2 == 0 { "cat" } else { last })).collect::<String>();
+        std::fs::write(&data, format!("x,label\n{}", rows("dog"))).unwrap();
+        let toml = config(dir.path(), "");
+        let text = std::fs::read_to_string(&toml).unwrap();
+        std::fs::write(&toml, text.replace("kind = \"xor\"", &format!("kind = \"csv\"\npath = {data:?}"))).unwrap();
+        let cli = Cli::try_parse_from(["coordinator", "serve", &toml, "--resume=auto", "--run-dir", &run_dir.display().to_string()]);
+        let Command::Serve(args) = cli.unwrap().command else { panic!("another command") };
+        let open = || prepare(Config::load(&args.run.config, &[]).unwrap(), &args.run, 1, true);
+        let first = open().unwrap();
+        first.run_dir.write_dataset(&DataDescription::of(first.source.as_ref())).unwrap();
+        drop(first);
+        drop(open().unwrap());
+        std::fs::write(&data, format!("x,label\n{}", rows("zebra"))).unwrap();
+        let refused = format!("{:#}", open().err().unwrap());
+        assert!(refused.contains("with `zebra`") && refused.contains("with `dog`") && refused.contains("fingerprint"), "{refused}");
+    }
+
+    #[test]
+    fn the_join_line_is_never_seen_in_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("join");
+        let lines = ["127.0.0.1:1 short\n".to_owned(), format!("127.0.0.1:2 {}\n", "long".repeat(2000))];
+        leave_join_line(&path, &lines[0]).unwrap();
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| (0..100).for_each(|n| leave_join_line(&path, &lines[n % 2]).unwrap()));
+            while !writing.is_finished() {
+                let seen = std::fs::read_to_string(&path).unwrap();
+                assert!(lines.contains(&seen), "{} bytes", seen.len());
+            }
+        });
+    }
+}

@@ -1,0 +1,110 @@
+//! What is known of the paths between newcomers and members, and of earlier newcomers
+//! that failed: which workers are left out of the ring, and for how long.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::back_off::doubled;
+use super::listening::At;
+
+/// A newcomer that was a member for this long, and has completed steps, has proved itself.
+pub(super) const PROBATION: Duration = Duration::from_secs(10);
+
+/// How long newcomers must be ready before a ring yields, once there are two strikes.
+const PROVING: Duration = Duration::from_millis(2500);
+
+/// For how long a worker is left out: the first time that it is not reached; if a
+/// ring had yielded for it and then did not form; and at most.
+pub(super) const FIRST_EXCLUSION: Duration = Duration::from_secs(5);
+pub(super) const AFTER_A_RING: Duration = Duration::from_secs(60);
+const LONGEST_EXCLUSION: Duration = Duration::from_secs(300);
+
+/// The number of exclusions remembered.
+pub(super) const REMEMBERED: usize = 1024;
+
+/// After this long without a loss of a newcomer, earlier losses are forgotten.
+const FORGIVEN: Duration = Duration::from_secs(60);
+
+/// What is known of the network path between a worker that is in no ring and the members.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Path {
+    #[default]
+    Unknown,
+    Probing {
+        since: At,
+        /// The members.
+        names: BTreeSet<String>,
+        /// Attempts without a result yet: (the worker that tries, the worker it tries
+        /// to reach).
+        missing: BTreeSet<(String, String)>,
+        /// How long the transfer of its state will take.
+        handover: Duration,
+    },
+    /// The worker reaches these members, and they reach it.
+    Proven { names: BTreeSet<String> },
+}
+
+/// The history of newcomers.
+#[derive(Debug, Default)]
+pub(super) struct Paths {
+    excluded: BTreeMap<String, Exclusion>,
+    /// Losses of newcomers soon after they had joined, and when the last was.
+    strikes: u32,
+    struck: At,
+    /// Pairs of proved members that did not find each other, once.
+    pub(super) missed: BTreeSet<(String, String)>,
+}
+
+#[derive(Debug)]
+struct Exclusion {
+    until: At,
+    times: u32,
+}
+
+impl Paths {
+    /// A newcomer was lost soon after it had joined. `gone`: its end was seen.
+    /// Otherwise it fell silent, and the ring stood still until that was noticed.
+    pub(super) fn strike(&mut self, at: At, gone: bool) {
+        let weight = if gone { 1 } else { 2 };
+        self.strikes = if self.forgives(at) { weight } else { self.strikes.saturating_add(weight) };
+        self.struck = at;
+    }
+
+    fn forgives(&self, at: At) -> bool {
+        at.saturating_sub(self.struck) > FORGIVEN
+    }
+
+    /// How long a newcomer must have been ready before a ring yields for it.
+    pub(super) fn proving(&self, at: At) -> Duration {
+        match self.strikes {
+            0 | 1 => Duration::ZERO,
+            _ if self.forgives(at) => Duration::ZERO,
+            n => doubled(PROVING, (n - 2) / 2, LONGEST_EXCLUSION),
+        }
+    }
+
+    pub(super) fn excludes(&self, name: &str, at: At) -> bool {
+        self.excluded.get(name).is_some_and(|e| e.until > at)
+    }
+
+    /// Ends the exclusion of a worker that is a member now.
+    pub(super) fn includes(&mut self, name: &str, at: At) {
+        if let Some(exclusion) = self.excluded.get_mut(name) {
+            exclusion.until = exclusion.until.min(at);
+        }
+    }
+
+    /// Leaves a worker out; returns for how long.
+    pub(super) fn exclude(&mut self, name: &str, at: At, first: Duration) -> Duration {
+        if self.excluded.len() >= REMEMBERED {
+            self.excluded.retain(|_, e| e.until > at);
+            if self.excluded.len() >= REMEMBERED {
+                self.excluded.pop_first();
+            }
+        }
+        let entry = self.excluded.entry(name.to_owned()).or_insert(Exclusion { until: at, times: 0 });
+        let time = doubled(first, entry.times, LONGEST_EXCLUSION);
+        (entry.until, entry.times) = (at + time, entry.times.saturating_add(1));
+        time
+    }
+}

@@ -1,0 +1,101 @@
+//! A peer with a certificate of the run lies to the coordinator and to a worker: each
+//! lie ends its own connection, and the run ends as if there had been none.
+
+use std::time::Duration;
+
+use cluster_tests::hostile::{Liar, hello, put, ready, trained};
+use cluster_tests::join_line;
+use cluster_tests::scenario::{Scenario, free_port, join};
+use common::net::Alpn;
+use common::wire::messages::{BulkReply, BulkRequest, ToCoordinator};
+use common::wire::{PROTOCOL, read_message, write_message};
+
+async fn control(liar: &Liar) {
+    let good = || hello(PROTOCOL, None);
+    liar.is_thrown_out("four gigabytes", &u32::MAX.to_le_bytes(), &[]).await;
+    liar.is_thrown_out("noise", &[&[64, 0, 0, 0], &[0xa5; 64][..]].concat(), &[]).await;
+    liar.is_thrown_out("no hello", &[], &[ToCoordinator::Leaving]).await;
+    liar.is_thrown_out("another protocol", &[], &[hello(PROTOCOL + 1, None)]).await;
+    liar.is_thrown_out("an invalid address", &[], &[hello(PROTOCOL, Some("../../etc/passwd"))]).await;
+    liar.is_thrown_out("two hellos", &[], &[good(), good()]).await;
+    liar.is_thrown_out("a generation to come", &[], &[good(), ready(u64::MAX, 0)]).await;
+    liar.is_thrown_out("a step after the end", &[], &[good(), ready(0, u64::MAX)]).await;
+    liar.is_thrown_out("a rank out of range", &[], &[good(), trained(1, 4_000_000_000, vec![])]).await;
+    liar.is_thrown_out("samples that are none", &[], &[good(), trained(1, 0, vec![u32::MAX])]).await;
+    liar.is_thrown_out("more samples than a batch", &[], &[good(), trained(1, 0, vec![0; 100_000])]).await;
+}
+
+async fn bulk(liar: &Liar) {
+    let refused = [
+        put("../../../tmp/evil", 5, 4),
+        put("model.safetensors", u64::MAX, 4),
+        put("model.safetensors", 5, u64::MAX),
+        // A peer that is not in the ring stores nothing, even with a well-formed request.
+        put("model.safetensors", 5, 4),
+        BulkRequest::GetCheckpoint { step: u64::MAX },
+        BulkRequest::Samples { val: false, ids: vec![u32::MAX] },
+    ];
+    for request in refused {
+        let reply = liar.ask(&request, &[0; 8]).await;
+        assert!(matches!(reply, Some(BulkReply::Failed { .. })), "{request:?}: {reply:?}");
+    }
+    let closed = [BulkRequest::Samples { val: false, ids: vec![0; 5000] }, BulkRequest::GetState { generation: 1, step: 0 }];
+    for request in closed {
+        let reply = liar.ask(&request, &[]).await;
+        assert!(reply.is_none(), "{request:?}: {reply:?}");
+    }
+}
+
+/// Lies to a worker, over its bulk and ring connections.
+async fn worker(liar: &Liar, address: std::net::SocketAddr) {
+    // The first worker that enrols has this name.
+    let connect = async |alpn| liar.reach(address, "worker-1", alpn).await.unwrap_or_else(|| panic!("worker-1 does not let it in"));
+    let connection = connect(Alpn::Bulk).await;
+    let (mut send, mut receive) = connection.open_bi().await.unwrap_or_else(|e| panic!("{e}"));
+    let _ = write_message(&mut send, &BulkRequest::GetState { generation: 1, step: 0 }).await;
+    let _ = send.finish();
+    // A member that forms no ring now gives no state; it may wait for a generation first.
+    let answer = tokio::time::timeout(Duration::from_secs(1), read_message::<BulkReply>(&mut receive, 4 << 20)).await;
+    assert!(!matches!(answer, Ok(Ok(Some(BulkReply::State { .. })))), "it gave its state away");
+    for raw in [&u32::MAX.to_le_bytes()[..], &[0xff; 2000], b"\0\0\0\0"] {
+        let connection = connect(Alpn::Ring).await;
+        if let Ok((mut send, _)) = connection.open_bi().await {
+            let _ = send.write_all(raw).await;
+            let _ = send.finish();
+        }
+        if let Ok(mut send) = connection.open_uni().await {
+            let _ = send.write_all(raw).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[test]
+fn lies_end_their_own_connection_only() {
+    let scenario = Scenario::new(400);
+    let expected = scenario.quiet();
+    let mut coordinator = scenario.serve(free_port(), 1, &[]);
+    let (addr, token) = join_line(&scenario.run_dir());
+    let ring_port = free_port();
+    let first = join(&addr, &token, &["--ring-listen", &format!("127.0.0.1:{ring_port}")]);
+    coordinator.wait_for_steps(3);
+    let second = join(&addr, &token, &[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap_or_else(|e| panic!("{e}"));
+    runtime.block_on(async {
+        let liar = Liar::named(&scenario.run_dir(), &addr, "worker-99");
+        control(&liar).await;
+        bulk(&liar).await;
+        worker(&liar, ([127, 0, 0, 1], ring_port).into()).await;
+    });
+    let steps = coordinator.step_count();
+    assert!(steps < 380, "the run was over ({steps} steps) before all lies were told: lengthen it");
+    let run = coordinator.wait().succeeded();
+    for worker in [first, second] {
+        worker.wait().succeeded();
+    }
+    for word in ["told of step", "told of rank 4000000000", "did not say hello", "is not in the run's ring"] {
+        assert!(run.stderr.contains(word), "`{word}` is not in:\n{}", run.stderr);
+    }
+    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    scenario.assert_whole(&run, &expected);
+}

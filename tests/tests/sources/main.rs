@@ -1,0 +1,4 @@
+//! What must be true of the sources themselves.
+
+mod rooms;
+mod tidy;

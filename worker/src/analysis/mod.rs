@@ -1,0 +1,14 @@
+//! Operations on runs, models and datasets other than training. [`trained`] loads a
+//! run's model for the other modules; [`figures`] draws.
+
+pub mod after_training;
+pub mod doctor;
+pub mod evaluate;
+pub mod fetch;
+pub mod figures;
+pub mod filter;
+pub mod perceptron;
+pub mod predict;
+pub mod show;
+pub mod summary;
+pub mod trained;

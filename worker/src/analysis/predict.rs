@@ -1,0 +1,113 @@
+//! `worker predict`: the classes of single pictures, or of the rows of a table.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use common::dataset::{SampleFormat, Split, Table};
+use serde::Serialize;
+
+use crate::analysis::trained::{TrainedModel, softmax};
+use crate::data::{Picture, Recipe, Renderer, decode};
+
+/// One class and the softmax of its score, which is a probability if the model was
+/// trained with cross-entropy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassProbability {
+    pub class: String,
+    pub probability: f64,
+}
+
+/// The model's answer for one input.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prediction {
+    /// The picture's path, or the table's path with the number of the line.
+    pub input: String,
+    /// The likeliest classes, best first.
+    pub top: Vec<ClassProbability>,
+}
+
+/// Predicts the classes of each of `paths`: pictures, or CSV files if the model was
+/// trained on a table. `invert` swaps black and white first.
+pub fn run(trained: &TrainedModel, paths: &[PathBuf], top: usize, invert: bool) -> Vec<Result<Vec<Prediction>>> {
+    let mut renderer = Renderer::default();
+    let table = matches!(trained.view.data().info.format, SampleFormat::Features { .. });
+    let one = |path: &PathBuf| {
+        if table { rows(trained, path, top) } else { picture(trained, path, top, invert, &mut renderer).map(|p| vec![p]) }
+    };
+    paths.iter().map(one).collect()
+}
+
+fn picture(trained: &TrainedModel, path: &Path, top: usize, invert: bool, renderer: &mut Renderer) -> Result<Prediction> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).with_context(|| format!("could not read `{name}`"))?;
+    let picture = decode(SampleFormat::Encoded, &bytes).map_err(|e| anyhow::anyhow!("`{name}` {e}"))?;
+    let mut picture = if trained.input().channels == 1 { grey(picture) } else { picture };
+    if invert {
+        picture.pixels.iter_mut().for_each(|p| *p = 255 - *p);
+    }
+    let pixels = &trained.view.config().data.pixels;
+    // As in evaluation: pictures of raw datasets are taken whole, others by their centre.
+    let whole = trained.view.data().info.format != SampleFormat::Encoded;
+    let recipe = Recipe::evaluation(pixels, picture.width, picture.height, whole);
+    let mut values = vec![0.0; trained.input().values()];
+    renderer.render(&picture, &recipe, pixels, &mut values).map_err(|e| anyhow::anyhow!("`{name}`: {e}"))?;
+    let (_, scores) = trained.replica.scores(&values, &[0])?;
+    Ok(Prediction { input: name, top: guesses(trained.classes(), &scores, top) })
+}
+
+/// Rec. 601 luma.
+fn grey(picture: Picture) -> Picture {
+    let luma = |p: &[u8; 3]| ((299 * u32::from(p[0]) + 587 * u32::from(p[1]) + 114 * u32::from(p[2]) + 500) / 1000) as u8;
+    Picture { channels: 1, pixels: picture.pixels.as_chunks::<3>().0.iter().map(luma).collect(), ..picture }
+}
+
+fn rows(trained: &TrainedModel, path: &Path, top: usize) -> Result<Vec<Prediction>> {
+    let label = match &trained.view.config().data.source {
+        common::config::DataSource::Csv { label, .. } => label.as_str(),
+        _ => "label",
+    };
+    let data = trained.view.data();
+    let table: std::sync::Arc<dyn common::dataset::SampleSource> =
+        std::sync::Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes)?);
+    let mut predictions = Vec::new();
+    trained.score(&table, Split::Val, |ids, _, scores| {
+        for (&id, scores) in ids.iter().zip(scores.chunks_exact(trained.classes().len())) {
+            predictions.push(Prediction { input: table.name(Split::Val, id), top: guesses(trained.classes(), scores, top) });
+        }
+    })?;
+    Ok(predictions)
+}
+
+fn guesses(classes: &[String], scores: &[f32], top: usize) -> Vec<ClassProbability> {
+    let probabilities = softmax(scores);
+    let mut order: Vec<usize> = (0..classes.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.iter().take(top).map(|&n| ClassProbability { class: classes[n].clone(), probability: probabilities[n] }).collect()
+}
+
+/// A line for a terminal.
+pub fn describe(prediction: &Prediction) -> String {
+    let guesses: Vec<String> = prediction.top.iter().map(|g| format!("{} {:.1}%", g.class, 100.0 * g.probability)).collect();
+    format!("{}: {}", prediction.input, guesses.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_are_ordered_and_add_up() {
+        let classes = ["a", "b", "c"].map(str::to_owned);
+        let all = guesses(&classes, &[1.0, 3.0, 1.0], 3);
+        assert_eq!(all.iter().map(|g| g.class.as_str()).collect::<Vec<_>>(), ["b", "a", "c"]);
+        assert!((all.iter().map(|g| g.probability).sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((all[0].probability - 1.0 / (1.0 + 2.0 * (-2.0f64).exp())).abs() < 1e-7);
+        assert_eq!(guesses(&classes, &[1.0, 3.0, 1.0], 1).len(), 1);
+    }
+
+    #[test]
+    fn grey_is_luma() {
+        let picture = Picture { width: 2, height: 1, channels: 3, pixels: vec![255, 255, 255, 255, 0, 0] };
+        assert_eq!(grey(picture).pixels, [255, 76]);
+    }
+}

@@ -1,0 +1,177 @@
+//! `worker data show`: what a dataset holds, as text and as a picture.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use common::config::{Config, DataConfig};
+use common::dataset::{self, SampleFormat, SampleSource, Split};
+use common::seed;
+use indicatif::HumanCount;
+
+use crate::analysis::figures::{Regions, Tile, Tiles, save};
+use crate::data::{Picture, Recipe, Renderer, decode};
+
+/// Samples of a class on the contact sheet, classes on it, and the side of a sample.
+const SAMPLES: usize = 10;
+const CLASSES: usize = 20;
+const SIDE: u32 = 72;
+
+/// Opens the dataset at `place`: a config, a CSV file, or a folder with IDX files or
+/// with class folders. `label` is the label column of a CSV file.
+pub fn open(place: &Path, label: &str) -> Result<Arc<dyn SampleSource>> {
+    let (config, seed) = if place.extension().is_some_and(|e| e == "toml") {
+        let config = Config::load(place, &[])?;
+        (config.data, config.seed)
+    } else {
+        (guess(place, label)?, 1)
+    };
+    Ok(dataset::open(&config, seed, &common::ui::index_progress(false))?)
+}
+
+/// A `[data]` section for data of which only the place is known.
+pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
+    let has = |name: &str| place.join(name).is_dir();
+    let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
+    let table = if place.is_dir() {
+        let entries = std::fs::read_dir(place).with_context(|| format!("could not read `{}`", place.display()))?;
+        if entries.flatten().any(|e| idx(&e)) {
+            "kind = \"idx\"".to_owned()
+        } else if has("train") && has("val") {
+            "kind = \"images\"".to_owned()
+        } else {
+            "kind = \"images\"\nval_fraction = 0.1".to_owned()
+        }
+    } else if place.exists() {
+        format!("kind = \"csv\"\nstandardize = false\nlabel = {}", toml::Value::String(label.to_owned()))
+    } else {
+        bail!("`{}` does not exist: give a folder, a CSV file or a config", place.display());
+    };
+    let path = toml::Value::String(place.display().to_string());
+    Ok(toml::from_str(&format!("{table}\npath = {path}"))?)
+}
+
+/// Classes and counts.
+pub fn text(source: &dyn SampleSource) -> Result<String> {
+    let info = source.info();
+    let counts = [Split::Train, Split::Val].map(|split| count(source, split));
+    let [train, val] = counts;
+    let (train, val) = (train?, val?);
+    let kind = match info.format {
+        SampleFormat::Encoded => "JPEG and PNG files".to_owned(),
+        SampleFormat::Raw { height, width, channels } => format!("pictures of {width}x{height}, {channels} channels"),
+        SampleFormat::Features { count } => format!("rows of {count} features"),
+    };
+    let mut text = format!(
+        "{kind}, {} classes, {} training and {} validation samples\n\n",
+        info.classes.len(),
+        HumanCount(info.train.into()),
+        HumanCount(info.val.into())
+    );
+    let width = info.classes.iter().map(|c| c.chars().count()).max().unwrap_or(0).max(5);
+    let _ = writeln!(text, "{:>width$}  {:>10}  {:>10}", "class", "training", "validation");
+    for ((class, t), v) in info.classes.iter().zip(train).zip(val) {
+        let _ = writeln!(text, "{class:>width$}  {:>10}  {:>10}", HumanCount(t).to_string(), HumanCount(v).to_string());
+    }
+    if !source.columns().is_empty() {
+        text += &columns(source)?;
+    }
+    Ok(text)
+}
+
+/// Samples of each class.
+fn count(source: &dyn SampleSource, split: Split) -> Result<Vec<u64>> {
+    let mut counts = vec![0; source.info().classes.len()];
+    source.labels(split)?.into_iter().for_each(|label| counts[label as usize] += 1);
+    Ok(counts)
+}
+
+fn columns(source: &dyn SampleSource) -> Result<String> {
+    let mut text = format!("\n{:>16}  {:>12}  {:>12}  {:>12}\n", "feature", "least", "mean", "most");
+    let rows = rows(source)?;
+    for (n, column) in source.columns().iter().enumerate() {
+        let values = || rows.iter().map(|(row, _)| f64::from(row[n] * column.deviation + column.mean));
+        let mean = values().sum::<f64>() / rows.len().max(1) as f64;
+        let (least, most) = values().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
+        let _ = writeln!(text, "{:>16}  {least:>12.4}  {mean:>12.4}  {most:>12.4}", column.name);
+    }
+    Ok(text)
+}
+
+/// Rows read at once.
+const CHUNK: usize = 1024;
+
+/// All training rows of a table, with their labels.
+pub fn rows(source: &dyn SampleSource) -> Result<Vec<(Vec<f32>, u32)>> {
+    let ids: Vec<u32> = (0..source.info().train).collect();
+    let mut rows = Vec::with_capacity(ids.len());
+    for ids in ids.chunks(CHUNK) {
+        let floats = |bytes: &[u8]| bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        rows.extend(source.read(Split::Train, ids)?.into_iter().map(|s| (floats(&s.bytes), s.label)));
+    }
+    Ok(rows)
+}
+
+/// Writes a picture of the data: samples of each class, or the points of a table
+/// with two features. False if there is nothing to draw.
+pub fn picture(source: &dyn SampleSource, title: &str, path: &Path) -> Result<bool> {
+    match source.info().format {
+        SampleFormat::Features { count: 2 } => save(&points(source, title)?, path)?,
+        SampleFormat::Features { .. } => return Ok(false),
+        _ => save(&sheet(source, title)?, path)?,
+    }
+    Ok(true)
+}
+
+fn points(source: &dyn SampleSource, title: &str) -> Result<Regions> {
+    let columns = source.columns();
+    let raw = |row: &[f32], n: usize| f64::from(row[n] * columns[n].deviation + columns[n].mean);
+    let points: Vec<(f64, f64, usize)> = rows(source)?.iter().map(|(row, label)| (raw(row, 0), raw(row, 1), *label as usize)).collect();
+    Ok(Regions {
+        title: title.to_owned(),
+        axes: [columns[0].name.clone(), columns[1].name.clone()],
+        x: Regions::range(points.iter().map(|p| p.0)),
+        y: Regions::range(points.iter().map(|p| p.1)),
+        classes: Vec::new(),
+        points,
+        names: source.info().classes.clone(),
+    })
+}
+
+fn sheet(source: &dyn SampleSource, title: &str) -> Result<Tiles> {
+    let info = source.info();
+    let labels = source.labels(Split::Train)?;
+    let mut rows = Vec::new();
+    for (label, class) in info.classes.iter().enumerate().take(CLASSES) {
+        let mut own: Vec<u32> = (0..info.train).filter(|&id| labels[id as usize] as usize == label).collect();
+        seed::shuffle(&mut own, &mut seed::stream(1, "contact sheet", &[label as u64]));
+        own.truncate(SAMPLES);
+        let mut tiles = Vec::new();
+        for sample in source.read(Split::Train, &own)? {
+            match decode(info.format, &sample.bytes) {
+                Ok(picture) => tiles.push(tile(&picture)?),
+                Err(e) => tracing::warn!("`{}` {e}", source.name(Split::Train, sample.id)),
+            }
+        }
+        rows.push((class.clone(), tiles));
+    }
+    let more = info.classes.len().saturating_sub(CLASSES);
+    let title = if more > 0 { format!("{title} ({more} more classes)") } else { title.to_owned() };
+    Ok(Tiles { title, rows, side: SIDE })
+}
+
+/// The centre of a picture, scaled down to `SIDE` unless it is smaller already.
+fn tile(picture: &Picture) -> Result<Tile> {
+    let side = picture.width.min(picture.height).min(SIDE);
+    let plain = "kind = \"idx\"\npath = \"\"\nimage_size = ";
+    let config: DataConfig = toml::from_str(&format!("{plain}{side}"))?;
+    let pixels = common::config::Pixels { eval_resize: 1.0, ..config.pixels };
+    let recipe = Recipe::evaluation(&pixels, picture.width, picture.height, false);
+    let plane = (side * side) as usize;
+    let mut values = vec![0.0; picture.channels as usize * plane];
+    Renderer::default().render(picture, &recipe, &pixels, &mut values).map_err(anyhow::Error::msg)?;
+    let byte = |c: usize, p: usize| (255.0 * values[if picture.channels == 3 { c * plane + p } else { p }]).round() as u8;
+    let rgb = (0..plane).flat_map(|p| [byte(0, p), byte(1, p), byte(2, p)]).collect();
+    Ok(Tile { width: side, height: side, pixels: rgb })
+}

@@ -1,0 +1,119 @@
+//! The model of a finished or unfinished run, loaded for evaluation and prediction.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use common::config::DataSource;
+use common::dataset::{self, Images, SampleFormat, SampleSource, Split, Table};
+use common::run_dir::RunView;
+
+use crate::data::{EvalLoader, Input, LoaderOptions};
+use crate::engine::device::ComputeDevice;
+use crate::models::InputShape;
+use crate::replica::{Replica, Sums};
+use crate::training::job::Job;
+
+/// The newest checkpoint of a run, loaded onto a device.
+pub struct TrainedModel {
+    pub view: RunView,
+    pub replica: Replica,
+    /// The step after which its weights were saved.
+    pub step: u64,
+}
+
+/// Samples that are scored at once.
+const BATCH: u32 = 128;
+
+impl TrainedModel {
+    pub fn load(run: &Path, device: ComputeDevice) -> Result<Self> {
+        let view = RunView::open(run)?;
+        let (step, weights) = view.weights()?;
+        let config = view.config();
+        device.set_threads(Job::threads(config));
+        let input = Self::input_of(&view);
+        let mut replica = Replica::new(&config.model, &config.train, input, config.seed, device)?;
+        replica.import_weights(&weights).with_context(|| format!("the checkpoint in `{}` does not fit its config", run.display()))?;
+        Ok(Self { view, replica, step })
+    }
+
+    pub fn input(&self) -> InputShape {
+        Self::input_of(&self.view)
+    }
+
+    fn input_of(view: &RunView) -> InputShape {
+        view.data().info.input(view.config().data.pixels.image_size)
+    }
+
+    pub fn classes(&self) -> &[String] {
+        &self.view.data().info.classes
+    }
+
+    /// The run's own data, or other data of the same kind at `path`: all of a table, or
+    /// of class folders without val/, is the validation set.
+    pub fn open_data(&self, path: Option<&Path>) -> Result<Arc<dyn SampleSource>> {
+        let (config, data) = (self.view.config(), self.view.data());
+        let source: Arc<dyn SampleSource> = match (path, &config.data.source) {
+            (None, _) => dataset::open(&config.data, config.seed, &|_| {})?,
+            (Some(path), DataSource::Images { .. }) if !path.join("val").is_dir() => Arc::new(Images::open_all(path, &|_| {})?),
+            (Some(path), DataSource::Images { .. } | DataSource::Idx { .. }) => {
+                let mut other = config.data.clone();
+                other.set_path(path.to_owned());
+                dataset::open(&other, config.seed, &|_| {})?
+            }
+            (Some(path), DataSource::Csv { label, .. }) => Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes)?),
+            (Some(_), DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. }) => {
+                bail!("this run's data is generated from its seed: leave out --data")
+            }
+        };
+        let found = source.info();
+        let same = match (found.format, data.info.format) {
+            (SampleFormat::Raw { channels: a, .. }, SampleFormat::Raw { channels: b, .. }) => a == b,
+            (a, b) => a == b,
+        };
+        if !same {
+            bail!("the data is {:?}, and the model was trained on {:?}", found.format, data.info.format);
+        }
+        if let Some(odd) = found.classes.iter().find(|c| !data.info.classes.contains(c)) {
+            bail!("the data has a class `{odd}`, which the model does not know: it knows {}", data.info.classes.join(", "));
+        }
+        Ok(source)
+    }
+
+    /// Scores every sample of a split: `each` is called with a batch's ids, true
+    /// classes (as the model numbers them) and scores `[n, classes]`. Returns the sums.
+    pub fn score(&self, source: &Arc<dyn SampleSource>, split: Split, mut each: impl FnMut(&[u32], &[i32], &[f32])) -> Result<Sums> {
+        let config = self.view.config();
+        let labels: Vec<i32> =
+            source.info().classes.iter().map(|c| self.classes().iter().position(|k| k == c).unwrap_or(0) as i32).collect();
+        let input = Input { source: Arc::clone(source), pixels: config.data.pixels.clone(), on_corrupt: config.data.on_corrupt() };
+        let options = LoaderOptions { threads: Job::threads(config).clamp(1, 8), prefetch_steps: 2 };
+        let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH, options)?;
+        let mut sums = Sums::default();
+        while let Some(mut batch) = loader.next_batch()? {
+            batch.labels.iter_mut().for_each(|label| *label = labels[*label as usize]);
+            let (own, scores) = self.replica.scores(&batch.images, &batch.labels)?;
+            sums += own;
+            each(&batch.ids, &batch.labels, &scores);
+            for skipped in &batch.skipped {
+                tracing::warn!("skipped `{}`: {}", skipped.name, skipped.problem);
+            }
+            loader.recycle(batch);
+        }
+        Ok(sums)
+    }
+}
+
+/// The class with the highest score; the first of several that are equal.
+pub fn best(scores: &[f32]) -> usize {
+    let better = |best: usize, class: usize| if scores[class] > scores[best] { class } else { best };
+    (0..scores.len()).fold(0, better)
+}
+
+/// Scores as probabilities.
+pub fn softmax(scores: &[f32]) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = scores.iter().map(|s| f64::from(s - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|e| e / sum).collect()
+}

@@ -1,0 +1,253 @@
+//! The command line of `worker`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use common::run_dir::Resume;
+use common::ui::LogArgs;
+
+/// Trains image classifiers: alone, or as one worker of a cluster.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train on this machine alone.
+    Train(TrainArgs),
+    /// Join the run of a coordinator.
+    Join(JoinArgs),
+    /// Have a worker on this machine leave its run, after the step in flight.
+    Leave(LeaveArgs),
+    /// Say how good a trained model is, class by class.
+    Eval(EvalArgs),
+    /// Ask a trained model about pictures, or about the rows of a CSV file.
+    Predict(PredictArgs),
+    /// Draw curves, filters and decision regions of runs.
+    Plot(PlotArgs),
+    /// Show the layers of a model: shapes, parameters, arithmetic, memory.
+    Summary(SummaryArgs),
+    /// Filter a picture, a column of numbers or a film with a small kernel.
+    Filter(FilterArgs),
+    /// Get a dataset, or look at one.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Measure how fast the parts of training are here.
+    #[command(subcommand)]
+    Bench(crate::bench::BenchCommand),
+    /// Say what this machine and this build can do.
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The run's config, a TOML file.
+    pub config: PathBuf,
+    /// Where the run's files go [default: runs/NAME, or runs/NAME-2 and so on].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Change one key of the config, for example train.epochs=3.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Go on from the newest checkpoint in the run directory; with `auto`, start a
+    /// run there if it holds none yet.
+    #[arg(long, requires = "run_dir", num_args = 0..=1, require_equals = true, default_missing_value = "always", value_name = "WHEN")]
+    pub resume: Option<Resume>,
+    /// Write where the time goes, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The coordinator's host:port, as its join line says.
+    pub coordinator: String,
+    /// The token of the coordinator's join line.
+    #[arg(long, value_name = "TOKEN", required_unless_present = "token_file")]
+    pub token: Option<String>,
+    /// Read the token from a file instead, or from stdin if it is `-`.
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// A local copy of the data; without it, samples come from the coordinator.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Where to listen for the ring (UDP); port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
+    pub ring_listen: SocketAddr,
+    /// The ip:port that other workers reach this one at, if it is not the
+    /// address that the coordinator sees.
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<SocketAddr>,
+    /// Where streamed samples are kept [default: the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most gigabytes of streamed samples to keep on disk.
+    #[arg(long, value_name = "GB", default_value_t = 20)]
+    pub cache_gb: u64,
+    /// Write where the time goes, for ui.perfetto.dev.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// This worker's place among those that join.
+    #[arg(long, value_name = "RANK", hide = true)]
+    pub preferred_rank: Option<u32>,
+    /// End when stdin closes: how a launcher ties this process to its own life.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// The worker's process id; not needed where there is only one.
+    pub pid: Option<u32>,
+    /// All workers of this user on this machine.
+    #[arg(long, conflicts_with = "pid")]
+    pub all: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A run directory.
+    pub run: PathBuf,
+    /// Other data of the same kind [default: the run's own]. Of class folders
+    /// without val/, and of a CSV file, all of it is evaluated.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Evaluate the training set.
+    #[arg(long)]
+    pub train: bool,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where eval.json and confusion.png go [default: the run directory].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// A run directory.
+    pub run: PathBuf,
+    /// JPEG or PNG files; CSV files for a model that was trained on one.
+    #[arg(required = true)]
+    pub inputs: Vec<PathBuf>,
+    /// How many classes to name.
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    pub top: usize,
+    /// Swap black and white first: digits on paper are dark, MNIST's are light.
+    #[arg(long)]
+    pub invert: bool,
+    /// Print a JSON array.
+    #[arg(long)]
+    pub json: bool,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct PlotArgs {
+    /// Run directories; several share one picture of curves.
+    pub runs: Vec<PathBuf>,
+    /// FigureKind to draw [default: of one run all that it has, of several the curves,
+    /// without a run the activation functions].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub what: Vec<crate::analysis::figures::of_runs::FigureKind>,
+    /// Where the pictures go [default: the run directory if there is one run].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    #[arg(long, value_enum, default_value = "png")]
+    pub format: crate::analysis::figures::Format,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct SummaryArgs {
+    /// A config.
+    #[arg(required_unless_present_any = ["compare", "megapixels"])]
+    pub config: Option<PathBuf>,
+    /// Print the ratios of a second config's model to a first one's.
+    #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"])]
+    pub compare: Vec<PathBuf>,
+    /// FigureKind one hidden layer would take on a colour picture of so many megapixels.
+    #[arg(long, value_name = "N")]
+    pub megapixels: Option<f64>,
+    /// Units of that hidden layer.
+    #[arg(long, value_name = "UNITS", default_value_t = 100)]
+    pub hidden: u64,
+    /// Classes, instead of what the data has.
+    #[arg(long, value_name = "N")]
+    pub classes: Option<usize>,
+    /// Change one key of the config, for example data.image_size=64.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct FilterArgs {
+    /// edge, sharpen, gaussian, or a file with the numbers of a kernel.
+    #[arg(long)]
+    pub kernel: String,
+    /// A JPEG or PNG file, a CSV file, or a folder of frames.
+    pub input: PathBuf,
+    /// A PNG file, a CSV file, or a folder for frames.
+    pub output: PathBuf,
+    /// Turn the kernel around first: convolution instead of cross-correlation.
+    #[arg(long)]
+    pub flip: bool,
+    /// Zeros around the input [default: half the kernel, which keeps the size].
+    #[arg(long, value_name = "N")]
+    pub padding: Option<usize>,
+    /// Take every Nth place.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub stride: usize,
+    /// The column of a CSV file.
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// auto, cpu, cuda:N or flex.
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Fetch a public dataset; what is there already is checked and kept.
+    Get {
+        /// mnist or fashion-mnist
+        dataset: String,
+        /// The folder to put it in [default: data/NAME].
+        #[arg(long, value_name = "DIR")]
+        into: Option<PathBuf>,
+        /// A folder that has the files, or an http:// address, to be used
+        /// instead of the known places.
+        #[arg(long, value_name = "PLACE")]
+        from: Option<String>,
+    },
+    /// Print classes and counts, and draw some samples of each class.
+    Show {
+        /// A folder with class folders or IDX files, a CSV file, or a config.
+        data: PathBuf,
+        /// The label column of a CSV file.
+        #[arg(long, value_name = "COLUMN", default_value = "label")]
+        label: String,
+        /// Where the picture goes [default: NAME-sheet.png].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}

@@ -1,0 +1,202 @@
+//! What each command of `worker` does, once its arguments are parsed.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, anyhow};
+use common::config::Config;
+use common::dataset;
+use common::net::Token;
+use common::recorder::{Length, describe, plan};
+use common::run_dir::{DataDescription, Resume, RunDir};
+use common::signals::Signals;
+use common::trace;
+use common::ui::{exit, index_progress, say, tell};
+
+use super::arguments::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
+use super::inspect;
+use crate::analysis::{after_training, doctor, fetch};
+use crate::bench;
+use crate::cluster::join::{JoinOptions, join};
+use crate::cluster::registry;
+use crate::cluster::supervised::end_with_stdin;
+use crate::engine::device::ComputeDevice;
+use crate::training::single::{self, SingleRun};
+
+/// Carries out one command.
+pub fn run(cli: Cli) -> Result<()> {
+    crate::engine::device::keep_memory();
+    match cli.command {
+        Command::Train(args) => train(args, cli.log.quiet),
+        Command::Join(args) => join_command(args),
+        Command::Leave(args) => leave_command(&args),
+        Command::Eval(args) => inspect::eval(args),
+        Command::Predict(args) => inspect::predict(args),
+        Command::Plot(args) => inspect::plot(args),
+        Command::Summary(args) => inspect::summary(args),
+        Command::Filter(args) => inspect::filter(args),
+        Command::Data(DataCommand::Get { dataset, into, from }) => {
+            let into = into.unwrap_or_else(|| PathBuf::from("data").join(&dataset));
+            fetch::get(&dataset, &into, from.as_deref())
+        }
+        Command::Data(DataCommand::Show { data, label, out }) => inspect::show(&data, &label, out),
+        Command::Bench(command) => bench::run(command),
+        Command::Doctor => common::ui::answer(doctor::report().trim_end()),
+    }
+}
+
+fn train(args: TrainArgs, quiet: bool) -> Result<()> {
+    let _trace = trace::to_file(args.trace);
+    let config = Config::load(&args.config, &args.overrides)?;
+    let device = ComputeDevice::parse(&args.device)?;
+    let progress = index_progress(quiet);
+    let source = dataset::open(&config.data, config.seed, &progress)?;
+    drop(progress);
+    let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
+    let run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    run_dir.check_dataset(&DataDescription::of(source.as_ref()))?;
+    let steps = Length::of(&config, &plan).steps;
+    if args.resume == Some(Resume::Auto) && run_dir.is_complete(steps)? {
+        tell(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run_dir.path().display()));
+        return Ok(());
+    }
+    let path = run_dir.path().to_owned();
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_when_told(Arc::clone(&stop))?;
+    let outcome = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, device, quiet, stop })?;
+    // The run's files are complete, so an error in drawing its pictures must not fail
+    // the command.
+    let mut lines = Vec::new();
+    if outcome.stopped {
+        lines.push(format!("stopped; go on with --resume --run-dir {}", path.display()));
+    }
+    lines.push(describe(&outcome.summary, &path));
+    match after_training::results(&path, source.as_ref(), device) {
+        Ok(more) => lines.extend(more),
+        Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
+    }
+    tell(&lines.join("\n"));
+    Ok(())
+}
+
+/// The first request to stop takes effect after the step in flight, the second one ends
+/// the process.
+fn stop_when_told(stop: Arc<AtomicBool>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let mut signals = Signals::listen(false)?;
+    drop(entered);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            while signals.request().await == 1 {
+                stop.store(true, Ordering::Relaxed);
+                say("stopping after this step with a checkpoint; once more to stop at once");
+            }
+            say("stopped at once");
+            exit(1);
+        });
+    })?;
+    Ok(())
+}
+
+fn join_command(args: JoinArgs) -> Result<()> {
+    let _trace = trace::to_file(args.trace.clone());
+    let token = read_token(&args)?;
+    let coordinator = resolve(&args.coordinator)?;
+    let (cache_dir, _temporary) = match args.cache_dir.or_else(|| dirs::cache_dir().map(|d| d.join("ringleader"))) {
+        Some(folder) => (folder, None),
+        // With a local copy of the data nothing is streamed.
+        None if args.data.is_some() => (PathBuf::new(), None),
+        None => {
+            let made = tempfile::Builder::new().prefix("ringleader-").tempdir();
+            let made = made.context("there is no folder for streamed samples: name one with --cache-dir")?;
+            (made.path().to_owned(), Some(made))
+        }
+    };
+    let ring_listen = if coordinator.is_ipv6() && args.ring_listen.ip().is_unspecified() {
+        SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), args.ring_listen.port())
+    } else {
+        args.ring_listen
+    };
+    let options = JoinOptions {
+        coordinator,
+        token,
+        data: args.data,
+        device: args.device,
+        ring_listen,
+        advertise: args.advertise.map(|a| a.to_string()),
+        preferred_rank: args.preferred_rank,
+        cache_dir,
+        cache_bytes: args.cache_gb << 30,
+    };
+    if args.supervised {
+        end_with_stdin()?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(network_threads()).enable_all().build()?;
+    let outcome = runtime.block_on(async {
+        let (ask, shutdown) = tokio::sync::watch::channel(false);
+        tokio::spawn(leave_when_told(Signals::listen(args.supervised)?, ask.clone()));
+        // Without the announcement `worker leave` does not find this worker, but it
+        // trains all the same.
+        let announced = registry::folder().and_then(|folder| {
+            registry::announce(&folder, &args.coordinator, move || {
+                ask.send_replace(true);
+            })
+        });
+        let _present = announced.inspect_err(|e| tracing::warn!("{e:#}"));
+        join(options, shutdown).await
+    });
+    // The training thread may still compute a step whose result is no longer needed.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Threads for the network. Where training needs every core, a second one costs more
+/// than it gains, because the ring's data would move between cores. A large machine has
+/// fast links and several connections, which need more threads.
+fn network_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / 8).clamp(1, 4)
+}
+
+/// On the first request to stop the worker leaves the run, the second one ends the process.
+async fn leave_when_told(mut signals: Signals, ask: tokio::sync::watch::Sender<bool>) {
+    while signals.request().await == 1 {
+        ask.send_replace(true);
+    }
+    say("stopped at once");
+    exit(1);
+}
+
+fn leave_command(args: &LeaveArgs) -> Result<()> {
+    let present = registry::present(&registry::folder()?);
+    for worker in registry::choose(&present, args.pid, args.all)? {
+        registry::ask_to_leave(&worker)?;
+        tell(&format!("worker {} leaves the run of {}", worker.pid, worker.coordinator));
+    }
+    Ok(())
+}
+
+fn read_token(args: &JoinArgs) -> Result<Token> {
+    let text = match (&args.token, &args.token_file) {
+        (Some(token), _) => token.clone(),
+        (None, Some(path)) if path.as_os_str() == "-" => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).context("could not read the token from stdin")?;
+            line
+        }
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("could not read the token from `{}`", path.display()))?
+        }
+        (None, None) => return Err(anyhow!("a token is needed: give the --token of the coordinator's join line")),
+    };
+    Ok(text.trim().parse()?)
+}
+
+fn resolve(host: &str) -> Result<SocketAddr> {
+    host.to_socket_addrs()
+        .with_context(|| format!("`{host}` is not the host:port of a coordinator"))?
+        .next()
+        .ok_or_else(|| anyhow!("`{host}` has no address"))
+}

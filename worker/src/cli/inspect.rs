@@ -1,0 +1,105 @@
+//! The commands that look at runs, models and data, and train nothing.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use common::config::Config;
+use common::dataset::Split;
+use common::ui::{answer, say, tell};
+
+use super::arguments::{EvalArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
+use crate::analysis::figures::of_runs;
+use crate::analysis::trained::TrainedModel;
+use crate::analysis::{evaluate, filter, predict, show, summary};
+use crate::engine::device::ComputeDevice;
+
+pub(super) fn eval(args: EvalArgs) -> Result<()> {
+    let out = args.out.unwrap_or_else(|| args.run.clone());
+    let split = if args.train { Split::Train } else { Split::Val };
+    let device = ComputeDevice::parse(&args.device)?;
+    let report = evaluate::run(&evaluate::Options { run: args.run, data: args.data, split, device, out: out.clone() })?;
+    if args.json {
+        answer(&serde_json::to_string_pretty(&report)?)
+    } else {
+        answer(&format!("{}\nconfusion matrix: {}", report.text(), out.join("confusion.png").display()))
+    }
+}
+
+pub(super) fn predict(args: PredictArgs) -> Result<()> {
+    let trained = TrainedModel::load(&args.run, ComputeDevice::parse(&args.device)?)?;
+    if args.top == 0 {
+        bail!("--top must be at least 1");
+    }
+    let outcomes = predict::run(&trained, &args.inputs, args.top, args.invert);
+    let failed = outcomes.iter().filter(|o| o.is_err()).count();
+    let mut predictions = Vec::new();
+    for outcome in outcomes {
+        match outcome {
+            Ok(found) => predictions.extend(found),
+            Err(e) => say(&format!("{e:#}")),
+        }
+    }
+    if args.json {
+        answer(&serde_json::to_string_pretty(&predictions)?)?;
+    } else if !predictions.is_empty() {
+        answer(&predictions.iter().map(predict::describe).collect::<Vec<_>>().join("\n"))?;
+    }
+    if failed > 0 {
+        bail!("{failed} of {} inputs could not be read", args.inputs.len());
+    }
+    Ok(())
+}
+
+pub(super) fn plot(args: PlotArgs) -> Result<()> {
+    let out = match (&args.out, &args.runs[..]) {
+        (Some(out), _) => out.clone(),
+        (None, [run]) => run.clone(),
+        (None, _) => PathBuf::from("."),
+    };
+    let device = ComputeDevice::parse(&args.device)?;
+    for file in of_runs::run(&args.runs, &args.what, &out, args.format, device)? {
+        tell(&file.display().to_string());
+    }
+    Ok(())
+}
+
+pub(super) fn summary(args: SummaryArgs) -> Result<()> {
+    let load = |path: &PathBuf| -> Result<_> {
+        let config = Config::load(path, &args.overrides)?;
+        let assumed = summary::input_of(&config, args.classes);
+        Ok((config, assumed))
+    };
+    if let Some(path) = &args.config {
+        let (config, assumed) = load(path)?;
+        answer(&summary::table(&config, &assumed))?;
+    }
+    if let [first, second] = &args.compare[..] {
+        let (first, second) = (load(first)?, load(second)?);
+        answer(&summary::compare((&first.0, &first.1), (&second.0, &second.1)))?;
+    }
+    if let Some(megapixels) = args.megapixels {
+        if !(megapixels > 0.0 && megapixels <= 1e6) || args.hidden == 0 {
+            bail!("--megapixels must be above 0 and --hidden at least 1");
+        }
+        answer(&summary::megapixels(megapixels, args.hidden.min(1 << 32), args.classes.unwrap_or(2) as u64))?;
+    }
+    Ok(())
+}
+
+pub(super) fn filter(args: FilterArgs) -> Result<()> {
+    let options = filter::Options { kernel: args.kernel, flip: args.flip, padding: args.padding, stride: args.stride, column: args.column };
+    let device = ComputeDevice::parse(&args.device)?;
+    tell(&filter::run(&args.input, &args.output, &options, &device.burn())?);
+    Ok(())
+}
+
+pub(super) fn show(data: &Path, label: &str, out: Option<PathBuf>) -> Result<()> {
+    let source = show::open(data, label)?;
+    answer(&show::text(source.as_ref())?)?;
+    let name = data.file_stem().map_or_else(|| "data".to_owned(), |n| n.to_string_lossy().into_owned());
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}-sheet.png")));
+    if show::picture(source.as_ref(), &name, &out)? {
+        answer(&out.display().to_string())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The training thread of a cluster's worker: opens its data, builds the model,
+//! and trains in one generation after the other until the run is over. Between
+//! two generations it holds nothing but its replica.
+
+mod cluster_record;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use common::config::Config;
+use common::dataset::{self, DatasetInfo, SampleSource};
+use common::ring::{BucketLayout, Encoding, Ring, RingError, RingPeer, RingSpec};
+use common::run_dir::peak_rss_bytes;
+use common::timing::reach_timeout;
+use common::trace;
+use common::wire::messages::{Finished, Generation, StateSource, ToCoordinator};
+
+use super::{checkpoints, state_transfer};
+use crate::cluster::link::{Link, Order};
+use crate::cluster::streamed_source::StreamedSource;
+use crate::data::LoadError;
+use crate::engine::device::ComputeDevice;
+use crate::replica::{Replica, ReplicaError, State};
+use crate::training::exchange::{Exchange, Summation};
+use crate::training::job::Job;
+use crate::training::train::{Diverged, Start, TrainingEnd, train};
+use cluster_record::ClusterRecord;
+
+/// This worker's settings, from the coordinator and from its command line.
+pub struct Member {
+    pub config: Config,
+    pub info: DatasetInfo,
+    pub data: Option<PathBuf>,
+    pub device: String,
+    pub cache_dir: PathBuf,
+    pub cache_bytes: u64,
+}
+
+/// Runs one worker to its end. Failures are reported to the coordinator too.
+pub fn run(member: Member, link: Link) -> Result<()> {
+    let to_coordinator = link.to_coordinator.clone();
+    let own_data = member.data.as_deref().is_some_and(|data| member.config.data.path() != Some(data));
+    let outcome = run_inner(member, link);
+    if let Err(e) = &outcome {
+        let failed = ToCoordinator::Failed { reason: format!("failed: {e:#}"), run: is_of_the_run(e, own_data) };
+        // If the coordinator is lost for good, the report cannot be sent and is not needed.
+        let _ = to_coordinator.blocking_send(failed);
+    }
+    outcome
+}
+
+/// Whether every other worker would fail in the same way: the loss is the same
+/// everywhere, and so is a damaged picture, unless this worker reads a copy of its own.
+fn is_of_the_run(error: &anyhow::Error, own_data: bool) -> bool {
+    let diverged = |e: &ReplicaError| matches!(e, ReplicaError::NotFinite { .. });
+    error.chain().any(|cause| {
+        cause.is::<Diverged>()
+            || cause.downcast_ref().is_some_and(diverged)
+            || (!own_data && matches!(cause.downcast_ref(), Some(LoadError::Corrupt { .. })))
+    })
+}
+
+/// The worker's state between two generations.
+struct Standing {
+    replica: Replica,
+    device: String,
+    /// The generation that committed the newest step of the state, or began with it.
+    committed: u64,
+}
+
+impl Standing {
+    /// Tells the coordinator, after `generation`, that this worker is ready and which
+    /// step it holds.
+    fn ready(&self, link: &Link, generation: u64) -> Result<()> {
+        let (device, step, committed) = (self.device.clone(), self.replica.step(), self.committed);
+        link.say(ToCoordinator::Ready { device, generation, step, committed })
+    }
+}
+
+fn run_inner(mut member: Member, link: Link) -> Result<()> {
+    let device = ComputeDevice::parse(&member.device)?;
+    let source = open_source(&member, &link)?;
+    device.prepare(Job::threads(&member.config), member.config.train.precision);
+    let input = Job::input(&member.config, &member.info);
+    let replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
+    let mut standing = Standing { replica, device: device.describe(), committed: 0 };
+    let mut report = ClusterRecord::new(&link, member.config.records_samples());
+    standing.ready(&link, 0)?;
+    // The generation that this worker is in, or has finished the run in.
+    let mut current = None;
+    // The async side closes the queue of orders when this worker is done with the run.
+    while let Ok(order) = link.orders.recv() {
+        match order {
+            Order::End(number) if current == Some(number) => {
+                // This worker had finished the run, but other workers need one more
+                // generation.
+                current = None;
+                standing.ready(&link, number)?;
+            }
+            Order::End(_) => {}
+            Order::Store => report.store(&standing.replica)?,
+            Order::Config(config) => member.config = *config,
+            Order::Generation(generation) => {
+                let number = generation.number;
+                current = Some(number);
+                match take_part(&member, &link, &source, &mut standing, &mut report, generation) {
+                    Ok(TrainingEnd::Run { .. }) => {}
+                    Ok(TrainingEnd::Generation { .. }) => {
+                        current = None;
+                        standing.ready(&link, number)?;
+                    }
+                    Err(e) => {
+                        let broken = e.downcast_ref::<RingError>().filter(|e| !matches!(e, RingError::Misuse { .. }));
+                        let Some(reason) = broken else { return Err(e) };
+                        tracing::info!("generation {number} ended after step {}: {reason}", standing.replica.step());
+                        if let RingError::Form { name, .. } = reason {
+                            let (peer, reason) = (name.clone(), reason.to_string());
+                            link.say(ToCoordinator::Missed { generation: number, peer, donor: false, reason })?;
+                        }
+                        link.forget_ring();
+                        current = None;
+                        standing.ready(&link, number)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One generation: gets the state, forms the ring, trains. A [`RingError`] means
+/// that the generation is over and this worker is ready for the next.
+fn take_part(
+    member: &Member,
+    link: &Link,
+    source: &Arc<dyn SampleSource>,
+    standing: &mut Standing,
+    report: &mut ClusterRecord<'_>,
+    generation: Generation,
+) -> Result<TrainingEnd> {
+    let job =
+        Job::new(member.config.clone(), member.info.clone(), generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
+    let layout = BucketLayout::new(standing.replica.layout().total(), job.config.cluster.bucket_bytes);
+    let spec = ring_spec(&job, &generation, &layout)?;
+    trace::set_rank(job.rank);
+    let replica = &mut standing.replica;
+    if let StateSource::Donor { rank } = generation.state
+        && rank == generation.rank
+    {
+        let members = generation.members.iter().map(|m| m.name.clone()).collect();
+        link.donor.offer(generation.number, members, replica.export()?);
+    }
+    if !generation.holders.contains(&generation.rank) {
+        catch_up(link, replica, &generation)?;
+    } else if replica.step() != generation.first_step {
+        bail!("the generation starts at step {}, and this worker is at step {}", generation.first_step, replica.step());
+    }
+    standing.committed = generation.number;
+    let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
+    link.keep_ring(generation.number, &ring)?;
+    let mut exchange = Exchange::new(Some(ring), layout, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
+    tracing::info!(
+        "generation {}, rank {} of {}: shards {:?} from step {}",
+        generation.number,
+        job.rank,
+        job.world,
+        job.shards(),
+        replica.step()
+    );
+
+    report.begin(&generation)?;
+    let start = Start { step: generation.first_step, evaluated: generation.evaluated, stored: generation.stored };
+    let ended = train(&job, replica, &mut exchange, source, report, start)?;
+    let bytes_sent = report.count_sent(exchange.bytes_sent());
+    link.forget_ring();
+    if let Some(ring) = exchange.into_ring() {
+        link.runtime.block_on(ring.close());
+    }
+    if let TrainingEnd::Run { step } = ended {
+        report.finish(replica)?;
+        let weights_blake3 = replica.weights_blake3();
+        link.say(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
+    }
+    Ok(ended)
+}
+
+/// Takes over the state that the generation starts from.
+fn catch_up(link: &Link, replica: &mut Replica, generation: &Generation) -> Result<()> {
+    let step = generation.first_step;
+    let state = match generation.state {
+        StateSource::Everywhere => {
+            bail!("the coordinator says that everybody holds the state of step {step}, and that this worker does not")
+        }
+        StateSource::Checkpoint => link.runtime.block_on(checkpoints::get(&link.bulk, step))?,
+        StateSource::Donor { rank } => {
+            let donor = generation
+                .members
+                .get(rank as usize)
+                .ok_or_else(|| anyhow!("the coordinator named rank {rank} as donor, which is none"))?;
+            let address = address(&donor.addr, rank)?;
+            let _span = trace::span("state from the donor", Some(step));
+            let within = Duration::from_millis(generation.form_ms);
+            let fetching =
+                state_transfer::fetch(&link.ring_endpoint, address, &donor.name, generation.number, step, replica.largest_state_file());
+            let fetching = async {
+                let late = |_| anyhow!("its state did not arrive within {} s", within.as_secs());
+                tokio::time::timeout(within, fetching).await.map_err(late).flatten()
+            };
+            let taken = link.unless_over(generation.number, fetching)?.and_then(|state| import(replica, &state));
+            return taken.or_else(|e| missed(link, generation, rank, &donor.name, &e));
+        }
+    };
+    import(replica, &state)
+}
+
+fn import(replica: &mut Replica, state: &State) -> Result<()> {
+    let _span = trace::span("import of the state", Some(state.step));
+    replica.import(state)?;
+    tracing::info!("took over the state of step {}", state.step);
+    Ok(())
+}
+
+/// Tells the coordinator that the donor's state did not arrive. Returns the error of a
+/// lost neighbour, since the generation is over without the state.
+fn missed(link: &Link, generation: &Generation, rank: u32, donor: &str, problem: &anyhow::Error) -> Result<()> {
+    let (peer, reason) = (donor.to_owned(), format!("{problem:#}"));
+    link.say(ToCoordinator::Missed { generation: generation.number, peer, donor: true, reason: reason.clone() })?;
+    Err(RingError::PeerLost { rank, name: donor.to_owned(), cause: reason }.into())
+}
+
+/// The local copy if there is one, which must hold the run's data; otherwise samples
+/// streamed from the coordinator. Generated data needs neither.
+fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
+    let mut data = member.config.data.clone();
+    if let Some(path) = &member.data {
+        data.set_path(path.clone());
+    } else if data.path().is_some() {
+        tracing::info!("no --data: samples come from the coordinator");
+        let remote =
+            StreamedSource::new(member.info.clone(), link.bulk.clone(), link.runtime.clone(), &member.cache_dir, member.cache_bytes)
+                .with_context(|| format!("could not make a cache in `{}`: choose another --cache-dir", member.cache_dir.display()))?;
+        return Ok(Arc::new(remote));
+    }
+    Ok(dataset::open_matching(&data, member.config.seed, &member.info)?)
+}
+
+fn address(text: &str, rank: u32) -> Result<SocketAddr> {
+    text.parse().map_err(|_| anyhow!("the coordinator named `{text}` as the address of rank {rank}"))
+}
+
+fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Result<RingSpec> {
+    let mut peers = Vec::with_capacity(generation.members.len());
+    for (rank, member) in (0..).zip(&generation.members) {
+        peers.push(RingPeer { rank, name: member.name.clone(), addr: address(&member.addr, rank)? });
+    }
+    let timeout = Duration::from_millis(job.config.cluster.timeout_ms);
+    let form_within = Duration::from_millis(generation.form_ms);
+    Ok(RingSpec {
+        generation: generation.number,
+        rank: job.rank,
+        peers,
+        layout: *layout,
+        encoding: if job.config.train.reproducible { Encoding::Fixed } else { job.config.cluster.wire.into() },
+        connections: job.config.cluster.connections,
+        timeout,
+        form_within,
+        // A successor answers even while it fetches its state.
+        reach_within: if matches!(generation.state, StateSource::Donor { .. }) {
+            form_within.min(reach_timeout(timeout))
+        } else {
+            form_within
+        },
+    })
+}

@@ -1,0 +1,137 @@
+//! A worker's reports to the coordinator on its steps. Metrics and checkpoints are the
+//! same on every rank, so rank 0 sends them for all; the other ranks remember the
+//! metrics, in case rank 0 is lost before the coordinator has received them.
+
+use std::sync::atomic::Ordering;
+
+use anyhow::Result;
+use common::audit::TrainedSamples;
+use common::metrics::{Evaluation, StepMetrics};
+use common::wire::messages::{Generation, ToCoordinator};
+
+use crate::cluster::checkpoints::Upload;
+use crate::cluster::link::Link;
+use crate::data::Batch;
+use crate::replica::Replica;
+use crate::training::record::{Record, Snapshot, snapshot};
+
+/// This worker's reports over all generations that it takes part in.
+pub(super) struct ClusterRecord<'a> {
+    link: &'a Link,
+    generation: u64,
+    rank: u32,
+    audit: bool,
+    upload: Option<Upload>,
+    /// Whether a checkpoint was due while the one before it was being sent.
+    due: bool,
+    /// Gradient bytes that were sent in earlier generations.
+    sent: u64,
+}
+
+impl<'a> ClusterRecord<'a> {
+    pub(super) fn new(link: &'a Link, audit: bool) -> Self {
+        Self { link, generation: 0, rank: 0, audit, upload: None, due: false, sent: 0 }
+    }
+
+    /// Starts a generation, and sends the reports on earlier ones that the record lacks.
+    pub(super) fn begin(&mut self, generation: &Generation) -> Result<()> {
+        let (number, first, recorded) = (generation.number, generation.first_step, generation.recorded);
+        (self.generation, self.rank) = (number, generation.rank);
+        self.link.step.store(first, Ordering::Relaxed);
+        self.due = false;
+        for message in self.link.log.lacking(number, first, recorded, generation.evaluated) {
+            self.link.say(message)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the bytes that a generation sent; returns the sum over all generations.
+    pub(super) fn count_sent(&mut self, bytes: u64) -> u64 {
+        self.sent += bytes;
+        self.sent
+    }
+
+    /// Ends the run: returns when its last checkpoint is on disk.
+    pub(super) fn finish(&mut self, replica: &Replica) -> Result<()> {
+        if std::mem::take(&mut self.due) {
+            self.upload(snapshot(replica)?);
+        }
+        match self.upload.take() {
+            Some(mut upload) => self.link.runtime.block_on(upload.stored()),
+            None => Ok(()),
+        }
+    }
+
+    /// Stores the state of `replica`, which no other worker holds.
+    pub(super) fn store(&mut self, replica: &Replica) -> Result<()> {
+        self.upload(snapshot(replica)?);
+        Ok(())
+    }
+
+    /// Sends a checkpoint; an earlier one that is still being sent is dropped.
+    fn upload(&mut self, snapshot: Snapshot) {
+        self.due = false;
+        self.upload = None;
+        self.upload = Some(Upload::start(&self.link.runtime, self.link.bulk.clone(), snapshot));
+    }
+}
+
+impl Record for ClusterRecord<'_> {
+    fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
+        self.link.step.store(metrics.step + 1, Ordering::Relaxed);
+        // After one step every member has the state that the generation started from.
+        self.link.donor.withdraw();
+        if self.rank == 0 {
+            return self.link.say(ToCoordinator::Step { generation: self.generation, metrics: metrics.clone() });
+        }
+        self.link.log.keep_step(self.generation, metrics);
+        Ok(())
+    }
+
+    fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
+        if self.rank == 0 {
+            return self.link.say(ToCoordinator::Evaluation(evaluation.clone()));
+        }
+        self.link.log.keep_evaluation(evaluation);
+        Ok(())
+    }
+
+    fn trained(&mut self, step: u64, batch: &Batch) -> Result<()> {
+        if !self.audit {
+            return Ok(());
+        }
+        let skipped = batch.skipped.iter().map(|s| s.id).collect();
+        let trained = TrainedSamples { generation: self.generation, step, rank: self.rank, ids: batch.ids.clone(), skipped };
+        self.link.say(ToCoordinator::Trained(trained))
+    }
+
+    fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()> {
+        self.link.say(ToCoordinator::Skipped { step, name: name.to_owned(), problem: problem.to_owned() })
+    }
+
+    /// A slow link delays checkpoints, not the ring: while a checkpoint is being sent,
+    /// the next one waits, and is then made of the step reached by that time.
+    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
+        if self.rank != 0 {
+            return Ok(());
+        }
+        if self.upload.as_ref().is_some_and(Upload::is_under_way) {
+            self.due = true;
+            return Ok(());
+        }
+        self.upload(export()?);
+        Ok(())
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        self.due && !self.upload.as_ref().is_some_and(Upload::is_under_way)
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.link.stop.load(Ordering::Relaxed)
+    }
+
+    fn pause_requested(&self) -> bool {
+        self.link.pause.load(Ordering::Relaxed) == self.generation
+    }
+}

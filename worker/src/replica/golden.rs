@@ -1,0 +1,222 @@
+//! Optimizers, losses, schedules and whole steps of AlexNet against figures made by
+//! PyTorch: `worker/golden/pytorch.py` makes them.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use common::config::{AlexnetConfig, OptimizerKind, ScheduleKind};
+use serde::Deserialize;
+
+use super::tests::{devices, gradient, norm};
+use super::*;
+use crate::training::schedule::learning_rate;
+
+#[derive(Deserialize)]
+struct Figures {
+    optimizers: Vec<Updated>,
+    losses: Vec<Lost>,
+    schedules: Vec<Scheduled>,
+    alexnet: Steps,
+}
+
+#[derive(Deserialize)]
+struct Updated {
+    name: String,
+    weights: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Lost {
+    name: String,
+    loss: f64,
+    slope: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Scheduled {
+    name: String,
+    rates: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Steps {
+    steps: Vec<OneStep>,
+    weights: Vec<Weights>,
+}
+
+#[derive(Deserialize)]
+struct OneStep {
+    loss: f64,
+    gradient_norms: Vec<f64>,
+    gradient_norm: f64,
+}
+
+#[derive(Deserialize)]
+struct Weights {
+    name: String,
+    norm: f64,
+    sum: f64,
+}
+
+fn figures() -> Figures {
+    serde_json::from_str(include_str!("../../golden/figures.json")).unwrap()
+}
+
+/// A pseudo-random number from -0.5 up to 0.5, computed as in the script.
+fn number(place: usize, salt: u32) -> f32 {
+    let mut x = (place as u32).wrapping_mul(2_654_435_761).wrapping_add(salt.wrapping_mul(40503));
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x85eb_ca6b);
+    x ^= x >> 13;
+    (x >> 8) as f32 / (1 << 24) as f32 - 0.5
+}
+
+fn numbers(n: usize, salt: u32) -> Vec<f32> {
+    (0..n).map(|place| number(place, salt)).collect()
+}
+
+fn assert_near(what: &str, found: f64, expected: f64, tolerance: f64) {
+    assert!((found - expected).abs() <= tolerance * expected.abs().max(1.0), "{what}: {found} here, {expected} by PyTorch");
+}
+
+#[test]
+fn optimizers_update_as_pytorchs_do() {
+    let plain = TrainConfig { momentum: 0.0, weight_decay: 0.0, ..TrainConfig::default() };
+    let expected = figures().optimizers;
+    assert_eq!(expected.len(), 5);
+    for Updated { name, weights: expected } in expected {
+        let (lr, train) = match name.as_str() {
+            "sgd" => (0.1, TrainConfig { optimizer: OptimizerKind::Sgd, ..plain.clone() }),
+            "sgd-momentum-decay" => {
+                (0.1, TrainConfig { optimizer: OptimizerKind::Sgd, momentum: 0.9, weight_decay: 0.01, ..plain.clone() })
+            }
+            "adam" => (0.01, TrainConfig { optimizer: OptimizerKind::Adam, ..plain.clone() }),
+            "adam-decay" => (0.01, TrainConfig { optimizer: OptimizerKind::Adam, weight_decay: 0.01, ..plain.clone() }),
+            "adamw" => {
+                let train = TrainConfig {
+                    optimizer: OptimizerKind::Adamw,
+                    weight_decay: 0.1,
+                    beta1: 0.8,
+                    beta2: 0.99,
+                    epsilon: 1e-6,
+                    ..plain.clone()
+                };
+                (0.01, train)
+            }
+            _ => panic!("{name} is not known here"),
+        };
+        let mut optimizer = Optimizer::new(&train, 40, 1).unwrap();
+        let mut weights = numbers(40, 1);
+        for step in 0..6 {
+            optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], step.into(), lr, 1.0);
+        }
+        for (at, (found, expected)) in weights.iter().zip(&expected).enumerate() {
+            assert_near(&format!("{name}, weight {at}"), (*found).into(), (*expected).into(), 2e-6);
+        }
+    }
+}
+
+#[test]
+fn losses_and_their_slopes_are_pytorchs() {
+    let expected = figures().losses;
+    assert_eq!(expected.len(), 5);
+    for Lost { name, loss: expected, slope: expected_slope } in expected {
+        let loss = match name.as_str() {
+            "cross-entropy" => Loss::CrossEntropy { smoothing: 0.0 },
+            "cross-entropy-smoothed" => Loss::CrossEntropy { smoothing: 0.1 },
+            "mse" => Loss::Mse,
+            "margin" => Loss::Margin { delta: 1.5 },
+            "perceptron" => Loss::Perceptron,
+            _ => panic!("{name} is not known here"),
+        };
+        let classes = expected_slope.len() / 5;
+        let labels = [0, 6, 3, 3, 1].map(|label| label % classes as i32);
+        let logits: Vec<f32> = numbers(5 * classes, 2).iter().map(|x| 4.0 * x).collect();
+        let mut slope = vec![0.0; logits.len()];
+        let sums = loss.sums(&logits, &labels, 1.0, Some(&mut slope));
+        assert_near(&name, sums.loss, expected, 1e-6);
+        for (at, (found, expected)) in slope.iter().zip(&expected_slope).enumerate() {
+            assert_near(&format!("{name}, slope {at}"), (*found).into(), (*expected).into(), 1e-6);
+        }
+    }
+}
+
+#[test]
+fn schedules_are_pytorchs() {
+    let expected = figures().schedules;
+    assert_eq!(expected.len(), 3);
+    for Scheduled { name, rates } in expected {
+        let schedule = match name.as_str() {
+            "constant" => ScheduleKind::Constant,
+            "step" => ScheduleKind::Step,
+            "cosine" => ScheduleKind::Cosine,
+            _ => panic!("{name} is not known here"),
+        };
+        let train = TrainConfig {
+            schedule,
+            lr: 0.2,
+            warmup_epochs: 1.0,
+            decay: 0.1,
+            decay_epochs: vec![2.0, 4.5],
+            final_lr: 0.05,
+            ..TrainConfig::default()
+        };
+        assert_eq!(rates.len(), 60);
+        for (step, rate) in (0..).zip(rates) {
+            assert_near(&format!("{name}, step {step}"), learning_rate(&train, 10, 60, step), rate, 1e-12);
+        }
+    }
+}
+
+#[test]
+fn three_steps_of_alexnet_are_pytorchs() {
+    const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
+    const BATCH: usize = 6;
+    let model = ModelConfig::Alexnet(AlexnetConfig { width: 0.125, dropout: 0.0, ..AlexnetConfig::default() });
+    let train = TrainConfig {
+        optimizer: OptimizerKind::Sgd,
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        clip_norm: Some(2.0),
+        label_smoothing: 0.1,
+        threads: Some(2),
+        ..TrainConfig::default()
+    };
+    let Steps { steps, weights } = figures().alexnet;
+    for device in devices() {
+        let mut replica = Replica::new(&model, &train, INPUT, 1, device).unwrap();
+        let layout = replica.layout().clone();
+        assert_eq!(
+            layout.params().iter().map(|p| p.name()).collect::<Vec<_>>(),
+            weights.iter().map(|w| w.name.as_str()).collect::<Vec<_>>()
+        );
+        replica.engine.write(&mut |flat, _| {
+            for (salt, param) in (10..).zip(layout.params()) {
+                let inputs: usize = match param.shape() {
+                    [_, inputs @ ..] if inputs.len() == 3 => inputs.iter().product(),
+                    [inputs, _] => *inputs,
+                    _ => 1,
+                };
+                let scale = if param.shape().len() == 1 { 0.1 } else { (24.0 / inputs as f64).sqrt() as f32 };
+                let values = numbers(param.range().len(), salt);
+                flat[param.range()].iter_mut().zip(values).for_each(|(to, value)| *to = value * scale);
+            }
+        });
+        for (step, expected) in (0u32..).zip(&steps) {
+            let images: Vec<f32> = numbers(BATCH * INPUT.values(), 50 + step).iter().map(|x| 4.0 * x).collect();
+            let labels: Vec<i32> = (0..BATCH as i32).map(|i| (7 * step as i32 + 3 * i) % 10).collect();
+            let (flat, sums) = gradient(&mut replica, &images, &labels, 1.0 / BATCH as f32, 0);
+            let what = |what: &str| format!("{device}, step {step}: {what}");
+            assert_near(&what("loss"), sums.loss / BATCH as f64, expected.loss, 1e-5);
+            for (param, expected) in layout.params().iter().zip(&expected.gradient_norms) {
+                assert_near(&what(param.name()), norm(&flat[param.range()]), *expected, 1e-4);
+            }
+            let update = replica.update(&[flat], step.into(), 0.02).unwrap();
+            assert_near(&what("norm"), update.grad_norm, expected.gradient_norm, 1e-4);
+        }
+        for (param, expected) in layout.params().iter().zip(&weights) {
+            let values = &replica.weights()[param.range()];
+            let sum: f64 = values.iter().map(|&w| f64::from(w)).sum();
+            assert_near(&format!("{device}, {}, norm", param.name()), norm(values), expected.norm, 1e-4);
+            assert_near(&format!("{device}, {}, sum", param.name()), sum, expected.sum, 1e-3);
+        }
+    }
+}

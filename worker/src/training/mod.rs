@@ -1,0 +1,15 @@
+//! The training loop and what it consists of. Read [`mod@train`] first.
+//!
+//! [`job`] derives the work of one rank, [`schedule`] gives the learning rate,
+//! [`exchange`] has the gradient summed, [`record`] receives metrics and checkpoints,
+//! and [`early_stop`] ends training before its last step. [`single`] runs the loop in
+//! one process; a cluster's worker does so in `cluster::member`.
+
+pub mod clock;
+pub mod early_stop;
+pub mod exchange;
+pub mod job;
+pub mod record;
+pub mod schedule;
+pub mod single;
+pub mod train;

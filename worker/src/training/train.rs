@@ -1,0 +1,204 @@
+//! The training loop: the same for one worker and for sixteen, in one process
+//! and across machines. Read this file first.
+//!
+//! A step: take the next samples of this rank's shards, compute their gradient, sum it
+//! over the ring, apply it. The state after a step is the same bytes on every rank. The
+//! loop waits for no message from the coordinator to go on: the ring is the barrier.
+
+use anyhow::{Context, Result};
+use common::audit::checksum;
+use common::dataset::{SampleSource, Split};
+use common::metrics::Evaluation;
+use common::ring::Values;
+use common::trace;
+use std::sync::Arc;
+
+use super::clock::StepClock;
+use super::early_stop::EarlyStop;
+use super::exchange::{Exchange, StepTotals};
+use super::job::Job;
+use super::record::{Record, snapshot};
+use crate::data::{EvalLoader, TrainLoader};
+use crate::replica::{Replica, Sums};
+
+/// Training has reached a state from which no worker can go on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Diverged(String);
+
+/// Where training starts: after how many steps, and the newest steps whose evaluation
+/// and whose checkpoint are on the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    pub step: u64,
+    pub evaluated: u64,
+    pub stored: u64,
+}
+
+impl Start {
+    /// Nothing is missing from the record up to `step`.
+    pub fn at(step: u64) -> Self {
+        Self { step, evaluated: step, stored: step }
+    }
+}
+
+/// Why training ended, and after how many steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainingEnd {
+    /// The job is done, or a user asked for the run to stop.
+    Run { step: u64 },
+    /// All ranks left the generation together; the run goes on.
+    Generation { step: u64 },
+}
+
+/// Runs the steps from `start` to the end of the job, until its goal is reached,
+/// or until some rank is asked to stop.
+pub fn train(
+    job: &Job,
+    replica: &mut Replica,
+    exchange: &mut Exchange,
+    source: &Arc<dyn SampleSource>,
+    record: &mut dyn Record,
+    start: Start,
+) -> Result<TrainingEnd> {
+    let first = start.step;
+    let mut loader = TrainLoader::start(
+        job.samples(source),
+        job.plan.clone(),
+        job.shards(),
+        job.config.seed,
+        first..job.length.steps,
+        job.loader_options(),
+    )?;
+    let mut early_stop = EarlyStop::new(job, first);
+    let (mut step, mut stored) = (first, start.stored);
+    // The evaluation and the checkpoint after the last step of an earlier generation,
+    // if that generation ended before it made them.
+    if job.evaluates_after(step) && step > start.evaluated {
+        record.evaluation(&evaluate(job, replica, exchange, source, step)?)?;
+    }
+    if job.checkpoints_after(step) && step > stored {
+        record.checkpoint(&mut || snapshot(replica))?;
+        stored = if record.stored().unwrap_or(true) { step } else { stored };
+    }
+    while step < job.length.steps {
+        let mut clock = StepClock::start(step);
+        let batch = loader.next_batch()?;
+        clock.data_arrived();
+
+        let planned = job.plan.global_count(step);
+        let mut mine = Sums::default();
+        for shards in job.parts(&batch.shards) {
+            let (images, labels) = batch.part(shards);
+            let mut sent = Ok(());
+            mine += replica.gradient(images, labels, 1.0 / planned as f32, &job.dropout(step, shards), &mut |offset, span| {
+                if sent.is_ok() {
+                    sent = exchange.add(offset, span);
+                }
+            })?;
+            sent?;
+            exchange.end_part();
+        }
+        clock.gradient_computed();
+
+        let all = exchange.finish(StepTotals {
+            loss: mine.loss,
+            top1: mine.top1.into(),
+            top5: mine.top5.into(),
+            count: mine.count.into(),
+            checksum: checksum(&batch.ids),
+            stop: record.stop_requested(),
+            pause: record.pause_requested(),
+        })?;
+        clock.gradient_summed();
+
+        if !all.loss.is_finite() {
+            return Err(Diverged(format!(
+                "the loss is {} at step {step} (epoch {}): lower train.lr, or set train.clip_norm{}",
+                all.loss,
+                job.plan.position(step).epoch,
+                record.stored().map_or_else(String::new, |_| kept(stored, job))
+            ))
+            .into());
+        }
+        correct_for_skipped(exchange.gradient(), planned, all.count);
+        let lr = job.learning_rate(step);
+        let update = replica.update(exchange.gradient(), step, lr).with_context(|| {
+            format!("training stopped at step {step}{}", record.stored().map_or_else(String::new, |_| kept(stored, job)))
+        })?;
+        clock.updated();
+
+        record.trained(step, &batch)?;
+        for skipped in &batch.skipped {
+            record.skipped(step, &skipped.name, &skipped.problem)?;
+        }
+        loader.recycle(batch);
+        record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, update.grad_norm))?;
+        step += 1;
+
+        let over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
+        // A run that is asked to stop does not wait for an evaluation, which is made
+        // when the run is resumed. A run that is over is not resumed.
+        if over || (job.evaluates_after(step) && !all.stop) {
+            let evaluation = evaluate(job, replica, exchange, source, step)?;
+            record.evaluation(&evaluation)?;
+        }
+        if job.checkpoints_after(step) || over || all.stop || record.checkpoint_due() {
+            record.checkpoint(&mut || snapshot(replica))?;
+            stored = if record.stored().unwrap_or(true) { step } else { stored };
+        }
+        if over || all.stop {
+            break;
+        }
+        if all.pause {
+            return Ok(TrainingEnd::Generation { step });
+        }
+    }
+    Ok(TrainingEnd::Run { step })
+}
+
+/// Says which checkpoint of a run that cannot go on is kept: the one after `stored`
+/// steps, or none.
+fn kept(stored: u64, job: &Job) -> String {
+    if stored > 0 {
+        return format!("; the checkpoint of step {stored} is kept");
+    }
+    let first = job.checkpoint_every().min(job.length.steps);
+    format!("; there is no checkpoint yet: the first would follow step {first}, and train.checkpoint_steps makes it sooner")
+}
+
+/// The gradient was scaled by the planned number of samples; if corrupt samples were
+/// left out, this makes it the mean over the others.
+fn correct_for_skipped(gradient: &mut [Values], planned: u32, counted: u64) {
+    if counted != u64::from(planned) && counted > 0 {
+        let factor = planned as f32 / counted as f32;
+        gradient.iter_mut().for_each(|bucket| bucket.scale(factor));
+    }
+}
+
+/// Evaluates the whole validation set, each rank a part of its own: exact sums,
+/// no padding. Every rank returns the same result.
+pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
+    let _span = trace::span("evaluation", Some(step));
+    let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
+    let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
+    let mut mine = StepTotals::default();
+    while let Some(batch) = loader.next_batch()? {
+        let sums = replica.evaluate(&batch.images, &batch.labels)?;
+        mine.loss += sums.loss;
+        mine.top1 += u64::from(sums.top1);
+        mine.top5 += u64::from(sums.top5);
+        mine.count += u64::from(sums.count);
+        loader.recycle(batch);
+    }
+    let all = exchange.totals(mine)?;
+    let share = |n: u64| n as f64 / all.count.max(1) as f64;
+    Ok(Evaluation {
+        step,
+        epoch: step / job.length.steps_per_epoch,
+        loss: all.loss / all.count.max(1) as f64,
+        top1: share(all.top1),
+        top5: share(all.top5),
+        samples: all.count,
+    })
+}
