@@ -33,22 +33,31 @@ pub struct Counts {
     pub ended: AtomicUsize,
 }
 
+/// What a test tells its strangers.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// Whoever is turned away stays away.
+    pub stay_away: AtomicBool,
+    pub stop: AtomicBool,
+}
+
 /// Connects `count` strangers within ten seconds, half of them from one address and
 /// the others from many. Each sends nothing, and connects again some time after it
-/// was turned away, until told to stop.
-pub async fn idle(run: &Path, coordinator: SocketAddr, count: usize, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
+/// was turned away, until told to stay away or to stop.
+pub async fn idle(run: &Path, coordinator: SocketAddr, count: usize, counts: Arc<Counts>, orders: Arc<Orders>) {
     let config = client(run);
     let mut here = tokio::task::JoinSet::new();
     for n in 0..count {
         let again = if n < EAGER { AGAIN_EAGER } else { AGAIN };
         let from = if n % 2 == 0 { 2 } else { 3 + (n / 2 % 50) as u8 };
-        let (config, counts, stop) = (config.clone(), Arc::clone(&counts), Arc::clone(&stop));
+        let (config, counts, orders) = (config.clone(), Arc::clone(&counts), Arc::clone(&orders));
         here.spawn(async move {
+            let stop = &orders.stop;
             while !stop.load(Ordering::Relaxed) {
                 counts.tried.fetch_add(1, Ordering::Relaxed);
-                stay(from, &config, coordinator, &counts, &stop).await;
+                stay(from, &config, coordinator, &counts, stop).await;
                 let mut waited = Duration::ZERO;
-                while waited < again && !stop.load(Ordering::Relaxed) {
+                while (waited < again || orders.stay_away.load(Ordering::Relaxed)) && !stop.load(Ordering::Relaxed) {
                     tokio::time::sleep(LOOK).await;
                     waited += LOOK;
                 }

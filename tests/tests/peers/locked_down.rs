@@ -150,10 +150,29 @@ fn strangers_cost_little_time_and_little_memory() {
     assert!(run.stderr.lines().count() < 200, "the log has {} lines", run.stderr.lines().count());
 }
 
+/// What a stretch of a run cost: the median time of its steps, and the processor time
+/// that the run's own processes used for one, whatever else the machine did.
+struct Stretch {
+    step_ms: f64,
+    cpu_ms: f64,
+}
+
+/// Measures the run for `STRETCH`, by these processes of it. Returns its first and its
+/// last step, and the processor time of a step.
+fn stretch(coordinator: &Running, pids: [u32; 2]) -> (usize, usize, f64) {
+    const STRETCH: Duration = Duration::from_secs(5);
+    let used = || pids.map(cpu_seconds).iter().sum::<f64>();
+    let (from, before) = (coordinator.step_count(), used());
+    std::thread::sleep(STRETCH);
+    let to = coordinator.step_count();
+    (from, to, 1e3 * (used() - before) / (to - from).max(1) as f64)
+}
+
 /// A thousand strangers connect as if to enrol and send nothing, and a peer whose
-/// token was revoked holds 90 silent ring connections to a worker. The slowdown of
-/// the steps is printed; the bound that is asserted leaves room for other tests on
-/// the machine.
+/// token was revoked holds 90 silent ring connections to a worker. At first each
+/// stranger that is turned away comes back, and then those that are in stay, idle.
+/// What the steps cost is printed; the bounds that are asserted leave room for other
+/// tests on the machine.
 #[test]
 fn silent_strangers_keep_nobody_out() {
     const STRANGERS: usize = 1000;
@@ -179,14 +198,7 @@ fn silent_strangers_keep_nobody_out() {
     coordinator.wait_for_steps(50);
     let calm_join = one_more(&mut workers);
     let pids = [coordinator.id(), first.id()];
-    // The processor time that the run's own processes use for a step, whatever else
-    // the machine does.
-    let cpu_ms =
-        |from: usize, to: usize, before: f64| 1e3 * (pids.map(cpu_seconds).iter().sum::<f64>() - before) / (to - from).max(1) as f64;
-    let (from, used) = (coordinator.step_count(), pids.map(cpu_seconds).iter().sum());
-    std::thread::sleep(Duration::from_secs(6));
-    let quiet = coordinator.step_count();
-    let calm_cpu = cpu_ms(from, quiet, used);
+    let calm = stretch(&coordinator, pids);
     let before = pids.map(resident_mb);
 
     let name = until("name of the first worker", Duration::from_secs(5), || cluster_tests::record::name_of(&run, ring));
@@ -195,14 +207,15 @@ fn silent_strangers_keep_nobody_out() {
     let listed = self::token(&["list", &directory]);
     let id = listed.lines().last().and_then(|line| line.split_whitespace().next()).unwrap_or_else(|| panic!("{listed}"));
     let runtime = runtime_aside();
-    let (counts, held, stop) = (Arc::new(strangers::Counts::default()), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counts, orders) = (Arc::new(strangers::Counts::default()), Arc::new(strangers::Orders::default()));
+    let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let liar = Arc::new(runtime.block_on(Liar::enrolled(&addr, &second)));
     let holding = runtime.spawn(liar.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
     self::token(&["revoke", &directory, id]);
     let idle = {
-        let (run, counts, stop) = (run.clone(), Arc::clone(&counts), Arc::clone(&stop));
+        let (run, counts, orders) = (run.clone(), Arc::clone(&counts), Arc::clone(&orders));
         let to = addr.parse().unwrap_or_else(|e| panic!("{addr}: {e}"));
-        runtime.spawn(async move { strangers::idle(&run, to, STRANGERS, counts, stop).await })
+        runtime.spawn(async move { strangers::idle(&run, to, STRANGERS, counts, orders).await })
     };
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
     // The strangers have a lower priority than the run on these cores, so not all of
@@ -216,15 +229,27 @@ fn silent_strangers_keep_nobody_out() {
         assert!(arriving.elapsed() < Duration::from_secs(180), "only {counts:?} after {:?}", arriving.elapsed());
         std::thread::sleep(Duration::from_millis(100));
     }
-    let (start, used) = (coordinator.step_count(), pids.map(cpu_seconds).iter().sum());
-    std::thread::sleep(Duration::from_secs(6));
-    let loud = coordinator.step_count();
-    let loud_cpu = cpu_ms(start, loud, used);
+    let coming = stretch(&coordinator, pids);
     let during = pids.map(resident_mb);
-    println!("{counts:?}, {} ring connections are open", count(&held));
+    println!("while strangers come back: {counts:?}, {} ring connections are open", count(&held));
     let busy_join = one_more(&mut workers);
+    let with_busy_join = coordinator.step_count();
+
+    orders.stay_away.store(true, Ordering::Relaxed);
+    // Whoever was on the way is in or turned away once nobody new has been counted.
+    let mut tried = 0;
+    until("strangers that stay away", Duration::from_secs(60), || {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = std::mem::replace(&mut tried, count(&counts.tried));
+        (before == tried).then_some(())
+    });
+    let idle_stretch = stretch(&coordinator, pids);
+    println!("while strangers are idle: {counts:?}, {} ring connections are open", count(&held));
+    assert!(count(&counts.open) > 0, "no stranger is left");
+    orders.stop.store(true, Ordering::Relaxed);
     stop.store(true, Ordering::Relaxed);
     runtime.block_on(async { assert!(holding.await.is_ok() && idle.await.is_ok(), "the strangers failed") });
+    let gone = stretch(&coordinator, pids);
 
     coordinator.signal(libc::SIGINT);
     let run = coordinator.wait().succeeded();
@@ -232,15 +257,31 @@ fn silent_strangers_keep_nobody_out() {
         worker.wait().succeeded();
     }
     let times = run.column("step_ms");
-    let (calm, disturbed) = (median(times[from..quiet].to_vec()), median(times[start..loud].to_vec()));
+    let of = |(from, to, cpu_ms): (usize, usize, f64)| Stretch { step_ms: median(times[from..to].to_vec()), cpu_ms };
     let grown = [during[0] - before[0], during[1] - before[1]];
+    assert!(coming.1 > coming.0 && idle_stretch.0 >= with_busy_join, "{coming:?} {idle_stretch:?}");
+    let [calm, coming, idle_stretch, gone] = [calm, coming, idle_stretch, gone].map(of);
     println!(
-        "a newcomer is in the ring after {busy_join:.1?} ({calm_join:.1?} without strangers); a step takes {disturbed:.2} ms \
-         ({calm:.2} ms before), of it {loud_cpu:.2} ms on the processors ({calm_cpu:.2} ms before); memory of coordinator and worker + {:.1} and + {:.1} MB",
+        "a newcomer is in the ring after {busy_join:.1?} ({calm_join:.1?} without strangers); \
+         memory of coordinator and worker + {:.1} and + {:.1} MB",
         grown[0], grown[1]
     );
+    for (what, stretch) in [
+        ("three workers, before strangers came", &calm),
+        ("three workers, strangers come back all the time", &coming),
+        ("four workers, strangers are idle", &idle_stretch),
+        ("four workers, strangers have gone", &gone),
+    ] {
+        println!("{what}: a step takes {:.2} ms, of it {:.2} ms on the processors", stretch.step_ms, stretch.cpu_ms);
+    }
     assert!(busy_join < JOINS_WITHIN.max(calm_join * 3), "a newcomer was kept out for {busy_join:?}");
     assert!(grown.iter().all(|mb| *mb < 50.0), "memory grew by {grown:?} MB");
-    assert!(loud > start && disturbed < 2.0 * calm, "a step took {calm:.2} ms before and {disturbed:.2} ms meanwhile");
+    assert!(coming.step_ms < 2.0 * calm.step_ms, "a step took {:.2} ms before and {:.2} ms meanwhile", calm.step_ms, coming.step_ms);
+    assert!(
+        idle_stretch.cpu_ms < 1.15 * gone.cpu_ms,
+        "the run's processes computed for {:.2} ms a step beside idle strangers, and {:.2} ms without them",
+        idle_stretch.cpu_ms,
+        gone.cpu_ms
+    );
     assert!(run.stderr.lines().count() < 300, "the log has {} lines", run.stderr.lines().count());
 }
