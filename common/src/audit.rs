@@ -88,10 +88,10 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
             report.findings.push(Finding::RecordedTwice { step: line.step });
         }
     }
-    let mut told: BTreeMap<u64, BTreeMap<u32, &TrainedSamples>> = BTreeMap::new();
+    let mut reported: BTreeMap<u64, BTreeMap<u32, &TrainedSamples>> = BTreeMap::new();
     for line in trained.iter().filter(|t| t.generation == committed_in(starts, t.step)) {
         // A later line of a rank does not replace its first one.
-        told.entry(line.step).or_default().entry(line.rank).or_insert(line);
+        reported.entry(line.step).or_default().entry(line.rank).or_insert(line);
     }
     let mut next = 0;
     for &step in record.keys().chain([&steps]) {
@@ -113,7 +113,7 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
             let planned: Vec<u32> = (0..).zip(&orders).flat_map(|(shard, order)| order[plan.span(at, shard)].iter().copied()).collect();
             planned.iter().for_each(|&id| used[id as usize] += 1);
             let nothing = BTreeMap::new();
-            check_step(&mut report, step, &planned, line, told.get(&step).unwrap_or(&nothing));
+            check_step(&mut report, step, &planned, line, reported.get(&step).unwrap_or(&nothing));
             recorded += 1;
         }
         if recorded == per_epoch {
@@ -133,9 +133,9 @@ fn committed_in(starts: &[(u64, u64)], step: u64) -> u64 {
     starts.iter().rev().find(|(_, first)| *first <= step).map_or(0, |(generation, _)| *generation)
 }
 
-fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Committed, told: &BTreeMap<u32, &TrainedSamples>) {
+fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Committed, reported: &BTreeMap<u32, &TrainedSamples>) {
     report.samples += line.samples;
-    let skipped: BTreeSet<u32> = told.values().flat_map(|t| t.skipped.iter().copied()).collect();
+    let skipped: BTreeSet<u32> = reported.values().flat_map(|t| t.skipped.iter().copied()).collect();
     report.skipped.extend(skipped.iter().map(|&id| (step, id)));
     let expected: Vec<u32> = planned.iter().copied().filter(|id| !skipped.contains(id)).collect();
     let Some(found) = line.checksum else { return report.findings.push(Finding::NoChecksum { step }) };
@@ -143,7 +143,7 @@ fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Commi
         return;
     }
     let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
-    told.values().flat_map(|t| &t.ids).for_each(|&id| *seen.entry(id).or_default() += 1);
+    reported.values().flat_map(|t| &t.ids).for_each(|&id| *seen.entry(id).or_default() += 1);
     let wanted: BTreeSet<u32> = expected.into_iter().collect();
     report.findings.push(Finding::Samples {
         step,

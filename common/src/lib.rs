@@ -18,6 +18,9 @@ pub mod files;
 // Folders that belong to one user alone.
 pub mod private_folder;
 
+// BLAKE3 digests of weights, files, datasets and configs.
+pub mod digest;
+
 // Numbers that JSON lacks.
 pub mod json_number;
 

@@ -2,6 +2,7 @@
 //! the terminal output. The same for a cluster (in the coordinator) and for one
 //! process.
 
+use crate::digest::Digest;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -249,7 +250,7 @@ impl Recorder {
             let more = if self.skipped.len() < SKIPS { "" } else { "at least " };
             tracing::warn!("{more}{} samples were skipped because they do not decode", self.skipped.len());
         }
-        let digest = reports.first().map(|r| r.weights_blake3.clone()).unwrap_or_default();
+        let digest = reports.first().map_or_else(|| Digest::of(&[]), |r| r.weights_blake3);
         let sent = reports.iter().map(|r| r.bytes_sent).sum();
         let peak = reports.iter().map(|r| r.peak_rss_bytes).max().unwrap_or_default();
         let steps = reports.first().map(|r| r.step).unwrap_or_default();
@@ -319,8 +320,8 @@ mod tests {
     fn steps_are_taken_down_once_and_in_order_whoever_tells_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let mut first = recorder(&dir.path().join("run"), false);
-        for told in [0, 2, 4, 2, 1, 0, 5, 3, 7] {
-            first.step(&step(told));
+        for reported in [0, 2, 4, 2, 1, 0, 5, 3, 7] {
+            first.step(&step(reported));
         }
         assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
         // A new generation repeats step 5; steps that were early before it are invalid

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Heard {
+enum Origin {
     /// SIGINT: Ctrl-C in the terminal.
     Typed,
     /// SIGTERM, or SIGHUP: another process, or the end of the terminal.
@@ -28,8 +28,8 @@ struct Requests {
 
 impl Requests {
     /// Counts a signal. Returns the number of the request if it is a new one.
-    fn heard(&mut self, now: Instant, signal: Heard) -> Option<u32> {
-        if signal == Heard::Sent
+    fn count(&mut self, now: Instant, signal: Origin) -> Option<u32> {
+        if signal == Origin::Sent
             && let Some(before) = self.sent.replace(now)
             && now.saturating_duration_since(before) < ONE_REQUEST
         {
@@ -75,14 +75,14 @@ impl Signals {
                 }
             };
             let (signal, terminal) = tokio::select! {
-                _ = self.interrupt.recv() => (Heard::Typed, true),
-                _ = self.terminate.recv() => (Heard::Sent, false),
-                _ = hangup => (Heard::Sent, true),
+                _ = self.interrupt.recv() => (Origin::Typed, true),
+                _ = self.terminate.recv() => (Origin::Sent, false),
+                _ = hangup => (Origin::Sent, true),
             };
             if terminal && self.supervised {
                 continue;
             }
-            if let Some(number) = self.requests.heard(Instant::now(), signal) {
+            if let Some(number) = self.requests.count(Instant::now(), signal) {
                 return number;
             }
         }
@@ -107,15 +107,15 @@ mod tests {
     fn a_second_request_is_one_that_somebody_made() {
         let start = Instant::now();
         let mut requests = Requests::default();
-        let mut at = |ms, signal| requests.heard(start + Duration::from_millis(ms), signal);
-        assert_eq!(at(0, Heard::Sent), Some(1));
+        let mut at = |ms, signal| requests.count(start + Duration::from_millis(ms), signal);
+        assert_eq!(at(0, Origin::Sent), Some(1));
         // The additional signals of a closing terminal, or of `timeout`.
-        assert_eq!(at(1, Heard::Sent), None);
-        assert_eq!(at(400, Heard::Sent), None);
-        assert_eq!(at(800, Heard::Sent), None);
-        assert_eq!(at(1400, Heard::Sent), Some(2));
+        assert_eq!(at(1, Origin::Sent), None);
+        assert_eq!(at(400, Origin::Sent), None);
+        assert_eq!(at(800, Origin::Sent), None);
+        assert_eq!(at(1400, Origin::Sent), Some(2));
         // A repeated Ctrl-C is deliberate: each one counts.
-        assert_eq!(at(1401, Heard::Typed), Some(3));
-        assert_eq!(at(1402, Heard::Typed), Some(4));
+        assert_eq!(at(1401, Origin::Typed), Some(3));
+        assert_eq!(at(1402, Origin::Typed), Some(4));
     }
 }

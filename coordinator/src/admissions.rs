@@ -148,6 +148,7 @@ fn number(name: &str) -> u64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
     use std::time::{Duration, SystemTime};
 
     use common::net::{Authority, tokens};
@@ -174,7 +175,7 @@ mod tests {
         assert!(again.refresh().is_empty());
         authority.tokens().revoke(&bad).unwrap();
         assert_eq!(again.refresh(), ["worker-2", "worker-4"]);
-        assert!(again.refresh().is_empty(), "told once");
+        assert!(again.refresh().is_empty(), "they are reported once");
         assert!(again.is_revoked("worker-2") && !again.is_revoked("worker-3") && !again.is_revoked("worker-9"));
         // A coordinator that did not run when the token was revoked knows of it too.
         assert!(Admissions::new(authority.tokens().clone(), &events).is_revoked("worker-2"));
@@ -196,14 +197,16 @@ mod tests {
         assert!(!admissions.is_revoked(&first));
     }
 
+    const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
     #[test]
     fn names_of_whoever_was_there_are_taken_though_the_line_of_their_enrolment_is_lost() {
-        let member = |name: &str| Member { name: name.to_owned(), addr: "127.0.0.1:1".to_owned() };
+        let member = |name: &str| Member { name: name.to_owned(), addr: HERE };
         let events = [
-            Event::WorkerJoined { name: "worker-4".to_owned(), addr: String::new() },
+            Event::WorkerJoined { name: "worker-4".to_owned(), addr: HERE },
             Event::Generation { generation: 1, workers: 1, step: 0, members: vec![member("worker-7")] },
-            Event::WorkerJoined { name: format!("worker-{}", u64::MAX), addr: String::new() },
-            Event::WorkerJoined { name: "somebody".to_owned(), addr: String::new() },
+            Event::WorkerJoined { name: format!("worker-{}", u64::MAX), addr: HERE },
+            Event::WorkerJoined { name: "somebody".to_owned(), addr: HERE },
         ];
         let (_dir, admissions) = admissions(&events);
         assert_eq!(admissions.reserve("a"), "worker-8");

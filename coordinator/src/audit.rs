@@ -36,7 +36,7 @@ pub fn run(path: &Path) -> Result<String> {
     if report.findings.is_empty() { Ok(text) } else { bail!("{text}the record of the run in `{}` is not clean", path.display()) }
 }
 
-fn describe(report: &AuditReport, told: bool, names: &Names) -> String {
+fn describe(report: &AuditReport, samples_recorded: bool, names: &Names) -> String {
     let mut text = format!("{} steps, {} samples, {} whole epochs\n", report.steps, report.samples, report.whole_epochs);
     for (step, id) in report.skipped.iter().take(FINDINGS) {
         _ = writeln!(text, "step {step}: {} was left out, because it does not decode", names.of(*id));
@@ -50,7 +50,7 @@ fn describe(report: &AuditReport, told: bool, names: &Names) -> String {
             Finding::NotRecorded { first, last } => writeln!(text, "steps {first} to {last}: are not on the record"),
             Finding::RecordedTwice { step } => writeln!(text, "step {step}: is on the record twice"),
             Finding::NoChecksum { step } => writeln!(text, "step {step}: its samples have no checksum"),
-            Finding::Samples { step, .. } if !told => writeln!(
+            Finding::Samples { step, .. } if !samples_recorded => writeln!(
                 text,
                 "step {step}: was trained on other samples than the plan's; which ones only a run with --set train.audit=true can tell"
             ),

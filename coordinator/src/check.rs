@@ -56,7 +56,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
                 HumanCount(info.val.into())
             ),
         ),
-        ("fingerprint", info.fingerprint.chars().take(16).collect()),
+        ("fingerprint", info.fingerprint.short()),
         ("shards", format!("{} of {} to {} samples", plan.shards(), plan.shard_len(plan.shards() - 1), plan.shard_len(0))),
         (
             "steps",

@@ -24,14 +24,14 @@ pub enum News {
     Device(WorkerId, String),
     Report(WorkerId, Fact, Place),
     /// The worker of this name sends bytes over another connection.
-    Heard {
+    Alive {
         name: String,
     },
     /// A checkpoint is on disk.
     Stored {
         step: u64,
     },
-    /// A generation is on disk: its members may be told of it.
+    /// A generation is on disk: its members may learn of it.
     Recorded {
         members: Vec<WorkerId>,
         generation: Generation,
@@ -54,12 +54,12 @@ pub struct Inbox(pub mpsc::Sender<(Instant, News)>);
 
 impl Inbox {
     /// Timestamps the news and hands it over. False once the run is over.
-    pub async fn tell(&self, news: News) -> bool {
+    pub async fn send(&self, news: News) -> bool {
         self.0.send((Instant::now(), news)).await.is_ok()
     }
 
     /// Hands over news that may be dropped if there is no room for it.
-    pub fn mention(&self, news: News) {
+    pub fn try_send(&self, news: News) {
         let _ = self.0.try_send((Instant::now(), news));
     }
 }
@@ -98,7 +98,7 @@ mod tests {
         let (send, mut inbox) = mpsc::channel(8);
         let (to_loop, start) = (Inbox(send), Instant::now());
         for worker in [3, 1, 2] {
-            assert!(to_loop.tell(News::Membership(Input::Alive { worker })).await);
+            assert!(to_loop.send(News::Membership(Input::Alive { worker })).await);
         }
         let now = Instant::now();
         let batch = after_news(&mut inbox, now, Input::Tick);

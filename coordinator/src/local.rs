@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use common::net::Authority;
 use common::run_dir::{Event, RunView};
 use common::trace;
-use common::ui::{LogOptions, say, visible};
+use common::ui::{LogOptions, print_stderr, visible};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -39,9 +39,9 @@ pub struct Launch {
     pub run_dir: PathBuf,
 }
 
-/// The worker binary: `told` if given, else the one beside this executable.
-pub fn worker_binary(told: Option<PathBuf>) -> Result<PathBuf> {
-    let path = match told {
+/// The worker binary: `given`, else the one beside this executable.
+pub fn worker_binary(given: Option<PathBuf>) -> Result<PathBuf> {
+    let path = match given {
         Some(path) => path,
         None => std::env::current_exe().context("could not find this program's own path")?.with_file_name("worker"),
     };
@@ -57,7 +57,7 @@ pub struct Workers {
     addr: SocketAddr,
     authority: Arc<Authority>,
     children: Vec<Worker>,
-    told: mpsc::Sender<LauncherEvent>,
+    launcher: mpsc::Sender<LauncherEvent>,
     /// The number of events in the run's journal before these workers started.
     journal: usize,
 }
@@ -94,11 +94,11 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 const LONGEST_LINE: usize = 8 << 10;
 
 impl Workers {
-    /// Starts all workers of `launch`; they join at `addr`. `told` receives an event
+    /// Starts all workers of `launch`; they join at `addr`. `launcher` receives an event
     /// when one fails.
-    pub async fn start(launch: Launch, addr: SocketAddr, authority: Arc<Authority>, told: mpsc::Sender<LauncherEvent>) -> Result<Self> {
+    pub async fn start(launch: Launch, addr: SocketAddr, authority: Arc<Authority>, launcher: mpsc::Sender<LauncherEvent>) -> Result<Self> {
         let journal = events(&launch.run_dir).len();
-        let mut workers = Self { children: Vec::new(), launch, addr, authority, told, journal };
+        let mut workers = Self { children: Vec::new(), launch, addr, authority, launcher, journal };
         for rank in 0..workers.launch.workers {
             let worker = workers.spawn(rank, 0).await?;
             workers.children.push(worker);
@@ -157,7 +157,7 @@ impl Workers {
     /// Starts another worker in the place of one that was killed. The error is the
     /// reason why none is started.
     async fn replace(&mut self, at: usize, status: ExitStatus) -> Result<(), String> {
-        let _ = self.told.send(LauncherEvent::Ended { preferred_rank: at as u32 }).await;
+        let _ = self.launcher.send(LauncherEvent::Ended { preferred_rank: at as u32 }).await;
         let worker = &mut self.children[at];
         if status.code().is_some() {
             return Err(format!("worker {at} ended with {status}{}", worker.last_words().await));
@@ -286,7 +286,7 @@ async fn forward(rank: u32, mut from: impl AsyncRead + Unpin, last: Arc<Mutex<St
         let n = from.read(&mut chunk).await.unwrap_or(0);
         for line in if n == 0 { lines.end() } else { lines.take(&chunk[..n]) } {
             let line = visible(&line);
-            say(&format!("[rank {rank}] {line}"));
+            print_stderr(&format!("[rank {rank}] {line}"));
             if !line.trim().is_empty() {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = line;
             }

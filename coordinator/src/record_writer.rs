@@ -140,7 +140,7 @@ impl Writer {
                 Err(TryRecvError::Empty) => {
                     std::thread::sleep(AGAIN);
                     if self.recorder.sync_journal() {
-                        self.answer();
+                        self.release();
                     }
                 }
             }
@@ -172,11 +172,11 @@ impl Writer {
     /// waited in memory.
     fn journalled(&mut self, write: impl FnOnce(&mut Recorder) -> bool) {
         if write(&mut self.recorder) {
-            self.answer();
+            self.release();
         }
     }
 
-    fn answer(&mut self) {
+    fn release(&mut self) {
         self.tell_recorded();
         let recorded = self.recorder.recorded();
         for waiting in self.unanswered.drain(..) {

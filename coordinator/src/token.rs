@@ -53,7 +53,7 @@ pub fn run(command: &TokenCommand) -> Result<String> {
         TokenCommand::New { expires, .. } => {
             let token = authority.tokens().create(*expires, SystemTime::now())?;
             let id = tokens::id(&token.secret);
-            common::ui::say(&format!("token {id} admits workers for {}", humantime::format_duration(*expires)));
+            common::ui::print_stderr(&format!("token {id} admits workers for {}", humantime::format_duration(*expires)));
             format!("{token}\n")
         }
         TokenCommand::List { .. } => list(&authority)?,

@@ -71,10 +71,10 @@ fn every_kind_of_wrong_is_found_and_named() {
         let at = step as usize;
         // One sample replaced by another.
         let generation = committed_in(&s.starts, step);
-        let told: Vec<usize> =
+        let reported: Vec<usize> =
             (0..s.trained.len()).filter(|&i| s.trained[i].step == step && s.trained[i].generation == generation).collect();
-        let complete = told.iter().map(|&i| s.trained[i].ids.len() as u64).sum::<u64>() == s.committed[at].samples;
-        if let Some(&line) = told.iter().find(|&&i| !s.trained[i].ids.is_empty()) {
+        let complete = reported.iter().map(|&i| s.trained[i].ids.len() as u64).sum::<u64>() == s.committed[at].samples;
+        if let Some(&line) = reported.iter().find(|&&i| !s.trained[i].ids.is_empty()) {
             let id = s.trained[line].ids[0];
             let other = (id + 1) % s.plan.samples();
             s.trained[line].ids[0] = other;
@@ -132,7 +132,7 @@ fn what_a_rank_says_again_of_a_step_takes_nothing_back() {
     let mut story = (0..).map(story).find(|s| s.trained.len() > 4).unwrap_or_else(|| unreachable!());
     // The recorded sum is wrong, so that the lines decide the finding.
     let line = story.trained.iter().find(|t| committed_in(&story.starts, t.step) == t.generation).cloned();
-    let line = line.unwrap_or_else(|| unreachable!("some step was told of"));
+    let line = line.unwrap_or_else(|| unreachable!("some step was reported of"));
     story.committed.iter_mut().filter(|c| c.step == line.step).for_each(|c| c.checksum = Some(1));
     let honest = check(&story);
     story.trained.push(TrainedSamples { ids: vec![0; 3], skipped: vec![1, 2], ..line });

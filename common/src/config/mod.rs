@@ -12,6 +12,7 @@ mod error;
 mod model;
 mod train;
 
+use crate::digest::Digest;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -58,16 +59,28 @@ impl Config {
 
     /// Like [`Config::load`] from text; error messages name `origin`.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let invalid = |message: String| ConfigError::Parse { origin: origin.to_owned(), message };
-        let config: Self = if overrides.is_empty() {
-            toml::from_str(text).map_err(|e| invalid(edit::explain(&e)))?
-        } else {
-            let mut table: toml::Table = toml::from_str(text).map_err(|e| invalid(edit::explain(&e)))?;
-            for argument in overrides {
-                edit::apply(&mut table, argument).map_err(|message| ConfigError::Set { argument: argument.clone(), message })?;
-            }
-            table.try_into().map_err(|e| invalid(edit::explain(&e)))?
-        };
+        let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e) };
+        if overrides.is_empty() {
+            // From the text itself, so that a message can show its line.
+            let config: Self = toml::from_str(text).map_err(invalid)?;
+            config.validate()?;
+            return Ok(config);
+        }
+        Self::overlaid(toml::from_str(text).map_err(invalid)?, origin, overrides)
+    }
+
+    /// This config with each `key=value` of `overrides` laid over it, validated.
+    pub fn with(&self, overrides: &[String]) -> Result<Self, ConfigError> {
+        let table = toml::Table::try_from(self).unwrap_or_else(|e| unreachable!("a config is always representable in TOML: {e}"));
+        Self::overlaid(table, "the config", overrides)
+    }
+
+    fn overlaid(mut table: toml::Table, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        for argument in overrides {
+            edit::apply(&mut table, argument).map_err(|message| ConfigError::Set { argument: argument.clone(), message })?;
+        }
+        let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e) };
+        let config: Self = table.try_into().map_err(invalid)?;
         config.validate()?;
         Ok(config)
     }
@@ -81,7 +94,7 @@ impl Config {
     /// resumed by a config with the same digest. These may change: how long to train,
     /// where the data lies, how the cluster communicates, what is recorded, evaluated
     /// and kept, and whether a picture that does not decode ends the run.
-    pub fn identity(&self) -> String {
+    pub fn identity(&self) -> Digest {
         let mut same = self.clone();
         same.name.clear();
         same.cluster = ClusterConfig { wire: self.cluster.wire, ..ClusterConfig::default() };
@@ -102,7 +115,7 @@ impl Config {
             same.train.threads = None;
         }
         same.data.set_path(PathBuf::new());
-        blake3::hash(same.to_toml().as_bytes()).to_hex().to_string()
+        Digest::of(same.to_toml().as_bytes())
     }
 
     /// Whether workers record which samples they put into each step.
@@ -110,7 +123,7 @@ impl Config {
         self.train.audit || self.train.reproducible
     }
 
-    fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), ConfigError> {
         if self.name.is_empty() || self.name.contains(['/', '\\']) || self.name.starts_with('.') {
             return Err(invalid(
                 "name",

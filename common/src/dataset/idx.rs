@@ -54,7 +54,7 @@ impl Idx {
             classes,
             train: train.labels.len() as u32,
             val: val.labels.len() as u32,
-            fingerprint: hasher.finalize().to_hex().to_string(),
+            fingerprint: hasher.finalize().into(),
         };
         Ok(Self { info, picture_bytes: height as usize * width as usize, train, val })
     }

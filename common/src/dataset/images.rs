@@ -1,6 +1,7 @@
 //! Class folders: `train/CLASS/...` and `val/CLASS/...`, or one tree of class folders
 //! that `val_fraction` divides. JPEG and PNG, nested to any depth.
 
+use crate::digest::Digest;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -119,7 +120,7 @@ impl SampleSource for Images {
 
 /// Hashes what two copies of a dataset must agree on: class names, and for each picture
 /// its label, its path and its size.
-fn fingerprint(index: &Index) -> String {
+fn fingerprint(index: &Index) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for class in &index.classes {
         hasher.update(class.as_bytes()).update(b"\0");
@@ -130,7 +131,7 @@ fn fingerprint(index: &Index) -> String {
             hasher.update(&e.label.to_le_bytes()).update(&e.bytes.to_le_bytes()).update(e.path.as_os_str().as_bytes()).update(b"\0");
         }
     }
-    hasher.finalize().to_hex().to_string()
+    hasher.finalize().into()
 }
 
 fn two_trees(root: &Path, train: &Path, val: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {

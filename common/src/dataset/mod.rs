@@ -43,8 +43,7 @@ pub fn open_matching(config: &DataConfig, seed: u64, expected: &DatasetInfo) -> 
     let found = source.info();
     if found != expected {
         let describe = |info: &DatasetInfo| {
-            let print: String = info.fingerprint.chars().take(12).collect();
-            format!("{} classes with {} + {} samples (fingerprint {print})", info.classes.len(), info.train, info.val)
+            format!("{} classes with {} + {} samples (fingerprint {})", info.classes.len(), info.train, info.val, info.fingerprint.short())
         };
         let path = config.path().unwrap_or(Path::new("generated data")).to_owned();
         return Err(DatasetError::OtherData { path, found: describe(found), expected: describe(expected) });

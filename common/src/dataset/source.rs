@@ -1,5 +1,6 @@
 //! Defines a dataset: samples of two splits with random access.
 
+use crate::digest::Digest;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -49,9 +50,9 @@ pub struct DatasetInfo {
     /// Samples in each split.
     pub train: u32,
     pub val: u32,
-    /// Hex BLAKE3 over labels, names and sizes of all samples, in order: equal
+    /// BLAKE3 over labels, names and sizes of all samples, in order: equal
     /// fingerprints mean that sample ids mean the same samples.
-    pub fingerprint: String,
+    pub fingerprint: Digest,
 }
 
 impl DatasetInfo {

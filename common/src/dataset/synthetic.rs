@@ -1,6 +1,7 @@
 //! Generated pictures: each class is a pattern of its own, shifted and under
 //! noise. For trying things where there is no data, and for tests.
 
+use crate::digest::Digest;
 use bytes::Bytes;
 use rand_chacha::rand_core::RngCore;
 
@@ -34,7 +35,7 @@ impl Synthetic {
             classes: (0..classes).map(|c| format!("pattern {c}")).collect(),
             train,
             val,
-            fingerprint: blake3::hash(identity.as_bytes()).to_hex().to_string(),
+            fingerprint: Digest::of(identity.as_bytes()),
         };
         Self { info, side, seed, patterns }
     }

@@ -56,7 +56,7 @@ impl Table {
             classes,
             train: train.labels.len() as u32,
             val: val.labels.len() as u32,
-            fingerprint: hasher.finalize().to_hex().to_string(),
+            fingerprint: hasher.finalize().into(),
         };
         Self { info, columns, train, val, place }
     }

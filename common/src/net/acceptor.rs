@@ -117,7 +117,7 @@ impl Acceptor {
                 other.notify_one();
             }
             drop(handshakes);
-            admitting.spawn(Arc::clone(&self).admit(incoming, id, give_way));
+            admitting.spawn(Arc::clone(&self).handshake(incoming, id, give_way));
         }
     }
 
@@ -128,7 +128,7 @@ impl Acceptor {
         }
     }
 
-    async fn admit(self: Arc<Self>, incoming: quinn::Incoming, place: u64, give_way: Arc<Notify>) {
+    async fn handshake(self: Arc<Self>, incoming: quinn::Incoming, place: u64, give_way: Arc<Notify>) {
         let from = incoming.remote_address();
         let route = self.route.unwrap_or_else(|| Route::to(from));
         let config = match route {
@@ -146,17 +146,17 @@ impl Acceptor {
         };
         lock(&self.handshakes).leave(place);
         match outcome {
-            Ok(connection) => self.welcome(connection, route).await,
+            Ok(connection) => self.admit(connection, route).await,
             Err(problem) => self.complaints.warn(&format!("refused a connection from {from}: {problem}")),
         }
     }
 
     /// Decides what a peer whose handshake is complete may do here.
-    async fn welcome(&self, connection: Connection, route: Route) {
+    async fn admit(&self, connection: Connection, route: Route) {
         let from = connection.remote_address();
         let Some(alpn) = agreed(&connection) else { return connection.close(NO_CERTIFICATE, b"unknown protocol") };
         match certified_name(&connection) {
-            None if alpn == Alpn::Enrol => self.let_stranger_in(connection),
+            None if alpn == Alpn::Enrol => self.admit_stranger(connection),
             None => {
                 self.complaints.warn(&format!("refused a connection from {from} without a certificate of this run"));
                 connection.close(NO_CERTIFICATE, b"a certificate of this run is needed: enrol first");
@@ -165,13 +165,13 @@ impl Acceptor {
                 transport::raise(&connection, alpn, route, self.socket_buffer);
                 match self.role {
                     Role::Coordinator => self.hand_over(Peer { name: Some(name), alpn, connection, place: None }),
-                    Role::Worker => self.let_member_in(connection, name, alpn).await,
+                    Role::Worker => self.admit_member(connection, name, alpn).await,
                 }
             }
         }
     }
 
-    fn let_stranger_in(&self, connection: Connection) {
+    fn admit_stranger(&self, connection: Connection) {
         let entered = lock(&self.strangers).enter(source(connection.remote_address()), Instant::now(), connection.clone());
         let Some(Entered { id, gave_way }) = entered else {
             return connection.close(BUSY, b"others are enrolling now: try again");
@@ -184,7 +184,7 @@ impl Acceptor {
     }
 
     /// Returns once the connection has ended.
-    async fn let_member_in(&self, connection: Connection, name: String, alpn: Alpn) {
+    async fn admit_member(&self, connection: Connection, name: String, alpn: Alpn) {
         let Some(admitted) = lock(&self.members).admit(&name, alpn, connection.clone()) else {
             // Logged at debug only: a member may learn of a new generation a moment
             // before this one.

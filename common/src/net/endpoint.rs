@@ -67,7 +67,7 @@ impl Endpoint {
 
     /// Where this endpoint is bound.
     pub fn local_addr(&self) -> Result<SocketAddr, NetError> {
-        self.quinn.local_addr().map_err(|e| NetError::Setup(e.to_string()))
+        self.quinn.local_addr().map_err(|e| NetError::Setup(e.into()))
     }
 
     pub fn identity(&self) -> &Identity {

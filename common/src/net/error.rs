@@ -9,7 +9,7 @@ pub enum NetError {
     #[error("could not open UDP {address}: {source}")]
     Bind { address: SocketAddr, source: std::io::Error },
     #[error("could not set up TLS: {0}")]
-    Setup(String),
+    Setup(Box<dyn std::error::Error + Send + Sync>),
     /// `transient`: a later attempt may succeed.
     #[error("could not connect to `{name}` at {address}: {cause}")]
     Connect { name: String, address: SocketAddr, cause: String, transient: bool },
@@ -17,7 +17,7 @@ pub enum NetError {
 
 impl From<rustls::Error> for NetError {
     fn from(error: rustls::Error) -> Self {
-        Self::Setup(error.to_string())
+        Self::Setup(error.into())
     }
 }
 

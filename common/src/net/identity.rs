@@ -82,7 +82,7 @@ impl Identity {
             Role::Coordinator => verifier.allow_unauthenticated(),
             Role::Worker => verifier,
         };
-        let verifier = verifier.build().map_err(|e| NetError::Setup(e.to_string()))?;
+        let verifier = verifier.build().map_err(|e| NetError::Setup(e.into()))?;
         let mut config = rustls::ServerConfig::builder_with_provider(tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)

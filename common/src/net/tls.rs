@@ -49,12 +49,12 @@ pub(super) fn roots(authority: &CertificateDer<'static>) -> Result<Arc<RootCertS
 }
 
 pub(super) fn quic_client(config: rustls::ClientConfig) -> Result<quinn::ClientConfig, NetError> {
-    let crypto = QuicClientConfig::try_from(config).map_err(|e| NetError::Setup(e.to_string()))?;
+    let crypto = QuicClientConfig::try_from(config).map_err(|e| NetError::Setup(e.into()))?;
     Ok(quinn::ClientConfig::new(Arc::new(crypto)))
 }
 
 pub(super) fn quic_server(config: rustls::ServerConfig) -> Result<quinn::ServerConfig, NetError> {
-    let crypto = QuicServerConfig::try_from(config).map_err(|e| NetError::Setup(e.to_string()))?;
+    let crypto = QuicServerConfig::try_from(config).map_err(|e| NetError::Setup(e.into()))?;
     Ok(quinn::ServerConfig::with_crypto(Arc::new(crypto)))
 }
 

@@ -103,7 +103,7 @@ pub(super) async fn form(endpoint: &Endpoint, spec: &RingSpec) -> Result<Neighbo
     let deadline = Instant::now() + spec.form_within;
     let missing = match tokio::try_join!(reach_all(endpoint, spec, deadline), let_in_until(endpoint, spec, deadline))? {
         (Ok(outgoing), Ok(incoming)) => {
-            let incoming = incoming.into_iter().map(Guest::keep).collect();
+            let incoming = incoming.into_iter().map(Incoming::keep).collect();
             return Ok(Neighbours { outgoing, incoming });
         }
         (Err(successor), Err(predecessor)) => likelier(successor, predecessor),
@@ -215,13 +215,13 @@ async fn introduce(
 
 /// A connection that is closed when this is dropped: the endpoint holds it too, so
 /// dropping the connection would not close it.
-struct Guest {
+struct Incoming {
     name: String,
     connection: Connection,
     kept: bool,
 }
 
-impl Guest {
+impl Incoming {
     fn new(peer: Peer) -> Self {
         Self { name: peer.name.unwrap_or_default(), connection: peer.connection, kept: false }
     }
@@ -232,7 +232,7 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.kept {
             self.connection.close(NOT_TAKEN, b"the ring is not formed with this connection");
@@ -241,10 +241,10 @@ impl Drop for Guest {
 }
 
 /// Accepts all connections of the predecessor, until the deadline.
-async fn let_in_until(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -> Half<Guest> {
+async fn let_in_until(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -> Half<Incoming> {
     let peer = &spec.peers[spec.predecessor() as usize];
     let mut missing = Missing::new(peer, format!("`{}` has not connected", peer.name));
-    match timeout_at(deadline, let_in(endpoint, spec, &mut missing)).await {
+    match timeout_at(deadline, accept_predecessor(endpoint, spec, &mut missing)).await {
         Ok(result) => result.map(Ok),
         Err(_) => Ok(Err(missing)),
     }
@@ -253,7 +253,7 @@ async fn let_in_until(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -
 /// Introductions in progress, side by side: a silent peer delays no other. The oldest
 /// is aborted when there are too many.
 struct Introductions {
-    tasks: JoinSet<(u64, Guest, Result<usize, String>)>,
+    tasks: JoinSet<(u64, Incoming, Result<usize, String>)>,
     handles: VecDeque<AbortHandle>,
     most: usize,
 }
@@ -263,14 +263,14 @@ impl Introductions {
         Self { tasks: JoinSet::new(), handles: VecDeque::new(), most }
     }
 
-    fn begin(&mut self, spec: &Arc<RingSpec>, number: u64, guest: Guest) {
+    fn begin(&mut self, spec: &Arc<RingSpec>, number: u64, incoming: Incoming) {
         let spec = Arc::clone(spec);
         let handle = self.tasks.spawn(async move {
-            let verdict = match timeout(RING_HELLO, welcome(&spec, &guest)).await {
+            let verdict = match timeout(RING_HELLO, answer_hello(&spec, &incoming)).await {
                 Ok(verdict) => verdict,
-                Err(_) => Err(format!("`{}` connected but did not introduce itself", guest.name)),
+                Err(_) => Err(format!("`{}` connected but did not introduce itself", incoming.name)),
             };
-            (number, guest, verdict)
+            (number, incoming, verdict)
         });
         self.handles.retain(|handle| !handle.is_finished());
         self.handles.push_back(handle);
@@ -283,9 +283,9 @@ impl Introductions {
 }
 
 /// Accepts the predecessor; other peers are refused with a reason.
-async fn let_in(endpoint: &Endpoint, spec: &RingSpec, missing: &mut Missing) -> Result<Vec<Guest>, RingError> {
+async fn accept_predecessor(endpoint: &Endpoint, spec: &RingSpec, missing: &mut Missing) -> Result<Vec<Incoming>, RingError> {
     let spec = Arc::new(spec.clone());
-    let mut connections: Vec<Option<(u64, Guest)>> = (0..spec.connections).map(|_| None).collect();
+    let mut connections: Vec<Option<(u64, Incoming)>> = (0..spec.connections).map(|_| None).collect();
     // The predecessor's introductions have places of their own.
     let mut expected = Introductions::new(2 * spec.connections as usize);
     let mut others = Introductions::new(OTHERS);
@@ -294,37 +294,39 @@ async fn let_in(endpoint: &Endpoint, spec: &RingSpec, missing: &mut Missing) -> 
         let introduced = tokio::select! {
             peer = endpoint.accept_ring() => {
                 let Some(peer) = peer else { return Err(RingError::Left { cause: "the endpoint was closed".to_owned() }) };
-                let guest = Guest::new(peer);
-                let awaited = guest.name == missing.name;
+                let incoming = Incoming::new(peer);
+                let awaited = incoming.name == missing.name;
                 missing.reached |= awaited;
                 came += 1;
-                if awaited { &mut expected } else { &mut others }.begin(&spec, came, guest);
+                if awaited { &mut expected } else { &mut others }.begin(&spec, came, incoming);
                 continue;
             }
             Some(introduced) = expected.tasks.join_next() => introduced,
             Some(introduced) = others.tasks.join_next() => introduced,
         };
         // An error means that the introduction was aborted for newer ones.
-        let Ok((number, guest, verdict)) = introduced else { continue };
+        let Ok((number, incoming, verdict)) = introduced else { continue };
         match verdict {
             // A second connection with the same index: the predecessor has given up the
             // first.
-            Ok(index) if connections[index].as_ref().is_none_or(|(older, _)| *older < number) => connections[index] = Some((number, guest)),
+            Ok(index) if connections[index].as_ref().is_none_or(|(older, _)| *older < number) => {
+                connections[index] = Some((number, incoming))
+            }
             Ok(_) => {}
-            Err(problem) if guest.name == missing.name => missing.cause = visible_within(&problem, MAX_REASON_CHARS),
-            Err(problem) => tracing::debug!("not let into the ring: {}", visible_within(&problem, MAX_REASON_CHARS)),
+            Err(problem) if incoming.name == missing.name => missing.cause = visible_within(&problem, MAX_REASON_CHARS),
+            Err(problem) => tracing::debug!("refused in the ring: {}", visible_within(&problem, MAX_REASON_CHARS)),
         }
     }
-    Ok(connections.into_iter().flatten().map(|(_, guest)| guest).collect())
+    Ok(connections.into_iter().flatten().map(|(_, incoming)| incoming).collect())
 }
 
-async fn welcome(spec: &RingSpec, guest: &Guest) -> Result<usize, String> {
-    let Guest { name, connection, .. } = guest;
+async fn answer_hello(spec: &RingSpec, incoming: &Incoming) -> Result<usize, String> {
+    let Incoming { name, connection, .. } = incoming;
     let broken = |problem: String| format!("the introduction of `{name}` broke off: {problem}");
     let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| broken(explain(&e)))?;
     let hello: Option<Hello> = read_message(&mut receive, HELLO_MAX).await.map_err(|e| broken(explain_failure(connection, &e)))?;
     let hello = hello.ok_or_else(|| broken("no message".to_owned()))?;
-    let (reply, verdict) = judge(spec, name, &hello);
+    let (reply, verdict) = verdict_on(spec, name, &hello);
     write_message(&mut send, &reply).await.map_err(|e| broken(explain_failure(connection, &e)))?;
     let _ = send.finish();
     if verdict.is_err() {
@@ -334,7 +336,7 @@ async fn welcome(spec: &RingSpec, guest: &Guest) -> Result<usize, String> {
     verdict
 }
 
-fn judge(spec: &RingSpec, name: &str, hello: &Hello) -> (Reply, Result<usize, String>) {
+fn verdict_on(spec: &RingSpec, name: &str, hello: &Hello) -> (Reply, Result<usize, String>) {
     let refused = |problem: String| (Reply::Refused(problem.clone()), Err(problem));
     if hello.protocol != PROTOCOL {
         return refused(format!("`{name}` speaks protocol {}, not {PROTOCOL}: use one version everywhere", hello.protocol));

@@ -376,6 +376,6 @@ fn a_stream_for_a_step_that_cannot_be_ends_the_ring_and_names_its_sender() {
             ring.submit(step, 0, vec![1.0; 10]).and_then(|()| ring.wait(step, 0)).unwrap_err()
         },
     );
-    let told = |e: &RingError| matches!(e, RingError::Protocol { problem, .. } if problem.contains("more than one step away"));
-    assert!(errors.iter().any(told), "{errors:?}");
+    let rejected = |e: &RingError| matches!(e, RingError::Protocol { problem, .. } if problem.contains("more than one step away"));
+    assert!(errors.iter().any(rejected), "{errors:?}");
 }

@@ -1,6 +1,7 @@
 //! Checkpoints: one folder for each step. A checkpoint exists only once its manifest
 //! does.
 
+use crate::digest::Digest;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -23,8 +24,8 @@ const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMeta {
     /// [`crate::config::Config::identity`] of the run.
-    pub config_identity: String,
-    pub weights_blake3: String,
+    pub config_identity: Digest,
+    pub weights_blake3: Digest,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ pub(super) struct Manifest {
 pub(super) struct ManifestFile {
     pub(super) name: String,
     pub(super) bytes: u64,
-    pub(super) blake3: String,
+    pub(super) blake3: Digest,
 }
 
 /// A checkpoint whose every byte was verified.
@@ -250,13 +251,13 @@ pub(super) fn open_in(folder: &Path, step: u64) -> Result<(Checkpoint, Vec<Verif
 }
 
 /// BLAKE3 of the rest of a file, without holding it in memory.
-fn digest(file: &mut File, path: &Path) -> Result<String, RunDirError> {
+fn digest(file: &mut File, path: &Path) -> Result<Digest, RunDirError> {
     let mut hasher = blake3::Hasher::new();
     let mut chunk = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut chunk).map_err(RunDirError::io("read", path))?;
         if n == 0 {
-            return Ok(hasher.finalize().to_hex().to_string());
+            return Ok(hasher.finalize().into());
         }
         hasher.update(&chunk[..n]);
     }

@@ -6,9 +6,6 @@ use crate::config::Config;
 /// The most classes that are named one by one.
 const NAMED: usize = 5;
 
-/// The characters of a fingerprint that are shown.
-const FINGERPRINT: usize = 12;
-
 /// The differences of `found` from `kept`, each with both values.
 pub(super) fn of_data(kept: &DataDescription, found: &DataDescription) -> String {
     let mut named = Vec::new();
@@ -32,8 +29,7 @@ pub(super) fn of_data(kept: &DataDescription, found: &DataDescription) -> String
     differs("format", format!("{:?}", is.format), format!("{:?}", was.format));
     let columns = |data: &DataDescription| quoted(&data.columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>());
     differs("features", columns(found), columns(kept));
-    let print = |text: &str| text.chars().take(FINGERPRINT).collect::<String>();
-    differs("fingerprint of names, labels and contents", print(&is.fingerprint), print(&was.fingerprint));
+    differs("fingerprint of names, labels and contents", is.fingerprint.short(), was.fingerprint.short());
     if named.is_empty() { "means and deviations of the features".to_owned() } else { named.join("; ") }
 }
 
@@ -62,9 +58,7 @@ pub(super) fn deciding_keys(kept: &Config, wanted: &Config) -> String {
         }
         // A change that would not be valid alone decides as well.
         let decides = match &is {
-            Some(v) => {
-                Config::parse(&kept.to_toml(), "config.toml", &[format!("{key}={v}")]).map_or(true, |c| c.identity() != kept.identity())
-            }
+            Some(v) => kept.with(&[format!("{key}={v}")]).map_or(true, |c| c.identity() != kept.identity()),
             None => true,
         };
         if decides {

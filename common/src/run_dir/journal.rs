@@ -1,6 +1,7 @@
 //! journal.jsonl: what happened to a run, in order; each line is on disk before the
 //! next thing happens.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,7 +32,7 @@ pub enum Event {
     },
     WorkerJoined {
         name: String,
-        addr: String,
+        addr: SocketAddr,
     },
     WorkerLeft {
         name: String,

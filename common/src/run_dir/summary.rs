@@ -1,6 +1,7 @@
 //! summary.json: the results of a finished run. An infinite number is written as the
 //! string "inf" or "-inf", NaN as "nan".
 
+use crate::digest::Digest;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,7 @@ pub struct Summary {
     /// The largest of all workers.
     pub peak_rss_bytes: u64,
     pub wall_seconds: f64,
-    pub weights_blake3: String,
+    pub weights_blake3: Digest,
 }
 
 /// Quantiles of times in milliseconds.
@@ -144,7 +145,7 @@ impl SummaryBuilder {
     }
 
     /// The summary of a run that has committed `steps` steps.
-    pub fn finish(&self, steps: u64, weights_blake3: String, bytes_sent: u64, peak_rss_bytes: u64) -> Summary {
+    pub fn finish(&self, steps: u64, weights_blake3: Digest, bytes_sent: u64, peak_rss_bytes: u64) -> Summary {
         let steps_kept = &self.kept.steps;
         let warm = if steps_kept.len() > WARM_UP { &steps_kept[WARM_UP..] } else { &steps_kept[..] };
         let column = |f: fn(&StepMetrics) -> f64| {

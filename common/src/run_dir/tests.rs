@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use crate::digest::Digest;
 use std::fs;
 
 use tempfile::{TempDir, tempdir};
@@ -38,7 +39,7 @@ pub(super) fn checkpoint(run: &RunDir, step: u64) -> PathBuf {
         writer.write(&[step as u8; 1000]).unwrap();
         writer.write(name.as_bytes()).unwrap();
     }
-    writer.commit(&CheckpointMeta { config_identity: "id".to_owned(), weights_blake3: format!("digest {step}") }).unwrap();
+    writer.commit(&CheckpointMeta { config_identity: Digest::of(b"id"), weights_blake3: Digest::of(&step.to_le_bytes()) }).unwrap();
     run.path().join(format!("checkpoints/step-{step:08}"))
 }
 
@@ -70,7 +71,7 @@ fn a_run_directory_is_created_once_resumed_by_its_own_config_and_held_by_one_pro
 fn the_newest_whole_checkpoint_counts_and_damage_is_named() {
     let (_dir, run) = run_with_checkpoints(&[5, 10]);
     let newest = run.newest_checkpoint().unwrap().unwrap();
-    assert_eq!((newest.step, newest.meta.weights_blake3.as_str()), (10, "digest 10"));
+    assert_eq!((newest.step, newest.meta.weights_blake3), (10, Digest::of(&10u64.to_le_bytes())));
     let model = newest.path.join("model.safetensors");
     let whole = fs::read(&model).unwrap();
 
@@ -168,10 +169,10 @@ fn the_summary_takes_medians_after_the_first_five_steps() {
         builder.step(&StepMetrics { step_ms: 100.0 + s as f64 + slow, ..step(s) });
     }
     builder.evaluation(&Evaluation { step: 16, epoch: 1, loss: 0.5, top1: 0.75, top5: 1.0, samples: 10 });
-    let summary = builder.finish(16, "digest".to_owned(), 12, 34);
+    let summary = builder.finish(16, Digest::of(b"digest"), 12, 34);
     assert_eq!((summary.world, summary.generations, summary.steps, summary.samples), (2, 1, 16, 160));
     assert_eq!((summary.step_ms.p50, summary.step_ms.p95), (110.0, 115.0));
     assert_eq!(summary.top1, Some(0.75));
-    assert_eq!(SummaryBuilder::new("n", "m", 1).finish(0, String::new(), 0, 0).step_ms, StepTimes::default());
+    assert_eq!(SummaryBuilder::new("n", "m", 1).finish(0, Digest::of(&[]), 0, 0).step_ms, StepTimes::default());
     assert!(peak_rss_bytes() > 1 << 20);
 }

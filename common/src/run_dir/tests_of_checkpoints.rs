@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use crate::digest::Digest;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read;
@@ -14,7 +15,7 @@ use super::*;
 use crate::config::InputShape;
 
 fn meta(digest: &str) -> CheckpointMeta {
-    CheckpointMeta { config_identity: "id".to_owned(), weights_blake3: digest.to_owned() }
+    CheckpointMeta { config_identity: Digest::of(b"id"), weights_blake3: Digest::of(digest.as_bytes()) }
 }
 
 fn fill(writer: &mut CheckpointWriter, byte: u8) {
@@ -43,9 +44,9 @@ fn two_writers_of_one_step_do_not_meet_and_the_last_whole_one_stays() {
     first.start_file(CHECKPOINT_FILES[1]).unwrap();
     first.write(&[1; 1000]).unwrap();
     first.commit(&meta("first")).unwrap();
-    assert_eq!(files.verify(10).unwrap().meta.weights_blake3, "first");
+    assert_eq!(files.verify(10).unwrap().meta.weights_blake3, Digest::of(b"first"));
     second.commit(&meta("second")).unwrap();
-    assert_eq!(files.verify(10).unwrap().meta.weights_blake3, "second");
+    assert_eq!(files.verify(10).unwrap().meta.weights_blake3, Digest::of(b"second"));
     third.start_file(CHECKPOINT_FILES[0]).unwrap();
     drop(third);
     assert_eq!(in_folder(&run), ["step-00000010"], "nothing is left of the others");
@@ -105,7 +106,7 @@ fn a_link_to_a_checkpoint_counts_and_its_target_is_never_touched() {
     let mut writer = run.checkpoints().begin(20).unwrap();
     fill(&mut writer, 9);
     writer.commit(&meta("other")).unwrap();
-    assert_eq!(run.checkpoints().verify(20).unwrap().meta.weights_blake3, "other");
+    assert_eq!(run.checkpoints().verify(20).unwrap().meta.weights_blake3, Digest::of(b"other"));
     for step in [10, 20] {
         let whole = fs::read_dir(dir.path().join(format!("archive-{step}"))).unwrap().count();
         assert_eq!(whole, 3, "archive-{step}");

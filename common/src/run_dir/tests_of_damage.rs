@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use crate::digest::Digest;
 use std::fs;
 
 use tempfile::tempdir;
@@ -68,8 +69,8 @@ fn a_whole_checkpoint_of_the_same_state_is_not_touched_and_another_state_replace
         writer.start_file(name).unwrap();
         writer.write(b"other").unwrap();
     }
-    writer.commit(&CheckpointMeta { config_identity: "id".to_owned(), weights_blake3: "other".to_owned() }).unwrap();
-    assert_eq!(run.newest_checkpoint().unwrap().unwrap().meta.weights_blake3, "other");
+    writer.commit(&CheckpointMeta { config_identity: Digest::of(b"id"), weights_blake3: Digest::of(b"other") }).unwrap();
+    assert_eq!(run.newest_checkpoint().unwrap().unwrap().meta.weights_blake3, Digest::of(b"other"));
     assert_eq!(fs::read_dir(run.path().join("checkpoints")).unwrap().count(), 1);
 }
 
@@ -79,7 +80,7 @@ fn a_checkpoint_that_lacks_a_file_cannot_be_committed() {
     let mut writer = run.checkpoints().begin(20).unwrap();
     writer.start_file(CHECKPOINT_FILES[0]).unwrap();
     writer.write(b"x").unwrap();
-    let meta = CheckpointMeta { config_identity: "id".to_owned(), weights_blake3: "x".to_owned() };
+    let meta = CheckpointMeta { config_identity: Digest::of(b"id"), weights_blake3: Digest::of(b"x") };
     assert!(writer.commit(&meta).unwrap_err().to_string().contains(CHECKPOINT_FILES[1]));
     assert_eq!((steps(&run), newest(&run)), (vec![10], Some(10)));
 }
@@ -133,8 +134,8 @@ fn a_step_that_is_told_twice_stands_in_the_metrics_once() {
     }
     run.record(&Event::Checkpoint { step: 7 }).unwrap();
     let text = fs::read_to_string(run.path().join("metrics.jsonl")).unwrap();
-    let told: Vec<u64> = text.lines().map(|l| serde_json::from_str::<StepMetrics>(l).unwrap().step).collect();
-    assert_eq!(told, [3, 4, 5, 6], "all of them before the checkpoint's event returns");
+    let recorded: Vec<u64> = text.lines().map(|l| serde_json::from_str::<StepMetrics>(l).unwrap().step).collect();
+    assert_eq!(recorded, [3, 4, 5, 6], "all of them before the checkpoint's event returns");
 }
 
 #[test]
@@ -195,8 +196,8 @@ fn another_process_is_refused_and_told_who_holds_the_directory() {
         .env(CHILD, run.path())
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && told.contains(&format!("in use by process {}", std::process::id())), "{told}");
+    let printed = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && printed.contains(&format!("in use by process {}", std::process::id())), "{printed}");
 }
 
 #[test]
@@ -206,7 +207,7 @@ fn a_long_run_is_summed_up_in_bounded_space() {
         builder.step(&StepMetrics { step_ms: s as f64, samples: 2, ..step(s) });
     }
     builder.step(&step(7));
-    let summary = builder.finish(300_000, String::new(), 0, 0);
+    let summary = builder.finish(300_000, Digest::of(&[]), 0, 0);
     assert_eq!(summary.samples, 600_000);
     assert!((summary.step_ms.p50 / 150_000.0 - 1.0).abs() < 0.01, "{}", summary.step_ms.p50);
     assert!((summary.step_ms.p95 / 285_000.0 - 1.0).abs() < 0.01, "{}", summary.step_ms.p95);

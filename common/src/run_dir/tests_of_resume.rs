@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use crate::digest::Digest;
 use std::fs;
 
 use tempfile::tempdir;
@@ -18,7 +19,7 @@ fn data(classes: &[&str]) -> DataDescription {
             classes: classes.iter().map(|&c| c.to_owned()).collect(),
             train: 100,
             val: 20,
-            fingerprint: "0123456789abcdef".to_owned(),
+            fingerprint: Digest::of(b"own"),
         },
         columns: vec![Column { name: "x".to_owned(), mean: 0.1 + 0.2, deviation: 1.0 / 3.0 }, Column::plain("y")],
     }
@@ -52,12 +53,13 @@ fn a_run_goes_on_with_its_own_data_only_and_says_what_differs() {
         change(&mut other);
         other
     };
+    let prints = format!("{}, was {}", Digest::of(b"other").short(), Digest::of(b"own").short());
     let cases: [(DataDescription, &[&str]); 7] = [
         (data(&["dog", "zebra"]), &["2 with `zebra`", "2 with `cat`"]),
         (data(&["dog", "cat"]), &["class 0 `dog`, was `cat`"]),
         (changed(|d| d.info.train = 99), &["training samples 99, was 100"]),
         (changed(|d| d.info.val = 21), &["validation samples 21, was 20"]),
-        (changed(|d| d.info.fingerprint = "fedcba9876543210".to_owned()), &["fedcba987654, was 0123456789ab"]),
+        (changed(|d| d.info.fingerprint = Digest::of(b"other")), &[&prints]),
         (changed(|d| d.columns[1].name = "z".to_owned()), &["features `x`, `z`, was `x`, `y`"]),
         (changed(|d| d.columns[0].mean = 7.0), &["means and deviations"]),
     ];
@@ -192,12 +194,12 @@ fn infinities_and_what_is_no_number_are_on_the_record_and_read_back() {
 
     let mut summary = SummaryBuilder::new("n", "m", 1);
     summary.reload(&steps, &evaluations);
-    let summary = summary.finish(2, String::new(), 0, 0);
+    let summary = summary.finish(2, Digest::of(&[]), 0, 0);
     run.write_summary(&summary).unwrap();
     let text = fs::read_to_string(run.path().join("summary.json")).unwrap();
     assert!(text.contains(r#""loss": "inf""#) && text.contains(r#""train_loss": "-inf""#), "{text}");
     assert_eq!(serde_json::from_str::<Summary>(&text).unwrap(), summary);
-    let none = SummaryBuilder::new("n", "m", 1).finish(0, String::new(), 0, 0);
+    let none = SummaryBuilder::new("n", "m", 1).finish(0, Digest::of(&[]), 0, 0);
     assert!(serde_json::to_string(&none).unwrap().contains(r#""loss":null"#), "no evaluation");
 
     // As an older version wrote it.

@@ -77,7 +77,7 @@ impl CheckpointWriter {
     fn end_file(&mut self) -> Result<(), RunDirError> {
         if let Some((name, file, hasher)) = self.open.take() {
             file.sync_all().map_err(RunDirError::io("sync", &self.path.join(&name)))?;
-            self.files.push(ManifestFile { bytes: hasher.count(), blake3: hasher.finalize().to_hex().to_string(), name });
+            self.files.push(ManifestFile { bytes: hasher.count(), blake3: hasher.finalize().into(), name });
         }
         Ok(())
     }

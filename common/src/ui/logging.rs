@@ -142,7 +142,7 @@ pub fn exit_code(outcome: anyhow::Result<()>) -> std::process::ExitCode {
         Err(error) if error.chain().any(|e| e.is::<output::Unread>()) => 0,
         Ok(()) => 0,
         Err(error) => {
-            output::say(&explained(&error));
+            output::print_stderr(&explained(&error));
             if error.chain().any(|e| e.is::<crate::config::ConfigError>()) { 2 } else { 1 }
         }
     };

@@ -9,6 +9,6 @@ mod visible;
 mod writer;
 
 pub use logging::{LogArgs, LogFormat, LogOptions, exit_code, init};
-pub use output::{Unread, answer, exit, flush, say, tell};
+pub use output::{Unread, exit, flush, print_result, print_stderr, print_stdout};
 pub use progress::{StepProgress, counter, duration, index_progress};
 pub use visible::{visible, visible_within};

@@ -18,7 +18,7 @@ pub struct Unread;
 
 /// Prints one or more lines on stderr, above the bar if there is one. Quoted text in
 /// them cannot control a terminal.
-pub fn say(text: &str) {
+pub fn print_stderr(text: &str) {
     let line = visible_lines(text) + "\n";
     screen::above_the_bar(|| output().line(To::Stderr, line.into_bytes()));
 }
@@ -29,7 +29,7 @@ pub(super) fn log(line: Vec<u8>) {
 }
 
 /// Prints to stdout something that is not worth failing for: how a run went.
-pub fn tell(text: &str) {
+pub fn print_stdout(text: &str) {
     let line = for_stdout(text) + "\n";
     screen::above_the_bar(|| output().line(To::Stdout, line.into_bytes()));
 }
@@ -37,7 +37,7 @@ pub fn tell(text: &str) {
 /// Writes to stdout the result of a command, and a newline. It waits for the reader.
 /// Errors when that fails; with [`Unread`] when the reader is gone, which
 /// [`super::exit_code`] counts as success.
-pub fn answer(text: &str) -> anyhow::Result<()> {
+pub fn print_result(text: &str) -> anyhow::Result<()> {
     flush();
     let text = for_stdout(text) + "\n";
     let mut stdout = io::stdout().lock();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::say;
+use super::output::print_stderr;
 use super::screen::screen;
 use crate::metrics::Evaluation;
 use crate::status::Status;
@@ -54,13 +54,13 @@ impl StepProgress {
             bar.set_message(text);
         } else if !self.quiet && (m.step + 1 == status.steps || self.last_line.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)) {
             self.last_line = Some(Instant::now());
-            say(&format!("step {}/{}  {text}", m.step + 1, status.steps));
+            print_stderr(&format!("step {}/{}  {text}", m.step + 1, status.steps));
         }
     }
 
     /// Shows a finished evaluation.
     pub fn evaluation(&self, e: &Evaluation) {
-        self.say(&format!(
+        self.print(&format!(
             "epoch {}: validation loss {:.4}, top-1 {:.2}%, top-5 {:.2}% of {} samples",
             e.epoch,
             e.loss,
@@ -71,9 +71,9 @@ impl StepProgress {
     }
 
     /// Prints a line above the bar.
-    pub fn say(&self, text: &str) {
+    pub fn print(&self, text: &str) {
         if !self.quiet {
-            say(text);
+            print_stderr(text);
         }
     }
 

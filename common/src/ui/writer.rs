@@ -174,7 +174,7 @@ mod tests {
     struct Started(&'static Output);
 
     impl Started {
-        fn say(&self, text: &str) {
+        fn line(&self, text: &str) {
             self.0.line(To::Stderr, format!("{text}\n").into_bytes());
         }
     }
@@ -184,7 +184,7 @@ mod tests {
         let (output, mut reader) = pair();
         let line = "x".repeat(1000);
         let start = Instant::now();
-        (0..20_000).for_each(|_| output.say(&line));
+        (0..20_000).for_each(|_| output.line(&line));
         assert!(start.elapsed() < Duration::from_secs(5), "saying took {:?}", start.elapsed());
         assert!(output.0.lock().bytes <= MOST_BYTES);
         // The end of the process does not wait for the reader either.
@@ -203,7 +203,7 @@ mod tests {
             let n = reader.read(&mut chunk).unwrap();
             text += std::str::from_utf8(&chunk[..n]).unwrap();
         }
-        output.say("and on it goes");
+        output.line("and on it goes");
         output.0.flush(Duration::from_secs(20));
         let n = reader.read(&mut chunk).unwrap();
         text += std::str::from_utf8(&chunk[..n]).unwrap();
@@ -217,13 +217,13 @@ mod tests {
     fn who_is_gone_costs_nothing_and_what_was_said_last_is_written() {
         let (output, reader) = pair();
         drop(reader);
-        (0..1000).for_each(|i| output.say(&i.to_string()));
+        (0..1000).for_each(|i| output.line(&i.to_string()));
         output.0.flush(Duration::from_secs(20));
         assert!(output.0.lock().waiting.is_empty());
 
         let (output, mut reader) = pair();
-        output.say("first");
-        output.say("last words");
+        output.line("first");
+        output.line("last words");
         output.0.flush(Duration::from_secs(20));
         let mut text = [0; 17];
         reader.read_exact(&mut text).unwrap();
@@ -254,8 +254,8 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_does_not_block_gets_all_of_it() {
-        let (told, heard) = mpsc::channel();
-        write(&mut Slow(told, 0), b"a whole line\n");
-        assert_eq!(heard.iter().collect::<Vec<_>>().concat(), b"a whole line\n");
+        let (sent, received) = mpsc::channel();
+        write(&mut Slow(sent, 0), b"a whole line\n");
+        assert_eq!(received.iter().collect::<Vec<_>>().concat(), b"a whole line\n");
     }
 }

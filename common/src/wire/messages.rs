@@ -5,7 +5,9 @@
 //! one bidirectional stream per request, also opened by the worker; it carries a
 //! message, then raw bytes.
 
+use crate::digest::Digest;
 use rkyv::{Archive, Deserialize, Serialize};
+use std::net::SocketAddr;
 
 use crate::audit::TrainedSamples;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
@@ -38,7 +40,7 @@ pub enum ToCoordinator {
         /// address from which it connects, or a whole address if it was configured to
         /// advertise one.
         ring_port: u16,
-        advertise: Option<String>,
+        advertise: Option<SocketAddr>,
         /// Workers are ranked by this first, then by when they joined.
         preferred_rank: Option<u32>,
         /// The generation of this worker, if it has lost its connection and trains on.
@@ -90,7 +92,7 @@ pub enum ToCoordinator {
 pub struct Finished {
     /// Steps committed over the whole run.
     pub step: u64,
-    pub weights_blake3: String,
+    pub weights_blake3: Digest,
     /// Bytes of gradients that this worker sent.
     pub bytes_sent: u64,
     pub peak_rss_bytes: u64,
@@ -188,8 +190,8 @@ pub enum StateSource {
 pub struct Member {
     /// The name in its certificate.
     pub name: String,
-    /// Where it listens for its predecessor, as `ip:port`.
-    pub addr: String,
+    /// Where it listens for its predecessor.
+    pub addr: SocketAddr,
 }
 
 /// [`DatasetInfo`] on the wire.
@@ -199,7 +201,7 @@ pub struct Dataset {
     pub classes: Vec<String>,
     pub train: u32,
     pub val: u32,
-    pub fingerprint: String,
+    pub fingerprint: Digest,
 }
 
 /// [`SampleFormat`] on the wire.
@@ -216,7 +218,7 @@ pub enum BulkRequest {
     /// Answered by [`BulkReply::Samples`] and the samples' bytes end to end.
     Samples { val: bool, ids: Vec<u32> },
     /// Followed by the files' bytes end to end; answered by [`BulkReply::Stored`].
-    PutCheckpoint { step: u64, weights_blake3: String, files: Vec<FileSize> },
+    PutCheckpoint { step: u64, weights_blake3: Digest, files: Vec<FileSize> },
     /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
     GetCheckpoint { step: u64 },
     /// To a donor: answered by [`BulkReply::State`] and the files' bytes end to end.
@@ -242,10 +244,10 @@ pub enum BulkReply {
     Checkpoint {
         files: Vec<FileSize>,
     },
-    /// With the hex BLAKE3 of all bytes that follow.
+    /// With the digest of all bytes that follow.
     State {
         files: Vec<FileSize>,
-        blake3: String,
+        blake3: Digest,
     },
     Failed {
         reason: String,
@@ -263,7 +265,7 @@ impl From<&DatasetInfo> for Dataset {
             classes: info.classes.clone(),
             train: info.train,
             val: info.val,
-            fingerprint: info.fingerprint.clone(),
+            fingerprint: info.fingerprint,
         }
     }
 }

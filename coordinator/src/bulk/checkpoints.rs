@@ -1,5 +1,6 @@
 //! Checkpoints on their way between a worker and the run directory.
 
+use common::digest::Digest;
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,7 +17,6 @@ use super::clients::Client;
 use super::service::BulkService;
 use super::writing::{within, write};
 use crate::inbox::News;
-use crate::limits::digest;
 
 /// Bytes moved at once between the network and a checkpoint file.
 const CHUNK: usize = 1 << 20;
@@ -38,7 +38,7 @@ pub(super) async fn put(
     client: &Client,
     recv: &mut RecvStream,
     step: u64,
-    weights_blake3: String,
+    weights_blake3: Digest,
     files: &[FileSize],
 ) -> Result<(), String> {
     let names: Vec<&str> = files.iter().map(|f| f.name.as_str()).collect();
@@ -46,7 +46,7 @@ pub(super) async fn put(
         let most = service.limits.checkpoint_bytes;
         return Err(format!("a checkpoint consists of {} of at most {most} bytes each", CHECKPOINT_FILES.join(" and ")));
     }
-    service.limits.step(step).and_then(|()| digest(&weights_blake3))?;
+    service.limits.step(step)?;
     // Members of the ring have the run's weights; other workers could only send worse ones.
     if !service.admissions.is_member(&client.name) {
         return Err(format!("{} is not in the run's ring", client.name));
@@ -54,7 +54,7 @@ pub(super) async fn put(
     let _turn = client.uploads.try_acquire().map_err(|_| "too many checkpoints are under way from this worker")?;
     committed(service, step).await?;
 
-    let meta = CheckpointMeta { config_identity: service.config_identity.clone(), weights_blake3 };
+    let meta = CheckpointMeta { config_identity: service.config_identity, weights_blake3 };
     let (pieces, inbox) = mpsc::channel(WAITING);
     let (all, layout) = (service.checkpoints.clone(), service.layout.clone());
     let storing = tokio::task::spawn_blocking(move || store(&all, &layout, step, &meta, inbox));
@@ -65,7 +65,7 @@ pub(super) async fn put(
         Ok(()) => Err("the checkpoint broke off".to_owned()),
         Err(reason) => Err(reason),
     })?;
-    if service.inbox.tell(News::Stored { step }).await { Ok(()) } else { Err("the run is over".to_owned()) }
+    if service.inbox.send(News::Stored { step }).await { Ok(()) } else { Err("the run is over".to_owned()) }
 }
 
 /// Waits until the run has committed the step before `step`, at least.

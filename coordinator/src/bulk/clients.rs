@@ -1,5 +1,5 @@
 //! What the bulk service knows of the peers that it serves: their connections,
-//! their share of its memory, and when they were heard.
+//! their share of its memory, and when they were on_alive.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,14 +23,14 @@ const UPLOADS: usize = 2;
 const REPORT_MS: u64 = 100;
 
 /// Called with the name of a peer while its bytes arrive, which shows that it is alive.
-pub type Heard = Arc<dyn Fn(&str) + Send + Sync>;
+pub type OnAlive = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// One peer, for as long as it has a connection.
 pub(super) struct Client {
     pub name: String,
     pub share: Share,
     pub uploads: Arc<Semaphore>,
-    heard: Heard,
+    on_alive: OnAlive,
     since: Instant,
     /// When it was reported last, in milliseconds after `since`, plus one.
     reported: AtomicU64,
@@ -43,28 +43,28 @@ impl Client {
         let last = self.reported.load(Ordering::Relaxed);
         let due = last == 0 || now >= last + REPORT_MS;
         if due && self.reported.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            (self.heard)(&self.name);
+            (self.on_alive)(&self.name);
         }
     }
 }
 
 /// A peer and its connections, the oldest first.
-type Present = (Arc<Client>, VecDeque<Connection>);
+type Connected = (Arc<Client>, VecDeque<Connection>);
 
 /// All peers that have a connection.
 #[derive(Default)]
-pub(super) struct Clients(Mutex<BTreeMap<String, Present>>);
+pub(super) struct Clients(Mutex<BTreeMap<String, Connected>>);
 
 impl Clients {
     /// A connection of this peer begins.
-    pub(super) fn connected(&self, name: &str, connection: &Connection, heard: &Heard) -> Arc<Client> {
+    pub(super) fn connected(&self, name: &str, connection: &Connection, on_alive: &OnAlive) -> Arc<Client> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (client, connections) = all.entry(name.to_owned()).or_insert_with(|| {
             let client = Client {
                 name: name.to_owned(),
                 share: Share::default(),
                 uploads: Arc::new(Semaphore::new(UPLOADS)),
-                heard: Arc::clone(heard),
+                on_alive: Arc::clone(on_alive),
                 since: Instant::now(),
                 reported: AtomicU64::new(0),
             };

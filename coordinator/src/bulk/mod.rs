@@ -18,7 +18,7 @@ use common::wire::messages::{BulkReply, BulkRequest, MAX_REQUEST, MAX_SAMPLES, s
 use common::wire::{STALLED, WireError, read_message, write_message};
 use quinn::{RecvStream, SendStream};
 
-pub use clients::Heard;
+pub use clients::OnAlive;
 pub use service::BulkService;
 
 use clients::Client;
@@ -31,7 +31,7 @@ const GROUP: u64 = 2 << 20;
 /// connection.
 pub async fn serve(service: Arc<BulkService>, peer: Peer) {
     let name = peer.name.clone().unwrap_or_default();
-    let client = service.clients.connected(&name, &peer.connection, &service.heard);
+    let client = service.clients.connected(&name, &peer.connection, &service.on_alive);
     while let Ok((send, recv)) = peer.connection.accept_bi().await {
         if service.admissions.is_revoked(&name) {
             peer.connection.close(1u32.into(), b"the token of this worker was revoked");
@@ -40,7 +40,7 @@ pub async fn serve(service: Arc<BulkService>, peer: Peer) {
         let (service, client, connection) = (Arc::clone(&service), Arc::clone(&client), peer.connection.clone());
         tokio::spawn(async move {
             let name = &client.name;
-            match answer(&service, &client, send, recv).await {
+            match respond(&service, &client, send, recv).await {
                 Ok(()) => {}
                 // The peer has cancelled the request, or is gone.
                 Err(e) if broke_off(&e) => tracing::debug!("a bulk request of {name} broke off: {e:#}"),
@@ -54,7 +54,7 @@ pub async fn serve(service: Arc<BulkService>, peer: Peer) {
     service.clients.disconnected(&name, &peer.connection);
 }
 
-async fn answer(service: &BulkService, client: &Client, mut send: SendStream, mut recv: RecvStream) -> Result<()> {
+async fn respond(service: &BulkService, client: &Client, mut send: SendStream, mut recv: RecvStream) -> Result<()> {
     let Some(request) = read_message::<BulkRequest>(&mut recv, MAX_REQUEST).await? else { return Ok(()) };
     client.report_alive();
     let answered = match request {

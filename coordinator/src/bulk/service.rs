@@ -1,5 +1,6 @@
 //! What bulk requests are served from.
 
+use common::digest::Digest;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -9,7 +10,7 @@ use common::run_dir::{CheckpointFiles, CheckpointLayout};
 use tokio::sync::Semaphore;
 
 use super::budget::Budget;
-use super::clients::{Clients, Heard};
+use super::clients::{Clients, OnAlive};
 use crate::admissions::Admissions;
 use crate::inbox::Inbox;
 use crate::limits::Limits;
@@ -22,7 +23,7 @@ pub struct BulkService {
     pub(super) source: Arc<dyn SampleSource>,
     pub(super) checkpoints: CheckpointFiles,
     pub(super) layout: CheckpointLayout,
-    pub(super) config_identity: String,
+    pub(super) config_identity: Digest,
     pub(super) inbox: Inbox,
     pub(super) reads: Semaphore,
     pub(super) admissions: Arc<Admissions>,
@@ -30,7 +31,7 @@ pub struct BulkService {
     pub(super) committed: Arc<AtomicU64>,
     pub(super) budget: Budget,
     pub(super) clients: Clients,
-    pub(super) heard: Heard,
+    pub(super) on_alive: OnAlive,
 }
 
 impl BulkService {
@@ -58,13 +59,13 @@ impl BulkService {
             committed,
             budget: Budget::default(),
             clients: Clients::default(),
-            heard: Arc::new(|_| ()),
+            on_alive: Arc::new(|_| ()),
         }
     }
 
-    /// Calls `heard` with the name of a peer while its requests and checkpoints
+    /// Calls `on_alive` with the name of a peer while its requests and checkpoints
     /// arrive, at most every 100 ms.
-    pub fn telling(self, heard: Heard) -> Self {
-        Self { heard, ..self }
+    pub fn reporting_to(self, on_alive: OnAlive) -> Self {
+        Self { on_alive, ..self }
     }
 }

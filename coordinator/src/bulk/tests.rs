@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use common::digest::Digest;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
@@ -99,19 +100,19 @@ impl World {
             classes: vec!["a".to_owned(), "b".to_owned()],
             train: 10_000,
             val: 10,
-            fingerprint: String::new(),
+            fingerprint: Digest::of(&[]),
         };
         let limits = Limits::new(&config, &info, 10_000);
         let source = Arc::new(Large { info, bytes: sample_bytes, held: Arc::clone(&held), most: Arc::clone(&most) });
         let admissions = Arc::new(Admissions::new(authority.tokens().clone(), &[]));
-        admissions.set_members(&[Member { name: "worker-1".to_owned(), addr: String::new() }]);
+        admissions.set_members(&[Member { name: "worker-1".to_owned(), addr: ([127, 0, 0, 1], 1).into() }]);
         let committed = Arc::new(AtomicU64::new(450));
         let (send, news) = mpsc::channel(100);
         let files = CheckpointFiles::new(dir.path().join("checkpoints"));
         let heard = Arc::<Mutex<Vec<String>>>::default();
         let ear = Arc::clone(&heard);
         let service = BulkService::new(&config, source, files, Inbox(send), admissions, limits, Arc::clone(&committed))
-            .telling(Arc::new(move |name| ear.lock().unwrap().push(name.to_owned())));
+            .reporting_to(Arc::new(move |name| ear.lock().unwrap().push(name.to_owned())));
         let service = Arc::new(service);
         let endpoint =
             Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
@@ -276,7 +277,7 @@ fn state(step: u64, value: f32) -> [Bytes; 2] {
 
 fn put(step: u64, files: &[Bytes; 2]) -> BulkRequest {
     let files = CHECKPOINT_FILES.iter().zip(files).map(|(name, b)| FileSize { name: (*name).to_owned(), bytes: b.len() as u64 }).collect();
-    BulkRequest::PutCheckpoint { step, weights_blake3: "0".repeat(64), files }
+    BulkRequest::PutCheckpoint { step, weights_blake3: Digest::of(&[]), files }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,7 +290,7 @@ async fn only_a_state_that_the_run_can_have_is_stored() {
         store.start_file(name).unwrap();
         store.write(&bytes).unwrap();
     }
-    store.commit(&CheckpointMeta { config_identity: "id".to_owned(), weights_blake3: "own".to_owned() }).unwrap();
+    store.commit(&CheckpointMeta { config_identity: Digest::of(b"id"), weights_blake3: Digest::of(b"own") }).unwrap();
 
     let send = async |step, files: &[Bytes; 2]| {
         let mut recv = ask(&connection, &put(step, files), files).await;

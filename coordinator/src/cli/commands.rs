@@ -13,7 +13,7 @@ use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
 use common::recorder::{Length, describe, plan};
 use common::run_dir::{DataDescription, Resume, RunDir};
 use common::signals::Signals;
-use common::ui::{answer, exit, index_progress, say, tell};
+use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
 
 use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
@@ -36,9 +36,9 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => report(runtime.block_on(serve_command(args, cli.log.quiet))?.as_ref()),
         Command::Local(args) => report(runtime.block_on(local_command(args, &cli.log))?.as_ref()),
-        Command::Audit(args) => answer(audit::run(&args.run)?.trim_end())?,
-        Command::Token(command) => answer(token::run(&command)?.trim_end())?,
-        Command::Check(args) => answer(check::report(&args)?.trim_end())?,
+        Command::Audit(args) => print_result(audit::run(&args.run)?.trim_end())?,
+        Command::Token(command) => print_result(token::run(&command)?.trim_end())?,
+        Command::Check(args) => print_result(check::report(&args)?.trim_end())?,
     }
     Ok(())
 }
@@ -46,9 +46,9 @@ pub fn run(cli: Cli) -> Result<()> {
 fn report(outcome: Option<&Outcome>) {
     let Some(outcome) = outcome else { return };
     if outcome.stopped {
-        tell(&format!("stopped; go on with --resume --run-dir {}", outcome.run_dir.display()));
+        print_stdout(&format!("stopped; go on with --resume --run-dir {}", outcome.run_dir.display()));
     }
-    tell(&describe(&outcome.summary, &outcome.run_dir));
+    print_stdout(&describe(&outcome.summary, &outcome.run_dir));
 }
 
 /// Serves a run; returns `None` for a run that was complete before.
@@ -63,15 +63,15 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
     let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
     let port = endpoint.local_addr()?.port();
     let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
-    tell(&format!("run directory: {}", run.run_dir.path().display()));
+    print_stdout(&format!("run directory: {}", run.run_dir.path().display()));
     let token = run.authority.tokens().standing(SystemTime::now())?;
     let join = run.run_dir.path().join("keys/join");
     leave_join_line(&join, &format!("{host}:{port} {token}\n"))?;
     tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
-    tell(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
-    let (send, told) = mpsc::channel(LAUNCHER_QUEUE);
+    print_stdout(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
+    let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
     interrupts(Signals::listen(false)?, send);
-    serve(run, endpoint, told).await.map(Some)
+    serve(run, endpoint, events).await.map(Some)
 }
 
 async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Option<Outcome>> {
@@ -80,8 +80,8 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     if config.train.threads.is_none() && !config.train.reproducible {
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u32;
         config.train.threads = Some((cores / args.workers.max(1)).max(1));
+        config.validate()?;
     }
-    let config = Config::parse(&config.to_toml(), "train.threads", &[])?;
     let data = config.data.path().map(std::path::Path::to_owned);
     let socket = BoundSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let run = prepare(config, &args.run, args.workers, log.quiet)?;
@@ -104,11 +104,11 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
         run_dir: run.run_dir.path().to_owned(),
     };
     let path = run.run_dir.path().to_owned();
-    let (send, told) = mpsc::channel(LAUNCHER_QUEUE);
+    let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
     interrupts(Signals::listen(false)?, send.clone());
     let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
-    let mut serving = std::pin::pin!(serve(run, endpoint, told));
+    let mut serving = std::pin::pin!(serve(run, endpoint, events));
     let served = tokio::select! {
         outcome = &mut serving => outcome,
         // The coordinator notices by itself what happens to a worker that has joined,
@@ -129,7 +129,10 @@ fn is_complete(run: &Run, resume: Option<Resume>) -> Result<bool> {
     let steps = Length::of(&run.config, &plan).steps;
     let complete = resume == Some(Resume::Auto) && run.run_dir.is_complete(steps)?;
     if complete {
-        tell(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run.run_dir.path().display()));
+        print_stdout(&format!(
+            "the run in `{}` is complete after {steps} steps: raise train.epochs to go on",
+            run.run_dir.path().display()
+        ));
     }
     Ok(complete)
 }
@@ -172,14 +175,14 @@ fn leave_join_line(path: &Path, line: &str) -> Result<()> {
 }
 
 /// Passes on each request to stop; the third ends the process, whatever it is doing.
-fn interrupts(mut signals: Signals, told: mpsc::Sender<LauncherEvent>) {
+fn interrupts(mut signals: Signals, events: mpsc::Sender<LauncherEvent>) {
     tokio::spawn(async move {
         loop {
             let number = signals.request().await;
-            let heard = told.try_send(LauncherEvent::Stop).is_ok();
-            // A run that has just ended need not be told.
-            if number > 2 || (number == 2 && !heard) {
-                say("stopped at once");
+            let received = events.try_send(LauncherEvent::Stop).is_ok();
+            // A run that has just ended need not be events.
+            if number > 2 || (number == 2 && !received) {
+                print_stderr("stopped at once");
                 exit(1);
             }
         }

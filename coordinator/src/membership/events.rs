@@ -1,5 +1,6 @@
 //! The inputs and outputs of the membership, and the rules of a run.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::wire::messages::{Finished, Generation, Member};
@@ -15,7 +16,7 @@ pub enum Input {
     Joined {
         worker: WorkerId,
         name: String,
-        addr: String,
+        addr: SocketAddr,
         preferred_rank: Option<u32>,
         /// The generation that it is in, if it has lost only its connection and not
         /// its ring.

@@ -229,7 +229,7 @@ fn of_two_that_do_not_find_each_other_the_newer_is_left_out() {
     let outputs = m.handle(now, missed(1, "worker-2"));
     let (name, reason, _) = left_out(&outputs).unwrap();
     assert_eq!(name, "worker-2");
-    assert!(reason.contains("worker-1 and worker-2 do not find each other"), "{reason}");
+    assert!(reason.contains("worker-1 and worker-2 cannot reach each other"), "{reason}");
     // The other worker reports the same failure, which changes nothing.
     assert_eq!(m.handle(now, missed(2, "worker-1")), []);
     m.handle(now, ready(1, 1, 0));

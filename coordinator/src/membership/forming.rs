@@ -113,13 +113,13 @@ impl Membership {
         let known = self.lineage.newest().is_empty() || ready.iter().any(last);
         // One step more than the others have is the step in flight, and no loss.
         if (known && best + 1 >= self.newest) || self.absent.is_empty() {
-            self.told_awaiting = false;
+            self.announced_awaiting = false;
             return None;
         }
         let names = self.absent.keys().cloned().collect();
-        let told = std::mem::replace(&mut self.told_awaiting, true);
+        let announced = std::mem::replace(&mut self.announced_awaiting, true);
         let at_most = self.absent.values().max().map_or(Duration::ZERO, |until| *until - at);
-        Some(if told { Vec::new() } else { vec![Output::Awaiting { step: self.newest, names, at_most }] })
+        Some(if announced { Vec::new() } else { vec![Output::Awaiting { step: self.newest, names, at_most }] })
     }
 
     /// Which checkpoint is kept when the run is stopped at once, in words.

@@ -25,7 +25,7 @@ impl Membership {
             let worker = Worker {
                 phase: Phase::Member,
                 connected: false,
-                ..Worker::new(member.name.clone(), member.addr.clone(), None, membership.listening.now())
+                ..Worker::new(member.name.clone(), member.addr, None, membership.listening.now())
             };
             membership.workers.insert(id, worker);
         }
@@ -71,7 +71,7 @@ impl Membership {
     pub(super) fn newer(&mut self, worker: WorkerId, generation: u64) -> Option<Vec<Output>> {
         if generation > self.generation.saturating_add(LEAP) {
             self.workers.remove(&worker);
-            let reason = format!("told of generation {generation}, and the newest is {}", self.generation);
+            let reason = format!("claims generation {generation}, and the newest is {}", self.generation);
             return Some(vec![Output::Refuse { worker, reason }]);
         }
         if generation > self.generation && !matches!(self.state, State::Running { .. }) {

@@ -73,7 +73,7 @@ impl Membership {
         let Some(asker) = self.workers.get(&worker).map(|w| w.name.clone()) else { return Vec::new() };
         let answered = (asker.clone(), peer.to_owned());
         let newcomer = self.workers.iter_mut().find_map(|(&id, w)| match &mut w.path {
-            Path::Probing { missing, handover, .. } => missing.remove(&answered).then(|| (id, w.addr.clone(), handover)),
+            Path::Probing { missing, handover, .. } => missing.remove(&answered).then_some((id, w.addr, handover)),
             _ => None,
         });
         let Some((id, addr, handover)) = newcomer else { return Vec::new() };
@@ -154,7 +154,7 @@ impl Membership {
                 if donor { other } else { junior }
             }
         };
-        let reason = format!("{} and {peer} do not find each other: {reason}", reporter.name);
+        let reason = format!("{} and {peer} cannot reach each other: {reason}", reporter.name);
         // Probes cost a ring nothing, so a worker that no ring has yielded for is
         // soon tried again.
         let first = if self.workers[&blamed].fresh { AFTER_A_RING } else { FIRST_EXCLUSION };

@@ -1,6 +1,7 @@
 //! The state of the membership: the workers, the ring, and earlier attempts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::wire::messages::{Finished, Member};
@@ -15,7 +16,7 @@ use super::paths::{Path, Paths};
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) name: String,
-    pub(super) addr: String,
+    pub(super) addr: SocketAddr,
     pub(super) preferred_rank: Option<u32>,
     pub(super) phase: Phase,
     pub(super) leaving: bool,
@@ -50,7 +51,7 @@ pub(super) enum Phase {
 }
 
 impl Worker {
-    pub(super) fn new(name: String, addr: String, preferred_rank: Option<u32>, at: At) -> Self {
+    pub(super) fn new(name: String, addr: SocketAddr, preferred_rank: Option<u32>, at: At) -> Self {
         Self {
             name,
             addr,
@@ -72,7 +73,7 @@ impl Worker {
 
     /// Its name and address, as its neighbours in the ring need them.
     pub(super) fn as_member(&self) -> Member {
-        Member { name: self.name.clone(), addr: self.addr.clone() }
+        Member { name: self.name.clone(), addr: self.addr }
     }
 
     /// The step of the run's state that it holds while it is in no ring.
@@ -138,7 +139,7 @@ pub struct Membership {
     /// workers, and whether it was reported that the run waits for former members out
     /// of reach.
     pub(super) told_waiting: Option<u32>,
-    pub(super) told_awaiting: bool,
+    pub(super) announced_awaiting: bool,
 }
 
 impl Membership {
@@ -163,7 +164,7 @@ impl Membership {
             failed_donors: 0,
             storing: None,
             told_waiting: None,
-            told_awaiting: false,
+            announced_awaiting: false,
         }
     }
 }

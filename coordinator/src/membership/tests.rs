@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use common::digest::Digest;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::seed;
@@ -25,8 +27,12 @@ fn rules(min_workers: u32, shards: u32) -> Rules {
     }
 }
 
+fn address(worker: WorkerId) -> SocketAddr {
+    ([127, 0, 0, 1], worker as u16).into()
+}
+
 fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
-    Input::Joined { worker, name: format!("worker-{worker}"), addr: format!("127.0.0.1:{worker}"), preferred_rank, generation: None }
+    Input::Joined { worker, name: format!("worker-{worker}"), addr: address(worker), preferred_rank, generation: None }
 }
 
 fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
@@ -34,7 +40,7 @@ fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
 }
 
 fn report(step: u64, digest: &str) -> Finished {
-    Finished { step, weights_blake3: digest.to_owned(), bytes_sent: 0, peak_rss_bytes: 0 }
+    Finished { step, weights_blake3: Digest::of(digest.as_bytes()), bytes_sent: 0, peak_rss_bytes: 0 }
 }
 
 fn started(outputs: &[Output]) -> (Vec<WorkerId>, Generation) {
@@ -237,7 +243,7 @@ fn stopping_asks_each_member_once_even_in_the_middle_of_a_recovery() {
 }
 
 fn member(n: u64) -> Member {
-    Member { name: format!("worker-{n}"), addr: format!("127.0.0.1:{n}") }
+    Member { name: format!("worker-{n}"), addr: address(n) }
 }
 
 /// The two members that a restarted coordinator expects back.

@@ -29,7 +29,7 @@ pub(super) struct Simulated {
     /// Messages that the coordinator has not received yet.
     pub(super) outbox: VecDeque<Input>,
     /// Messages that the worker has not received yet.
-    inbox: VecDeque<Told>,
+    inbox: VecDeque<Message>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,7 +42,7 @@ pub(super) struct Held {
 const INITIAL: Held = Held { step: 0, committed: 0, bits: 0 };
 
 #[derive(Debug, Clone)]
-pub(super) enum Told {
+pub(super) enum Message {
     Generation(u64),
     End(u64),
     Yield(u64),
@@ -107,11 +107,11 @@ impl World {
         self.rings.last_key_value().map_or(0, |(&number, _)| number)
     }
 
-    pub(super) fn spawn(&mut self, liar: bool, slow: bool) {
+    pub(super) fn spawn(&mut self, dishonest: bool, slow: bool) {
         let id = self.next_id;
         self.next_id += 1;
         let newest = self.newest();
-        let said = if liar { Input::Ready { worker: id, generation: 0, step: 900, committed: newest } } else { ready(id, 0, 0) };
+        let said = if dishonest { Input::Ready { worker: id, generation: 0, step: 900, committed: newest } } else { ready(id, 0, 0) };
         self.workers.push(Simulated {
             id,
             former: Vec::new(),
@@ -142,19 +142,19 @@ impl World {
         for output in outputs {
             match output {
                 Output::Start { members, generation } => self.check_start(&members, &generation, least),
-                Output::End { members, generation, .. } => self.tell(&members, &Told::End(generation)),
-                Output::Yield { members, generation } => self.tell(&members, &Told::Yield(generation)),
-                Output::Goodbye { worker } => self.tell(&[worker], &Told::Goodbye),
+                Output::End { members, generation, .. } => self.send(&members, &Message::End(generation)),
+                Output::Yield { members, generation } => self.send(&members, &Message::Yield(generation)),
+                Output::Goodbye { worker } => self.send(&[worker], &Message::Goodbye),
                 Output::Drop { worker, reason } => {
                     if reason.contains("not heard") {
                         self.gave_up.push(worker);
                     }
-                    self.tell(&[worker], &Told::Dropped);
+                    self.send(&[worker], &Message::Dropped);
                 }
-                Output::Refuse { worker, .. } => self.tell(&[worker], &Told::Goodbye),
+                Output::Refuse { worker, .. } => self.send(&[worker], &Message::Goodbye),
                 Output::Probe { worker, peers, bytes } => {
                     let name = |m: &common::wire::messages::Member| m.name["worker-".len()..].parse().unwrap();
-                    self.tell(&[worker], &Told::Probe(peers.iter().map(name).collect(), bytes > 0));
+                    self.send(&[worker], &Message::Probe(peers.iter().map(name).collect(), bytes > 0));
                 }
                 // The worker stores a checkpoint of the state that it alone holds;
                 // after that it may leave.
@@ -243,10 +243,10 @@ impl World {
         let ring = Ring { names, first_step: generation.first_step, bits: bits.unwrap(), holders: generation.holders.clone() };
         self.truth.split_off(&(generation.first_step + 1));
         self.rings.insert(generation.number, ring);
-        self.tell(members, &Told::Generation(generation.number));
+        self.send(members, &Message::Generation(generation.number));
     }
 
-    fn tell(&mut self, members: &[WorkerId], what: &Told) {
+    fn send(&mut self, members: &[WorkerId], what: &Message) {
         self.workers.iter_mut().filter(|w| members.contains(&w.id)).for_each(|w| w.inbox.push_back(what.clone()));
     }
 
@@ -267,10 +267,10 @@ impl World {
             return;
         }
         self.workers[at].frozen = None;
-        let told = self.workers[at].inbox.pop_front();
+        let message = self.workers[at].inbox.pop_front();
         let name = self.workers[at].name;
-        match told {
-            Some(Told::Generation(number)) => {
+        match message {
+            Some(Message::Generation(number)) => {
                 let ring = &self.rings[&number];
                 let rank = ring.names.iter().position(|n| *n == name).unwrap();
                 let world = ring.names.len();
@@ -290,7 +290,7 @@ impl World {
                 w.state = Held { step: ring.first_step, committed: number, bits: ring.bits };
                 w.training = Some(number);
             }
-            Some(Told::End(number) | Told::Yield(number)) if self.workers[at].training == Some(number) => {
+            Some(Message::End(number) | Message::Yield(number)) if self.workers[at].training == Some(number) => {
                 // The worker may have committed one step more than another.
                 if seed::below(rng, 2) == 0 {
                     self.step(at, number);
@@ -299,7 +299,7 @@ impl World {
                 w.training = None;
                 w.says_ready();
             }
-            Some(Told::Probe(peers, measures)) => {
+            Some(Message::Probe(peers, measures)) => {
                 for peer in peers {
                     let problem = self.is_cut(name, peer).then(|| "no answer".to_owned());
                     let slow = self.workers.iter().any(|w| w.name == peer && w.slow);
@@ -308,11 +308,11 @@ impl World {
                     w.outbox.push_back(Input::Probed { worker: w.id, peer: format!("worker-{peer}"), problem, millis });
                 }
             }
-            Some(Told::Dropped) => {
+            Some(Message::Dropped) => {
                 self.workers[at].training = None;
                 self.reconnect(at);
             }
-            Some(Told::Goodbye) => self.workers[at].alive = false,
+            Some(Message::Goodbye) => self.workers[at].alive = false,
             Some(_) => {}
             None => {
                 if let Some(number) = self.workers[at].training {

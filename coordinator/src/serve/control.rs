@@ -64,7 +64,7 @@ pub(super) async fn control(shared: Arc<ControlContext>, peer: Peer, worker: Wor
         }
     };
     // The main loop may have ended already; then this input is not needed.
-    shared.inbox.tell(News::Membership(input)).await;
+    shared.inbox.send(News::Membership(input)).await;
 }
 
 /// A process that ends closes its connections, soon after its streams.
@@ -94,17 +94,13 @@ async fn converse(shared: &ControlContext, peer: &Peer, worker: WorkerId) -> Res
         let _ = send.stopped().await;
         return Ok(());
     }
-    let addr = match advertise.as_deref().map(str::parse::<SocketAddr>) {
-        None => SocketAddr::new(peer.connection.remote_address().ip().to_canonical(), ring_port),
-        Some(Ok(addr)) => addr,
-        Some(Err(_)) => bail!("advertised an invalid address"),
-    };
+    let addr = advertise.unwrap_or_else(|| SocketAddr::new(peer.connection.remote_address().ip().to_canonical(), ring_port));
     let (config_toml, recorded) = (shared.config.to_toml(), shared.recorded.load(Ordering::Relaxed));
     write_message(&mut send, &ToWorker::Welcome { config_toml, dataset: shared.dataset.clone(), recorded }).await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
-    let input = Input::Joined { worker, name: name.clone(), addr: addr.to_string(), preferred_rank, generation };
-    if !shared.inbox.tell(News::Connected { worker, name, outbox, input }).await {
+    let input = Input::Joined { worker, name: name.clone(), addr, preferred_rank, generation };
+    if !shared.inbox.send(News::Connected { worker, name, outbox, input }).await {
         return Ok(());
     }
     let writer = async {
@@ -122,10 +118,10 @@ async fn converse(shared: &ControlContext, peer: &Peer, worker: WorkerId) -> Res
     let reader = async {
         while let Some(message) = read_message::<ToCoordinator>(&mut recv, MAX_CONTROL).await? {
             if let Err(lie) = shared.limits.check(&message) {
-                bail!("told of {lie}");
+                bail!("sent what cannot be true: {lie}");
             }
             for news in translate(shared, peer, worker, message).await? {
-                if !shared.inbox.tell(news).await {
+                if !shared.inbox.send(news).await {
                     return Ok(());
                 }
             }
@@ -149,7 +145,7 @@ async fn place(shared: &ControlContext, connection: &quinn::Connection, worker: 
             Err(_) => {
                 let now = connection.stats().udp_rx.datagrams;
                 if std::mem::replace(&mut arrived, now) < now {
-                    shared.inbox.tell(News::Membership(Input::Alive { worker })).await;
+                    shared.inbox.send(News::Membership(Input::Alive { worker })).await;
                 }
             }
         }

@@ -90,7 +90,7 @@ impl Effects {
     /// Journals an input that the membership is about to get.
     pub(super) fn note(&mut self, input: &Input) {
         match input {
-            Input::Joined { name, addr, .. } => self.event(Event::WorkerJoined { name: name.clone(), addr: addr.clone() }),
+            Input::Joined { name, addr, .. } => self.event(Event::WorkerJoined { name: name.clone(), addr: *addr }),
             Input::Failed { worker, reason, .. } | Input::Left { worker, reason } => {
                 // A connection that never sent a hello belongs to no worker.
                 if let Some(Connected { name, .. }) = self.workers.get(worker) {

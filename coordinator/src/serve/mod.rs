@@ -78,7 +78,7 @@ pub struct Outcome {
 }
 
 /// Serves `run` on `endpoint` until it is over.
-pub async fn serve(run: Run, endpoint: Endpoint, mut told: mpsc::Receiver<LauncherEvent>) -> Result<Outcome> {
+pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<LauncherEvent>) -> Result<Outcome> {
     let Run { config, source, run_dir, authority, start_workers, may_return, quiet } = run;
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
@@ -119,14 +119,14 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut told: mpsc::Receiver<Launch
         inbox: to_loop.clone(),
     });
     let committed = Arc::new(AtomicU64::new(first_step));
-    let heard = {
+    let on_alive = {
         let to_loop = to_loop.clone();
         // May be dropped if the main loop is behind: its queue then has news of this
         // worker anyway.
-        Arc::new(move |name: &str| to_loop.mention(News::Heard { name: name.to_owned() }))
+        Arc::new(move |name: &str| to_loop.try_send(News::Alive { name: name.to_owned() }))
     };
     let bulk = BulkService::new(&config, source, files, to_loop.clone(), Arc::clone(&admissions), limits, Arc::clone(&committed));
-    let bulk = Arc::new(bulk.telling(heard));
+    let bulk = Arc::new(bulk.reporting_to(on_alive));
     let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), config.train.shards);
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -157,7 +157,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut told: mpsc::Receiver<Launch
             }
             Some((at, news)) = inbox.recv() => batch.push((at, Step::News(news))),
             _ = tick.tick() => batch = after_news(&mut inbox, Instant::now(), Input::Tick),
-            Some(told) = told.recv() => match told {
+            Some(event) = launcher.recv() => match event {
                 LauncherEvent::Ended { preferred_rank } => batch = after_news(&mut inbox, Instant::now(), Input::Ended { preferred_rank }),
                 LauncherEvent::Stop if stops > 0 => break Err(anyhow!("stopped at once; {}", membership.kept())),
                 LauncherEvent::Stop => {
@@ -246,7 +246,7 @@ fn hear(effects: &mut Effects, admissions: &Arc<Admissions>, lineage: &Lineage, 
             effects.report(at, worker, fact, place, lineage);
             Vec::new()
         }
-        News::Heard { name } => effects.worker(&name).map(|worker| Input::Alive { worker }).into_iter().collect(),
+        News::Alive { name } => effects.worker(&name).map(|worker| Input::Alive { worker }).into_iter().collect(),
         News::Stored { step } => vec![effects.stored(step)],
         News::Recorded { members, generation } => {
             effects.started(&members, &generation);
@@ -300,7 +300,7 @@ async fn watch_tokens(admissions: Arc<Admissions>, inbox: Inbox) {
         if names.is_empty() && tokens.is_empty() {
             continue;
         }
-        if !inbox.tell(News::Revoked { names, tokens }).await {
+        if !inbox.send(News::Revoked { names, tokens }).await {
             return;
         }
     }
@@ -310,7 +310,7 @@ async fn watch_tokens(admissions: Arc<Admissions>, inbox: Inbox) {
 async fn enrol(authority: Arc<Authority>, peer: Peer, inbox: Inbox, complaints: Arc<RateLimitedLog>) {
     let name = async |token| {
         let (name, given) = oneshot::channel();
-        if !inbox.tell(News::Enrol { token, name }).await {
+        if !inbox.send(News::Enrol { token, name }).await {
             return Err("the run is over".to_owned());
         }
         given.await.map_err(|_| "the coordinator cannot record it now; its disk may be full: try again".to_owned())

@@ -55,7 +55,7 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Hello {
             protocol: PROTOCOL,
             ring_port: 4400,
-            advertise: Some("192.0.2.1:4400".to_owned()),
+            advertise: Some(([192, 0, 2, 1], 4400).into()),
             preferred_rank: Some(1),
             generation: Some(3),
         },
@@ -66,12 +66,12 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Evaluation(evaluation),
         ToCoordinator::Skipped { step: 3, name: "cat.jpg".to_owned(), problem: "is cut off".to_owned() },
         ToCoordinator::Trained(trained),
-        ToCoordinator::Finished(Finished { step: 10, weights_blake3: digest.clone(), bytes_sent: 9, peak_rss_bytes: 1 << 30 }),
+        ToCoordinator::Finished(Finished { step: 10, weights_blake3: digest, bytes_sent: 9, peak_rss_bytes: 1 << 30 }),
         ToCoordinator::Failed { reason: "no memory".to_owned(), run: false },
         ToCoordinator::Probed { peer: "worker-3".to_owned(), problem: Some("no answer".to_owned()), millis: 12 },
         ToCoordinator::Missed { generation: 2, peer: "worker-3".to_owned(), donor: true, reason: "no answer".to_owned() },
     ];
-    let member = |n: u32| Member { name: format!("worker-{n}"), addr: format!("192.0.2.{n}:4400") };
+    let member = |n: u8| Member { name: format!("worker-{n}"), addr: ([192, 0, 2, n], 4400).into() };
     let generation = |state| Generation {
         number: 2,
         rank: 1,
@@ -104,7 +104,7 @@ fn messages(run: &Path) -> Result<()> {
     let files = || vec![FileSize { name: "model.safetensors".to_owned(), bytes: 100 }];
     let requests = [
         BulkRequest::Samples { val: false, ids: vec![1, 2, 3] },
-        BulkRequest::PutCheckpoint { step: 5, weights_blake3: digest.clone(), files: files() },
+        BulkRequest::PutCheckpoint { step: 5, weights_blake3: digest, files: files() },
         BulkRequest::GetCheckpoint { step: 5 },
         BulkRequest::GetState { generation: 2, step: 5 },
         BulkRequest::Measure { bytes: 4096 },

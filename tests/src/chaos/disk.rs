@@ -39,13 +39,13 @@ impl SlowDisk {
         self.folder.path().join("slow_disk.so")
     }
 
-    fn told(&self) -> PathBuf {
+    fn control(&self) -> PathBuf {
         self.folder.path().join("ms")
     }
 
     /// The environment variables that give a process this disk.
     pub fn environment(&self) -> [(&'static str, OsString); 2] {
-        [("LD_PRELOAD", self.library().into()), ("SLOW_DISK", self.told().into())]
+        [("LD_PRELOAD", self.library().into()), ("SLOW_DISK", self.control().into())]
     }
 
     /// Delays every flush from now on by this many milliseconds; 0 is a disk without
@@ -53,9 +53,9 @@ impl SlowDisk {
     pub fn slow_by(&self, ms: u64) {
         // The file is replaced as a whole: a process that reads it now must not find
         // half of a number.
-        let (new, told) = (self.folder.path().join("new"), self.told());
-        let written = std::fs::write(&new, ms.to_string()).and_then(|()| std::fs::rename(&new, &told));
-        written.unwrap_or_else(|e| panic!("{}: {e}", told.display()));
+        let (new, control) = (self.folder.path().join("new"), self.control());
+        let written = std::fs::write(&new, ms.to_string()).and_then(|()| std::fs::rename(&new, &control));
+        written.unwrap_or_else(|e| panic!("{}: {e}", control.display()));
     }
 
     /// Flushes that were delayed so far.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::weather::{Node, Weather};
+use super::conditions::{Conditions, Node};
 use super::{Chaos, Fault, Moment, Then, serve, start};
 use crate::scenario::events;
 use crate::{record, until};
@@ -69,20 +69,20 @@ impl Chaos<'_> {
             Fault::Pair { between, millis } => self.during(ms(*millis), |w| _ = w.pairs.insert(*between)),
             Fault::Coordinator { millis } => self.without_coordinator(ms(*millis)),
             Fault::Disk { delay_ms, millis } => self.slow_disk(*delay_ms, ms(*millis)),
-            Fault::Weather { weather, millis: Some(millis) } => {
+            Fault::Conditions { conditions, millis: Some(millis) } => {
                 let before = self.disturbed();
-                self.during(ms(*millis), |w| w.clone_from(weather));
-                assert!(self.disturbed() > before, "no datagram met {weather:?}");
+                self.during(ms(*millis), |w| w.clone_from(conditions));
+                assert!(self.disturbed() > before, "no datagram met {conditions:?}");
             }
-            Fault::Weather { weather, millis: None } => self.settle_weather(weather.clone()),
+            Fault::Conditions { conditions, millis: None } => self.settle_conditions(conditions.clone()),
         }
     }
 
-    /// Changes the weather for a while.
-    fn during(&self, time: Duration, change: impl FnOnce(&mut Weather)) {
+    /// Changes the conditions for a while.
+    fn during(&self, time: Duration, change: impl FnOnce(&mut Conditions)) {
         self.net.change(change);
         std::thread::sleep(time);
-        self.net.change(|weather| weather.clone_from(&self.calm));
+        self.net.change(|conditions| conditions.clone_from(&self.calm));
     }
 
     /// Kills a worker with SIGKILL, and starts another one in its place.
@@ -115,7 +115,7 @@ impl Chaos<'_> {
     fn cut(&self, nodes: &BTreeSet<Node>, time: Duration) {
         let lost = || self.net.counts().lost.load(Ordering::Relaxed);
         let before = lost();
-        self.during(time, |weather| weather.cut.extend(nodes));
+        self.during(time, |conditions| conditions.cut.extend(nodes));
         assert!(lost() > before, "nobody spoke with {nodes:?} while they were cut off");
     }
 

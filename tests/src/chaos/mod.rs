@@ -13,12 +13,12 @@
 //! scenario.assert_whole(&run, &expected);
 //! ```
 
+pub mod conditions;
 pub mod disk;
 mod faults;
 pub mod net;
 pub mod plan;
 pub mod silence;
-pub mod weather;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -27,10 +27,10 @@ use std::time::{Duration, Instant};
 
 use crate::scenario::{Scenario, free_port, join};
 use crate::{Finished, Running, join_line};
+use conditions::{Conditions, Node};
 use disk::SlowDisk;
 use net::Net;
 pub use plan::{Fault, Moment, Then};
-use weather::{Node, Weather};
 
 /// A worker, and the doors (UDP proxies) that belong to its place.
 struct Place {
@@ -49,8 +49,8 @@ pub struct Chaos<'a> {
     workers: u32,
     places: Vec<Place>,
     net: Net,
-    /// The weather while no fault changes it.
-    calm: Weather,
+    /// The conditions while no fault changes it.
+    calm: Conditions,
     disk: Option<SlowDisk>,
 }
 
@@ -66,7 +66,7 @@ impl<'a> Chaos<'a> {
         let coordinator = serve(scenario, port, workers, &[], disk.as_ref());
         let (_, token) = join_line(&scenario.run_dir());
         let net = Net::new(seed);
-        let mut chaos = Self { scenario, coordinator, port, token, workers, places: Vec::new(), net, calm: Weather::default(), disk };
+        let mut chaos = Self { scenario, coordinator, port, token, workers, places: Vec::new(), net, calm: Conditions::default(), disk };
         for _ in 0..workers {
             chaos.newcomer(None);
         }
@@ -141,9 +141,9 @@ impl<'a> Chaos<'a> {
         self.disk.as_ref()
     }
 
-    /// Sets the weather that holds from now on while no fault changes it.
-    pub fn settle_weather(&mut self, calm: Weather) {
-        self.net.change(|weather| weather.clone_from(&calm));
+    /// Sets the conditions that holds from now on while no fault changes it.
+    pub fn settle_conditions(&mut self, calm: Conditions) {
+        self.net.change(|conditions| conditions.clone_from(&calm));
         self.calm = calm;
     }
 

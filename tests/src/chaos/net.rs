@@ -1,5 +1,5 @@
 //! A network between processes on this machine: each listener has a door, which is a
-//! UDP proxy whose datagrams are subject to the [`Weather`].
+//! UDP proxy whose datagrams are subject to the [`Conditions`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -12,7 +12,7 @@ use common::seed;
 use tokio::net::UdpSocket;
 use tokio::runtime::Runtime;
 
-use super::weather::{Fate, Link, Node, Weather};
+use super::conditions::{Conditions, Fate, Link, Node};
 
 /// The largest datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
@@ -28,7 +28,7 @@ pub struct Counts {
 }
 
 struct Shared {
-    weather: Mutex<Weather>,
+    conditions: Mutex<Conditions>,
     counts: Counts,
     seed: u64,
     /// The node that sends from each port, where one door serves several nodes.
@@ -48,13 +48,13 @@ impl Net {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("no runtime: {e}"));
         let shared =
-            Shared { weather: Mutex::default(), counts: Counts::default(), seed, nodes: Mutex::default(), carried: Mutex::default() };
+            Shared { conditions: Mutex::default(), counts: Counts::default(), seed, nodes: Mutex::default(), carried: Mutex::default() };
         Self { runtime, shared: Arc::new(shared) }
     }
 
-    /// Changes the weather, from the next datagram on.
-    pub fn change(&self, change: impl FnOnce(&mut Weather)) {
-        change(&mut self.shared.weather.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Changes the conditions, from the next datagram on.
+    pub fn change(&self, change: impl FnOnce(&mut Conditions)) {
+        change(&mut self.shared.conditions.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub fn counts(&self) -> &Counts {
@@ -145,7 +145,7 @@ async fn answers(shared: Arc<Shared>, door: Arc<UdpSocket>, socket: Arc<UdpSocke
 /// How long a datagram is on its way; `None` if it is lost.
 fn pass(shared: &Shared, link: &mut Link, bytes: usize) -> Option<Duration> {
     let now = Instant::now();
-    let fate = link.send(&shared.weather.lock().unwrap_or_else(PoisonError::into_inner), bytes, now);
+    let fate = link.send(&shared.conditions.lock().unwrap_or_else(PoisonError::into_inner), bytes, now);
     let counts = &shared.counts;
     let Fate::Arrives { at, late } = fate else {
         counts.lost.fetch_add(1, Ordering::Relaxed);

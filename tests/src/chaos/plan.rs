@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::seed;
 use rand_chacha::ChaCha8Rng;
 
-use super::weather::{Node, Weather};
+use super::conditions::{Conditions, Node};
 
 /// A fault that is injected into a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +32,7 @@ pub enum Fault {
     /// Every flush of the coordinator's disk takes longer by `delay_ms`, for a while.
     Disk { delay_ms: u64, millis: u64 },
     /// The network is bad, for a while or for good.
-    Weather { weather: Weather, millis: Option<u64> },
+    Conditions { conditions: Conditions, millis: Option<u64> },
 }
 
 /// The workers in the first `count` places.
@@ -88,7 +88,7 @@ impl Kind {
     fn draw(self, rng: &mut ChaCha8Rng, count: usize) -> Fault {
         let worker = seed::below(rng, count as u32) as usize;
         let millis = u64::from(200 + seed::below(rng, 3000));
-        let weather = |weather| Fault::Weather { weather, millis: Some(millis) };
+        let conditions = |conditions| Fault::Conditions { conditions, millis: Some(millis) };
         let ms = |rng: &mut ChaCha8Rng, most| Duration::from_millis(u64::from(5 + seed::below(rng, most)));
         // Neighbours in the ring, unless a worker is missing.
         let between = (Node::Worker(worker), Node::Worker((worker + 1) % count));
@@ -102,11 +102,11 @@ impl Kind {
             Self::Pair => Fault::Pair { between, millis },
             Self::Coordinator => Fault::Coordinator { millis },
             Self::Disk => Fault::Disk { delay_ms: u64::from(200 + seed::below(rng, 2800)), millis: 2 * millis },
-            Self::Delay => weather(Weather { delay: ms(rng, 60), ..Weather::default() }),
-            Self::Jitter => weather(Weather { jitter: ms(rng, 40), ..Weather::default() }),
-            Self::Loss => weather(Weather { loss: 0.01 + 0.04 * f64::from(seed::unit(rng)), ..Weather::default() }),
-            Self::Reorder => weather(Weather { reorder: 0.01 + 0.2 * f64::from(seed::unit(rng)), ..Weather::default() }),
-            Self::Bandwidth => weather(Weather { bandwidth: Some(1_000_000 + seed::below(rng, 4_000_000)), ..Weather::default() }),
+            Self::Delay => conditions(Conditions { delay: ms(rng, 60), ..Conditions::default() }),
+            Self::Jitter => conditions(Conditions { jitter: ms(rng, 40), ..Conditions::default() }),
+            Self::Loss => conditions(Conditions { loss: 0.01 + 0.04 * f64::from(seed::unit(rng)), ..Conditions::default() }),
+            Self::Reorder => conditions(Conditions { reorder: 0.01 + 0.2 * f64::from(seed::unit(rng)), ..Conditions::default() }),
+            Self::Bandwidth => conditions(Conditions { bandwidth: Some(1_000_000 + seed::below(rng, 4_000_000)), ..Conditions::default() }),
         }
     }
 }
@@ -248,7 +248,7 @@ impl Fault {
             Self::Pair { .. } => "pair",
             Self::Coordinator { .. } => "coordinator",
             Self::Disk { .. } => "disk",
-            Self::Weather { .. } => "weather",
+            Self::Conditions { .. } => "conditions",
         }
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use common::seed;
 
+use super::conditions::{Conditions, Node};
 use super::plan::{Fault, Moment, Then, everybody, workers};
-use super::weather::{Node, Weather};
 use super::{Chaos, Scenario};
 use crate::{record, until};
 
@@ -65,8 +65,8 @@ impl fmt::Display for Silence {
 
 /// A network so slow that a step takes tens of milliseconds: the number of steps in a
 /// silence then depends on the clock and not on the machine.
-pub fn pace() -> Weather {
-    Weather { delay: Duration::from_millis(6), ..Weather::default() }
+pub fn pace() -> Conditions {
+    Conditions { delay: Duration::from_millis(6), ..Conditions::default() }
 }
 
 /// A run without any checkpoint before its end, which comes when it is stopped.
@@ -96,7 +96,7 @@ pub struct Played {
 /// that of an undisturbed run.
 pub fn play(scenario: &Scenario, silence: Silence, millis: &[u64], seed: u64) -> Played {
     let mut chaos = Chaos::start(scenario, WORKERS as u32, seed);
-    chaos.settle_weather(pace());
+    chaos.settle_conditions(pace());
     let run = chaos.run_dir().to_owned();
     let mut rng = seed::stream(seed, "silence", &[]);
     let mut step = SPACING;

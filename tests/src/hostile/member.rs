@@ -1,5 +1,6 @@
 //! A peer that becomes a member, or tries to, and then does not do a member's part.
 
+use common::digest::Digest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use common::wire::{read_message, write_message};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{Conversation, Liar, ready};
+use super::{Conversation, HostilePeer, ready};
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_millis(200);
@@ -38,7 +39,7 @@ pub enum AsDonor {
 
 /// How it behaves.
 #[derive(Debug, Clone, Copy)]
-pub struct Manners {
+pub struct Behaviour {
     /// The step that it says it holds.
     pub claim: u64,
     pub ring: InRing,
@@ -56,13 +57,13 @@ pub struct Counts {
     pub asked: AtomicU32,
 }
 
-/// Behaves according to `manners`, again and again, until told to stop or until the
+/// Behaves like this, again and again, until told to stop or until the
 /// run is over.
-pub async fn play(liar: Arc<Liar>, manners: Manners, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
+pub async fn play(hostile: Arc<HostilePeer>, behaviour: Behaviour, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
     let mut giving = JoinSet::new();
-    giving.spawn(give(Arc::clone(&liar), manners.donor, Arc::clone(&counts)));
+    giving.spawn(give(Arc::clone(&hostile), behaviour.donor, Arc::clone(&counts)));
     while !stop.load(Ordering::Relaxed) {
-        if stay(&liar, manners, &counts, &stop).await {
+        if stay(&hostile, behaviour, &counts, &stop).await {
             break;
         }
         tokio::time::sleep(AGAIN).await;
@@ -70,18 +71,18 @@ pub async fn play(liar: Arc<Liar>, manners: Manners, counts: Arc<Counts>, stop: 
 }
 
 /// One stay in the run. Returns whether the run is over.
-async fn stay(liar: &Arc<Liar>, manners: Manners, counts: &Counts, stop: &AtomicBool) -> bool {
-    let Some(connection) = liar.reach(liar.coordinator, common::net::COORDINATOR, Alpn::Control).await else { return false };
+async fn stay(hostile: &Arc<HostilePeer>, behaviour: Behaviour, counts: &Counts, stop: &AtomicBool) -> bool {
+    let Some(connection) = hostile.reach(hostile.coordinator, common::net::COORDINATOR, Alpn::Control).await else { return false };
     let Ok((send, receive)) = connection.open_bi().await else { return false };
     let mut conversation = Conversation { _connection: connection, send, receive };
-    if !conversation.say(&liar.greeting()).await {
+    if !conversation.send(&hostile.greeting()).await {
         return false;
     }
     let Some(ToWorker::Welcome { config_toml, dataset, .. }) = conversation.hear().await else { return false };
     counts.welcomed.fetch_add(1, Ordering::Relaxed);
     let config = Config::parse(&config_toml, "the coordinator's config", &[]).unwrap_or_else(|e| panic!("{e}"));
     let info = DatasetInfo::from(dataset);
-    if !conversation.say(&ready(0, manners.claim)).await {
+    if !conversation.send(&ready(0, behaviour.claim)).await {
         return false;
     }
     let Conversation { _connection, mut send, mut receive } = conversation;
@@ -102,14 +103,14 @@ async fn stay(liar: &Arc<Liar>, manners: Manners, counts: &Counts, stop: &Atomic
             message = inbox.recv() => match message {
                 Some(ToWorker::Generation(generation)) => {
                     counts.generations.fetch_add(1, Ordering::Relaxed);
-                    if manners.ring == InRing::NeverSends {
-                        rings.spawn(sit(Arc::clone(liar), spec(&config, &info, &generation)));
+                    if behaviour.ring == InRing::NeverSends {
+                        rings.spawn(sit(Arc::clone(hostile), spec(&config, &info, &generation)));
                     }
                     continue;
                 }
                 Some(ToWorker::End { generation, .. } | ToWorker::Yield { generation }) => {
                     rings.abort_all();
-                    ready(generation, manners.claim)
+                    ready(generation, behaviour.claim)
                 }
                 // It wants to be let in, so it reports that it reaches every peer.
                 Some(ToWorker::Probe { peers, .. }) => {
@@ -126,7 +127,7 @@ async fn stay(liar: &Arc<Liar>, manners: Manners, counts: &Counts, stop: &Atomic
                 Some(_) => continue,
             },
             // It pretends to compute: it does not report that it waits for others.
-            _ = beat.tick() => ToCoordinator::Heartbeat { step: manners.claim, waiting: false },
+            _ = beat.tick() => ToCoordinator::Heartbeat { step: behaviour.claim, waiting: false },
         };
         if write_message(&mut send, &say).await.is_err() {
             return false;
@@ -136,19 +137,15 @@ async fn stay(liar: &Arc<Liar>, manners: Manners, counts: &Counts, stop: &Atomic
 }
 
 /// Forms a ring, and does nothing in it until this task is aborted.
-async fn sit(liar: Arc<Liar>, spec: RingSpec) {
-    if let Ok(_ring) = Ring::form(&liar.endpoint, spec).await {
+async fn sit(hostile: Arc<HostilePeer>, spec: RingSpec) {
+    if let Ok(_ring) = Ring::form(&hostile.endpoint, spec).await {
         std::future::pending::<()>().await;
     }
 }
 
 fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpec {
     let parameters = config.model.parameters(info.input(config.data.pixels.image_size)) as usize;
-    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer {
-        rank,
-        name: member.name.clone(),
-        addr: super::parsed(&member.addr),
-    };
+    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
     RingSpec {
         generation: generation.number,
         rank: generation.rank,
@@ -163,8 +160,8 @@ fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpe
 }
 
 /// Answers requests for the state.
-async fn give(liar: Arc<Liar>, manner: AsDonor, counts: Arc<Counts>) {
-    while let Some(peer) = liar.endpoint.accept().await {
+async fn give(hostile: Arc<HostilePeer>, as_donor: AsDonor, counts: Arc<Counts>) {
+    while let Some(peer) = hostile.endpoint.accept().await {
         let counts = Arc::clone(&counts);
         tokio::spawn(async move {
             while let Ok((mut send, mut receive)) = peer.connection.accept_bi().await {
@@ -180,18 +177,18 @@ async fn give(liar: Arc<Liar>, manner: AsDonor, counts: Arc<Counts>) {
                 }
                 counts.asked.fetch_add(1, Ordering::Relaxed);
                 let content = [0xa5; 4096];
-                let said = match manner {
+                let said = match as_donor {
                     AsDonor::Refuses => write_message(&mut send, &BulkReply::Failed { reason: "it does not care to".to_owned() }).await,
                     AsDonor::Garbage { digest } => {
                         let files = ["model", "optimizer"].map(|name| FileSize { name: name.to_owned(), bytes: content.len() as u64 });
-                        let blake3 = if digest { digest_of(&content) } else { "0".repeat(64) };
+                        let blake3 = if digest { digest_of(&content) } else { Digest::of(&[]) };
                         write_message(&mut send, &BulkReply::State { files: files.to_vec(), blake3 }).await
                     }
                 };
                 if said.is_err() {
                     return;
                 }
-                for _ in 0..if manner == AsDonor::Refuses { 0 } else { 2 } {
+                for _ in 0..if as_donor == AsDonor::Refuses { 0 } else { 2 } {
                     let _ = send.write_all(&content).await;
                 }
                 let _ = send.finish();
@@ -201,10 +198,10 @@ async fn give(liar: Arc<Liar>, manner: AsDonor, counts: Arc<Counts>) {
 }
 
 /// The digest of a state of two files, both of this content.
-fn digest_of(content: &[u8]) -> String {
+fn digest_of(content: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for _ in 0..2 {
         hasher.update(&(content.len() as u64).to_le_bytes()).update(content);
     }
-    hasher.finalize().to_hex().to_string()
+    hasher.finalize().into()
 }

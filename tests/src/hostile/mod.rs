@@ -7,6 +7,7 @@
 pub mod member;
 pub mod strangers;
 
+use common::digest::Digest;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub const SOON: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A node with a certificate of the run.
-pub struct Liar {
+pub struct HostilePeer {
     endpoint: Endpoint,
     coordinator: SocketAddr,
 }
@@ -36,7 +37,7 @@ pub struct Liar {
 /// A connection that is not refused within this time was let in.
 const STANDS: Duration = Duration::from_millis(500);
 
-impl Liar {
+impl HostilePeer {
     /// A peer that knows the run's keys, as a compromised machine would: it can have
     /// any name.
     pub fn named(run: &Path, coordinator: &str, name: &str) -> Self {
@@ -156,10 +157,10 @@ impl Liar {
     ) {
         let mut holding = tokio::task::JoinSet::new();
         for _ in 0..count {
-            let (liar, name, held, stop) = (Arc::clone(&self), name.clone(), Arc::clone(&held), Arc::clone(&stop));
+            let (hostile, name, held, stop) = (Arc::clone(&self), name.clone(), Arc::clone(&held), Arc::clone(&stop));
             holding.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
-                    if let Some(connection) = liar.reach(worker, &name, Alpn::Ring).await {
+                    if let Some(connection) = hostile.reach(worker, &name, Alpn::Ring).await {
                         // A connection that is refused looks open on this side for a
                         // moment.
                         tokio::time::sleep(STANDS).await;
@@ -195,7 +196,7 @@ pub struct Conversation {
 
 impl Conversation {
     /// Sends a message; returns whether that succeeded.
-    pub async fn say(&mut self, message: &ToCoordinator) -> bool {
+    pub async fn send(&mut self, message: &ToCoordinator) -> bool {
         write_message(&mut self.send, message).await.is_ok()
     }
 
@@ -219,9 +220,8 @@ impl Conversation {
     }
 }
 
-pub fn hello(protocol: u32, advertise: Option<&str>) -> ToCoordinator {
-    let advertise = advertise.map(str::to_owned);
-    ToCoordinator::Hello { protocol, ring_port: 9, advertise, preferred_rank: Some(u32::MAX), generation: None }
+pub fn hello(protocol: u32) -> ToCoordinator {
+    ToCoordinator::Hello { protocol, ring_port: 9, advertise: None, preferred_rank: Some(u32::MAX), generation: None }
 }
 
 pub fn ready(generation: u64, step: u64) -> ToCoordinator {
@@ -242,7 +242,7 @@ pub fn trained(step: u64, rank: u32, ids: Vec<u32>) -> ToCoordinator {
 /// this many bytes.
 pub fn put(name: &str, step: u64, bytes: u64) -> BulkRequest {
     let file = |name: &str| FileSize { name: name.to_owned(), bytes };
-    BulkRequest::PutCheckpoint { step, weights_blake3: "0".repeat(64), files: [name, "optimizer.safetensors"].map(file).to_vec() }
+    BulkRequest::PutCheckpoint { step, weights_blake3: Digest::of(&[]), files: [name, "optimizer.safetensors"].map(file).to_vec() }
 }
 
 fn parsed(address: &str) -> SocketAddr {

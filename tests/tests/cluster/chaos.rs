@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use cluster_tests::chaos::weather::{Node, Weather};
+use cluster_tests::chaos::conditions::{Conditions, Node};
 use cluster_tests::chaos::{Chaos, Fault, Moment, Then};
 use cluster_tests::scenario::Scenario;
 use serde_json::Value;
@@ -52,15 +52,15 @@ fn a_worker_cut_off_for_ten_seconds() {
 
 #[test]
 fn a_slow_network_that_loses_and_reorders() {
-    let weather = Weather { delay: Duration::from_millis(50), loss: 0.02, reorder: 0.05, ..Weather::default() };
-    survives(40, 3, &[(10, Fault::Weather { weather, millis: None })]);
+    let conditions = Conditions { delay: Duration::from_millis(50), loss: 0.02, reorder: 0.05, ..Conditions::default() };
+    survives(40, 3, &[(10, Fault::Conditions { conditions, millis: None })]);
 }
 
 #[test]
 fn a_coordinator_away_for_twenty_seconds() {
     // A network so slow that the run is not over before the coordinator is back.
-    let weather = Weather { delay: Duration::from_millis(12), ..Weather::default() };
-    let faults = [(1, Fault::Weather { weather, millis: None }), (20, Fault::Coordinator { millis: 20_000 })];
+    let conditions = Conditions { delay: Duration::from_millis(12), ..Conditions::default() };
+    let faults = [(1, Fault::Conditions { conditions, millis: None }), (20, Fault::Coordinator { millis: 20_000 })];
     let (_, stderr) = survives(150, 3, &faults);
     assert!(stderr.contains("3 workers are expected back"), "{stderr}");
 }
@@ -90,12 +90,15 @@ fn faults_at_the_worst_moments() {
 fn one_thing_after_the_other() {
     let faults = [
         Fault::Kill { worker: 0 },
-        Fault::Weather { weather: Weather { jitter: Duration::from_millis(20), loss: 0.01, ..Weather::default() }, millis: Some(2000) },
+        Fault::Conditions {
+            conditions: Conditions { jitter: Duration::from_millis(20), loss: 0.01, ..Conditions::default() },
+            millis: Some(2000),
+        },
         Fault::Kill { worker: 3 },
         Fault::Partition { worker: 1, millis: 3000 },
         Fault::Coordinator { millis: 1000 },
         Fault::Kill { worker: 2 },
-        Fault::Weather { weather: Weather { bandwidth: Some(2_000_000), ..Weather::default() }, millis: Some(2000) },
+        Fault::Conditions { conditions: Conditions { bandwidth: Some(2_000_000), ..Conditions::default() }, millis: Some(2000) },
         Fault::Kill { worker: 1 },
     ];
     let (summary, _) = survives(STEPS, 4, &(1..).map(|n| 40 * n).zip(faults).collect::<Vec<_>>());

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use cluster_tests::chaos::conditions::{Conditions, Node};
 use cluster_tests::chaos::disk::SlowDisk;
-use cluster_tests::chaos::weather::{Node, Weather};
 use cluster_tests::chaos::{Chaos, Fault, Moment, Then};
 use cluster_tests::scenario::{Scenario, assert_audited, digest, events, free_port, join};
 use cluster_tests::{Running, join_line, pictures, record, until};
@@ -98,7 +98,7 @@ fn a_worker_with_a_fixed_ring_port_comes_back_whenever_it_was_frozen() {
     let scenario = Scenario::new(1_000_000).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000000");
     // Every worker of these clusters has a port of its own for the ring.
     let mut chaos = Chaos::start(&scenario, 2, 1);
-    chaos.settle_weather(Weather { delay: Duration::from_millis(5), ..Weather::default() });
+    chaos.settle_conditions(Conditions { delay: Duration::from_millis(5), ..Conditions::default() });
     chaos.coordinator().wait_for_steps(10);
     let run = chaos.run_dir().to_owned();
     for time in 1..=5 {
@@ -142,7 +142,7 @@ fn a_coordinator_killed_during_an_upload_and_back_at_once_holds_nobody_up() {
     // A disk on which an upload takes long enough to be found; the next one is due soon.
     let disk = SlowDisk::build();
     let mut chaos = Chaos::start_on(&scenario, 2, 2, disk);
-    chaos.settle_weather(Weather { delay: Duration::from_millis(8), ..Weather::default() });
+    chaos.settle_conditions(Conditions { delay: Duration::from_millis(8), ..Conditions::default() });
     if let Some(disk) = chaos.disk() {
         disk.slow_by(100);
     }
@@ -165,7 +165,7 @@ fn an_upload_that_fills_a_slow_uplink_costs_nobody_its_place() {
     let expected = scenario.quiet();
     let mut chaos = Chaos::start(&scenario, 2, 3);
     let narrow = [0, 1].map(|place| ((Node::Worker(place), Node::Coordinator), 1_000_000)).into();
-    chaos.settle_weather(Weather { delay: Duration::from_millis(5), narrow, ..Weather::default() });
+    chaos.settle_conditions(Conditions { delay: Duration::from_millis(5), narrow, ..Conditions::default() });
     let run = chaos.run_dir().to_owned();
     let start = until("upload", Duration::from_secs(60), || record::uploading(&run).then(Instant::now));
     let stored = until("end of the upload", Duration::from_secs(60), || record::checkpoints(&run).last().map(|_| start.elapsed()));

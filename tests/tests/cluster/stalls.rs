@@ -52,7 +52,7 @@ fn a_slow_disk_costs_no_worker_and_no_time() {
     // purpose.
     let scenario = silence::scenario().set("train.checkpoint_steps=100");
     let mut chaos = Chaos::start_on(&scenario, silence::WORKERS as u32, 6, Some(disk));
-    chaos.settle_weather(silence::pace());
+    chaos.settle_conditions(silence::pace());
     // The rate is that of gradient bytes: the record on a slow disk may not have all
     // steps yet.
     let rate = |chaos: &Chaos<'_>, time: Duration| {

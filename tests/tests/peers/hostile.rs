@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cluster_tests::chaos::weather::Weather;
+use cluster_tests::chaos::conditions::Conditions;
 use cluster_tests::chaos::{Chaos, Fault};
-use cluster_tests::hostile::member::{AsDonor, Counts, InRing, Manners, play};
-use cluster_tests::hostile::{Liar, put, ready_on, runtime};
+use cluster_tests::hostile::member::{AsDonor, Behaviour, Counts, InRing, play};
+use cluster_tests::hostile::{HostilePeer, put, ready_on, runtime};
 use cluster_tests::scenario::Scenario;
 use cluster_tests::{Running, record, resident_mb, until};
 use common::audit::TrainedSamples;
@@ -35,7 +35,7 @@ fn scenario() -> Scenario {
 /// A run that trains, so slowly that there is time for every attack.
 fn train(scenario: &Scenario, seed: u64) -> Chaos<'_> {
     let mut chaos = Chaos::start(scenario, WORKERS, seed);
-    chaos.settle_weather(Weather { delay: Duration::from_millis(8), ..Weather::default() });
+    chaos.settle_conditions(Conditions { delay: Duration::from_millis(8), ..Conditions::default() });
     chaos.coordinator().wait_for_steps(10);
     chaos
 }
@@ -58,19 +58,19 @@ fn revoke(chaos: &Chaos<'_>, id: &str) {
     Running::start("coordinator", &["token", "revoke", &chaos.run_dir().display().to_string(), id]).wait().succeeded();
 }
 
-/// Lets a peer of these manners act for a while. Returns the steps a second meanwhile.
-fn endures(chaos: &Chaos<'_>, manners: Manners, time: Duration) -> f64 {
+/// Lets a peer of these behaviour act for a while. Returns the steps a second meanwhile.
+fn endures(chaos: &Chaos<'_>, behaviour: Behaviour, time: Duration) -> f64 {
     let runtime = runtime();
     let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
-    let liar = Arc::new(runtime.block_on(Liar::enrolled(&address(chaos), chaos.token())));
-    let playing = runtime.spawn(play(liar, manners, Arc::clone(&counts), Arc::clone(&stop)));
+    let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&address(chaos), chaos.token())));
+    let playing = runtime.spawn(play(hostile, behaviour, Arc::clone(&counts), Arc::clone(&stop)));
     until("welcome of a hostile peer", Duration::from_secs(20), || (counts.welcomed.load(Ordering::Relaxed) > 0).then_some(()));
     let (before, rings) = (record::committed(chaos.run_dir()), record::generations(chaos.run_dir()).len());
     std::thread::sleep(time);
     stop.store(true, Ordering::Relaxed);
     runtime.block_on(playing).unwrap_or_else(|e| panic!("{e}"));
     let (steps, rings) = (record::committed(chaos.run_dir()) - before, record::generations(chaos.run_dir()).len() - rings);
-    println!("{manners:?}: {counts:?}, {steps} steps and {rings} generations in {time:?}");
+    println!("{behaviour:?}: {counts:?}, {steps} steps and {rings} generations in {time:?}");
     steps as f64 / time.as_secs_f64()
 }
 
@@ -101,7 +101,7 @@ fn a_newcomer_gives_no_state_and_keeps_nobody_out_of_a_ring() {
     let scenario = scenario();
     let mut chaos = train(&scenario, 2);
     for donor in [AsDonor::Refuses, AsDonor::Garbage { digest: false }, AsDonor::Garbage { digest: true }] {
-        endures(&chaos, Manners { claim: TO_COME, ring: InRing::NeverForms, donor }, Duration::from_secs(4));
+        endures(&chaos, Behaviour { claim: TO_COME, ring: InRing::NeverForms, donor }, Duration::from_secs(4));
     }
     silent_ring_connections_keep_nobody_out_and_end_with_their_token(&mut chaos);
     chaos.stop_undisturbed();
@@ -120,7 +120,7 @@ fn a_member_that_does_not_take_part_is_left_out() {
         let before = record::committed(&run);
         std::thread::sleep(QUIET);
         let quiet = (record::committed(&run) - before) as f64 / QUIET.as_secs_f64();
-        let disturbed = endures(&chaos, Manners { claim: 0, ring, donor: AsDonor::Refuses }, THERE);
+        let disturbed = endures(&chaos, Behaviour { claim: 0, ring, donor: AsDonor::Refuses }, THERE);
         println!("{ring:?}: {:.0} % of the steps before", 100.0 * disturbed / quiet);
         assert!(disturbed > 0.5 * quiet, "{ring:?}: {quiet:.1} steps a second, then {disturbed:.1}\n{}", chaos.coordinator().log());
     }
@@ -139,15 +139,15 @@ fn reports_of_one_that_is_no_member_are_not_taken(chaos: &mut Chaos<'_>) {
     let of_step_2 = || trained(&run).into_iter().find(|t| t.step == 2 && t.rank == 0);
     let truth = until("record of what step 2 was trained on", Duration::from_secs(20), of_step_2);
     runtime().block_on(async {
-        let liar = Liar::enrolled(&address(chaos), chaos.token()).await;
-        let mut conversation = liar.speak().await;
-        assert!(conversation.say(&liar.greeting()).await, "it could not say hello");
+        let hostile = HostilePeer::enrolled(&address(chaos), chaos.token()).await;
+        let mut conversation = hostile.speak().await;
+        assert!(conversation.send(&hostile.greeting()).await, "it could not say hello");
         assert!(matches!(conversation.hear().await, Some(ToWorker::Welcome { .. })), "it was not welcomed");
         for step in [2, 150] {
             let lie = TrainedSamples { step, ids: vec![], skipped: truth.ids.clone(), ..truth.clone() };
-            let _ = conversation.say(&ToCoordinator::Trained(lie)).await;
+            let _ = conversation.send(&ToCoordinator::Trained(lie)).await;
             let (name, problem) = ("UNTRUE picture".to_owned(), "UNTRUE problem".to_owned());
-            let _ = conversation.say(&ToCoordinator::Skipped { step, name, problem }).await;
+            let _ = conversation.send(&ToCoordinator::Skipped { step, name, problem }).await;
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     });
@@ -157,12 +157,12 @@ fn reports_of_one_that_is_no_member_are_not_taken(chaos: &mut Chaos<'_>) {
 fn one_that_speaks_after_its_revocation_is_not_let_in(chaos: &Chaos<'_>) {
     let (token, id) = token(chaos);
     runtime().block_on(async {
-        let liar = Liar::enrolled(&address(chaos), &token).await;
-        let mut early = liar.speak().await;
+        let hostile = HostilePeer::enrolled(&address(chaos), &token).await;
+        let mut early = hostile.speak().await;
         revoke(chaos, &id);
         tokio::time::sleep(Duration::from_millis(1500)).await;
         // The peer may be cut off before it has sent everything.
-        let _ = early.say(&liar.greeting()).await && early.say(&ready_on("none", 0, 0)).await;
+        let _ = early.send(&hostile.greeting()).await && early.send(&ready_on("none", 0, 0)).await;
         let heard = early.listen(Duration::from_secs(4)).await;
         assert!(heard.iter().all(|message| matches!(message, ToWorker::Refused { .. })), "it was let in: {heard:?}");
     });
@@ -171,24 +171,17 @@ fn one_that_speaks_after_its_revocation_is_not_let_in(chaos: &Chaos<'_>) {
 fn says_what_a_terminal_would_obey(chaos: &Chaos<'_>) {
     const EVIL: &str = "\u{1b}[2J\u{1b}]0;owned\u{7}\r\nFORGED line \u{9b}31m\u{0}\u{8}\u{7f}";
     runtime().block_on(async {
-        let liar = Liar::enrolled(&address(chaos), chaos.token()).await;
+        let hostile = HostilePeer::enrolled(&address(chaos), chaos.token()).await;
         let failed = ToCoordinator::Failed { reason: EVIL.to_owned(), run: true };
         let skipped = ToCoordinator::Skipped { step: 1, name: EVIL.to_owned(), problem: EVIL.to_owned() };
         for said in [vec![skipped], vec![ready_on(EVIL, 0, 0)], vec![failed]] {
-            let mut conversation = liar.speak().await;
-            let _ = conversation.say(&liar.greeting()).await;
+            let mut conversation = hostile.speak().await;
+            let _ = conversation.send(&hostile.greeting()).await;
             for message in &said {
-                let _ = conversation.say(message).await;
+                let _ = conversation.send(message).await;
             }
             let _ = conversation.listen(Duration::from_millis(700)).await;
         }
-        let mut conversation = liar.speak().await;
-        let advertise = Some(EVIL.to_owned());
-        let ToCoordinator::Hello { protocol, ring_port, preferred_rank, generation, .. } = liar.greeting() else {
-            panic!("a greeting is a hello")
-        };
-        let _ = conversation.say(&ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank, generation }).await;
-        let _ = conversation.listen(Duration::from_millis(700)).await;
     });
 }
 
@@ -198,9 +191,9 @@ fn checkpoints_of_steps_to_come_delete_no_true_ones(chaos: &mut Chaos<'_>) {
     let runtime = runtime();
     runtime.block_on(async {
         // A member whose machine was compromised.
-        let liar = Liar::named(&run, &address(chaos), "worker-1");
+        let hostile = HostilePeer::named(&run, &address(chaos), "worker-1");
         for step in [TO_COME, TO_COME + 1] {
-            let reply = liar.ask(&put("model.safetensors", step, 4), &[0xa5; 8]).await;
+            let reply = hostile.ask(&put("model.safetensors", step, 4), &[0xa5; 8]).await;
             assert!(
                 !matches!(reply, Some(BulkReply::Stored)),
                 "a checkpoint of step {step} was stored at step {}",
@@ -209,7 +202,7 @@ fn checkpoints_of_steps_to_come_delete_no_true_ones(chaos: &mut Chaos<'_>) {
         }
         // A checkpoint of the newest step, whose content cannot be this run's model.
         let step = record::committed(&run);
-        let reply = liar.ask(&put("model.safetensors", step, 4), &[0xa5; 8]).await;
+        let reply = hostile.ask(&put("model.safetensors", step, 4), &[0xa5; 8]).await;
         assert!(!matches!(reply, Some(BulkReply::Stored)), "noise was stored as the checkpoint of step {step}");
     });
     let there = record::checkpoints(&run);
@@ -222,8 +215,8 @@ fn one_that_asks_and_does_not_read_takes_no_memory_and_no_turn(chaos: &mut Chaos
     let before = resident_mb(pid);
     let runtime = runtime();
     let most = runtime.block_on(async {
-        let liar = Liar::named(chaos.run_dir(), &address(chaos), "worker-1");
-        let held = liar.asks_and_does_not_read(4, 16).await;
+        let hostile = HostilePeer::named(chaos.run_dir(), &address(chaos), "worker-1");
+        let held = hostile.asks_and_does_not_read(4, 16).await;
         println!("{} requests wait for somebody to read", held.iter().map(|unread| unread.streams.len()).sum::<usize>());
         let mut most = before;
         for _ in 0..50 {
@@ -231,7 +224,7 @@ fn one_that_asks_and_does_not_read_takes_no_memory_and_no_turn(chaos: &mut Chaos
             most = most.max(resident_mb(pid));
         }
         println!("the coordinator held {before:.1} MB before and {most:.1} MB meanwhile");
-        let honest = Liar::named(chaos.run_dir(), &address(chaos), "worker-2");
+        let honest = HostilePeer::named(chaos.run_dir(), &address(chaos), "worker-2");
         let reply = honest.ask(&BulkRequest::Samples { val: false, ids: vec![0, 1, 2] }, &[]).await;
         assert!(matches!(&reply, Some(BulkReply::Samples { labels, .. }) if labels.len() == 3), "others get no turn: {reply:?}");
         most
@@ -246,12 +239,12 @@ fn silent_ring_connections_keep_nobody_out_and_end_with_their_token(chaos: &mut 
     let name = until("name of the first worker", Duration::from_secs(5), || record::name_of(&run, ring));
     let runtime = runtime();
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let liar = Arc::new(runtime.block_on(Liar::enrolled(&address(chaos), &token)));
-    let holding = runtime.spawn(Arc::clone(&liar).holds_rings(ring, name, 90, Arc::clone(&held), Arc::clone(&stop)));
+    let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&address(chaos), &token)));
+    let holding = runtime.spawn(Arc::clone(&hostile).holds_rings(ring, name, 90, Arc::clone(&held), Arc::clone(&stop)));
     // Members expect connections of this peer once it is to be probed; it does not
     // answer the probe.
-    let mut newcomer = runtime.block_on(liar.speak());
-    runtime.block_on(async { newcomer.say(&liar.greeting()).await && newcomer.say(&ready_on("none", 0, 0)).await });
+    let mut newcomer = runtime.block_on(hostile.speak());
+    runtime.block_on(async { newcomer.send(&hostile.greeting()).await && newcomer.send(&ready_on("none", 0, 0)).await });
     until("silent ring connection", Duration::from_secs(5), || (held.load(Ordering::Relaxed) > 0).then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     println!("{} of 90 silent ring connections are open", held.load(Ordering::Relaxed));

@@ -3,29 +3,28 @@
 
 use std::time::Duration;
 
-use cluster_tests::hostile::{Liar, hello, put, ready, trained};
+use cluster_tests::hostile::{HostilePeer, hello, put, ready, trained};
 use cluster_tests::join_line;
 use cluster_tests::scenario::{Scenario, free_port, join};
 use common::net::Alpn;
 use common::wire::messages::{BulkReply, BulkRequest, ToCoordinator};
 use common::wire::{PROTOCOL, read_message, write_message};
 
-async fn control(liar: &Liar) {
-    let good = || hello(PROTOCOL, None);
-    liar.is_thrown_out("four gigabytes", &u32::MAX.to_le_bytes(), &[]).await;
-    liar.is_thrown_out("noise", &[&[64, 0, 0, 0], &[0xa5; 64][..]].concat(), &[]).await;
-    liar.is_thrown_out("no hello", &[], &[ToCoordinator::Leaving]).await;
-    liar.is_thrown_out("another protocol", &[], &[hello(PROTOCOL + 1, None)]).await;
-    liar.is_thrown_out("an invalid address", &[], &[hello(PROTOCOL, Some("../../etc/passwd"))]).await;
-    liar.is_thrown_out("two hellos", &[], &[good(), good()]).await;
-    liar.is_thrown_out("a generation to come", &[], &[good(), ready(u64::MAX, 0)]).await;
-    liar.is_thrown_out("a step after the end", &[], &[good(), ready(0, u64::MAX)]).await;
-    liar.is_thrown_out("a rank out of range", &[], &[good(), trained(1, 4_000_000_000, vec![])]).await;
-    liar.is_thrown_out("samples that are none", &[], &[good(), trained(1, 0, vec![u32::MAX])]).await;
-    liar.is_thrown_out("more samples than a batch", &[], &[good(), trained(1, 0, vec![0; 100_000])]).await;
+async fn control(hostile: &HostilePeer) {
+    let good = || hello(PROTOCOL);
+    hostile.is_thrown_out("four gigabytes", &u32::MAX.to_le_bytes(), &[]).await;
+    hostile.is_thrown_out("noise", &[&[64, 0, 0, 0], &[0xa5; 64][..]].concat(), &[]).await;
+    hostile.is_thrown_out("no hello", &[], &[ToCoordinator::Leaving]).await;
+    hostile.is_thrown_out("another protocol", &[], &[hello(PROTOCOL + 1)]).await;
+    hostile.is_thrown_out("two hellos", &[], &[good(), good()]).await;
+    hostile.is_thrown_out("a generation to come", &[], &[good(), ready(u64::MAX, 0)]).await;
+    hostile.is_thrown_out("a step after the end", &[], &[good(), ready(0, u64::MAX)]).await;
+    hostile.is_thrown_out("a rank out of range", &[], &[good(), trained(1, 4_000_000_000, vec![])]).await;
+    hostile.is_thrown_out("samples that are none", &[], &[good(), trained(1, 0, vec![u32::MAX])]).await;
+    hostile.is_thrown_out("more samples than a batch", &[], &[good(), trained(1, 0, vec![0; 100_000])]).await;
 }
 
-async fn bulk(liar: &Liar) {
+async fn bulk(hostile: &HostilePeer) {
     let refused = [
         put("../../../tmp/evil", 5, 4),
         put("model.safetensors", u64::MAX, 4),
@@ -36,20 +35,20 @@ async fn bulk(liar: &Liar) {
         BulkRequest::Samples { val: false, ids: vec![u32::MAX] },
     ];
     for request in refused {
-        let reply = liar.ask(&request, &[0; 8]).await;
+        let reply = hostile.ask(&request, &[0; 8]).await;
         assert!(matches!(reply, Some(BulkReply::Failed { .. })), "{request:?}: {reply:?}");
     }
     let closed = [BulkRequest::Samples { val: false, ids: vec![0; 5000] }, BulkRequest::GetState { generation: 1, step: 0 }];
     for request in closed {
-        let reply = liar.ask(&request, &[]).await;
+        let reply = hostile.ask(&request, &[]).await;
         assert!(reply.is_none(), "{request:?}: {reply:?}");
     }
 }
 
 /// Lies to a worker, over its bulk and ring connections.
-async fn worker(liar: &Liar, address: std::net::SocketAddr) {
+async fn worker(hostile: &HostilePeer, address: std::net::SocketAddr) {
     // The first worker that enrols has this name.
-    let connect = async |alpn| liar.reach(address, "worker-1", alpn).await.unwrap_or_else(|| panic!("worker-1 does not let it in"));
+    let connect = async |alpn| hostile.reach(address, "worker-1", alpn).await.unwrap_or_else(|| panic!("worker-1 does not let it in"));
     let connection = connect(Alpn::Bulk).await;
     let (mut send, mut receive) = connection.open_bi().await.unwrap_or_else(|e| panic!("{e}"));
     let _ = write_message(&mut send, &BulkRequest::GetState { generation: 1, step: 0 }).await;
@@ -82,18 +81,18 @@ fn lies_end_their_own_connection_only() {
     let second = join(&addr, &token, &[]);
     let runtime = tokio::runtime::Runtime::new().unwrap_or_else(|e| panic!("{e}"));
     runtime.block_on(async {
-        let liar = Liar::named(&scenario.run_dir(), &addr, "worker-99");
-        control(&liar).await;
-        bulk(&liar).await;
-        worker(&liar, ([127, 0, 0, 1], ring_port).into()).await;
+        let hostile = HostilePeer::named(&scenario.run_dir(), &addr, "worker-99");
+        control(&hostile).await;
+        bulk(&hostile).await;
+        worker(&hostile, ([127, 0, 0, 1], ring_port).into()).await;
     });
     let steps = coordinator.step_count();
-    assert!(steps < 380, "the run was over ({steps} steps) before all lies were told: lengthen it");
+    assert!(steps < 380, "the run was over ({steps} steps) before all lies were sent: lengthen it");
     let run = coordinator.wait().succeeded();
     for worker in [first, second] {
         worker.wait().succeeded();
     }
-    for word in ["told of step", "told of rank 4000000000", "did not say hello", "is not in the run's ring"] {
+    for word in ["cannot be true: step", "cannot be true: rank 4000000000", "did not say hello", "is not in the run's ring"] {
         assert!(run.stderr.contains(word), "`{word}` is not in:\n{}", run.stderr);
     }
     assert!(!run.stderr.contains("panicked"), "{}", run.stderr);

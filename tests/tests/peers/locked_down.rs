@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster_tests::hostile::{Liar, runtime_aside, strangers};
+use cluster_tests::hostile::{HostilePeer, runtime_aside, strangers};
 use cluster_tests::record::{generations, median};
 use cluster_tests::scenario::{Scenario, events, free_port, join};
 use cluster_tests::{Running, aside, cpu_seconds, join_line, resident_mb, until};
@@ -74,16 +74,16 @@ fn noise(to: &[SocketAddr], a_second: u32, stop: &AtomicBool) -> u64 {
 
 /// Attempts to enrol `times` times with a wrong secret. Returns how many attempts
 /// were refused.
-async fn knock(address: SocketAddr, token: &Token, times: usize) -> u64 {
+async fn enrol_wrongly(address: SocketAddr, token: &Token, times: usize) -> u64 {
     let refused = Arc::new(AtomicU64::new(0));
     let wrong = Token { secret: [7; 16], ..token.clone() };
-    let mut knocking = tokio::task::JoinSet::new();
+    let mut attempts = tokio::task::JoinSet::new();
     for _ in 0..times {
-        if knocking.len() == 20 {
-            knocking.join_next().await;
+        if attempts.len() == 20 {
+            attempts.join_next().await;
         }
         let (wrong, refused) = (wrong.clone(), Arc::clone(&refused));
-        knocking.spawn(async move {
+        attempts.spawn(async move {
             match enrol(address, &wrong).await {
                 Ok(_) => panic!("a wrong secret was let in"),
                 Err(_) => refused.fetch_add(1, Ordering::Relaxed),
@@ -91,7 +91,7 @@ async fn knock(address: SocketAddr, token: &Token, times: usize) -> u64 {
         });
         tokio::time::sleep(Duration::from_millis(18)).await;
     }
-    while knocking.join_next().await.is_some() {}
+    while attempts.join_next().await.is_some() {}
     refused.load(Ordering::Relaxed)
 }
 
@@ -122,15 +122,16 @@ fn strangers_cost_little_time_and_little_memory() {
         let start = Instant::now();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).on_thread_start(aside).enable_all().build();
         let runtime = runtime.unwrap_or_else(|e| panic!("{e}"));
-        let refused = runtime
-            .block_on(async move { tokio::spawn(async move { knock(coordinator_addr, &token, 1000).await }).await.unwrap_or_default() });
+        let refused = runtime.block_on(async move {
+            tokio::spawn(async move { enrol_wrongly(coordinator_addr, &token, 1000).await }).await.unwrap_or_default()
+        });
         stop.store(true, Ordering::Relaxed);
         (sending.join().unwrap_or_default(), refused, start.elapsed())
     });
     let loud = coordinator.step_count();
     let after = pids.map(resident_mb);
     assert!(refused == 1000 && sent as f64 > 5000.0 * took.as_secs_f64(), "{sent} datagrams and {refused} refusals in {took:?}");
-    assert!(loud > quiet + 100, "only {} steps while strangers knocked", loud - quiet);
+    assert!(loud > quiet + 100, "only {} steps while strangers tried to enrol", loud - quiet);
 
     let run = coordinator.wait().succeeded();
     worker.wait().succeeded();
@@ -209,8 +210,8 @@ fn silent_strangers_keep_nobody_out() {
     let runtime = runtime_aside();
     let (counts, orders) = (Arc::new(strangers::Counts::default()), Arc::new(strangers::Orders::default()));
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let liar = Arc::new(runtime.block_on(Liar::enrolled(&addr, &second)));
-    let holding = runtime.spawn(liar.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
+    let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&addr, &second)));
+    let holding = runtime.spawn(hostile.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
     self::token(&["revoke", &directory, id]);
     let idle = {
         let (run, counts, orders) = (run.clone(), Arc::clone(&counts), Arc::clone(&orders));

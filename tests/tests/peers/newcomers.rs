@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cluster_tests::chaos::Chaos;
-use cluster_tests::chaos::weather::{Node, Weather};
-use cluster_tests::hostile::member::{AsDonor, Counts, InRing, Manners, play};
-use cluster_tests::hostile::{Liar, runtime};
+use cluster_tests::chaos::conditions::{Conditions, Node};
+use cluster_tests::hostile::member::{AsDonor, Behaviour, Counts, InRing, play};
+use cluster_tests::hostile::{HostilePeer, runtime};
 use cluster_tests::scenario::{Scenario, assert_audited, free_port, join};
 use cluster_tests::{aside, join_line, record, until};
 
@@ -29,8 +29,8 @@ const STEPS: usize = 100_000;
 
 /// A network so slow that it decides how long a step takes, and not other load on
 /// this machine.
-fn pace() -> Weather {
-    Weather { delay: Duration::from_millis(2), ..Weather::default() }
+fn pace() -> Conditions {
+    Conditions { delay: Duration::from_millis(2), ..Conditions::default() }
 }
 
 fn scenario() -> Scenario {
@@ -45,7 +45,7 @@ struct Undisturbed<'a> {
 
 fn train<'a>(scenario: &'a Scenario, workers: u32, seed: u64) -> Undisturbed<'a> {
     let mut chaos = Chaos::start(scenario, workers, seed);
-    chaos.settle_weather(pace());
+    chaos.settle_conditions(pace());
     chaos.coordinator().wait_for_steps(10);
     let (steps, start) = (record::committed(chaos.run_dir()), Instant::now());
     std::thread::sleep(QUIET);
@@ -108,10 +108,10 @@ impl Pauses {
 
     fn of(run: &std::path::Path) -> Self {
         let (run, stop) = (run.to_owned(), Arc::new(AtomicBool::new(false)));
-        let told = Arc::clone(&stop);
+        let stopping = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let (mut sum, mut steps, mut since) = (Duration::ZERO, record::committed(&run), Instant::now());
-            while !told.load(Ordering::Relaxed) {
+            while !stopping.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20));
                 let now = record::committed(&run);
                 if now != steps {
@@ -163,7 +163,7 @@ fn one_that_is_reached_by_another_network_is_left_out() {
     let steps = || (record::committed(&scenario.run_dir()) > 5).then_some(());
     until("steps of those that reach each other", Duration::from_secs(25), steps);
     let log = coordinator.log();
-    assert!(log.contains("is left out of the ring") && log.contains("do not find each other"), "{log}");
+    assert!(log.contains("is left out of the ring") && log.contains("cannot reach each other"), "{log}");
     coordinator.signal(libc::SIGKILL);
     workers.iter().for_each(|worker| worker.signal(libc::SIGKILL));
 }
@@ -197,7 +197,7 @@ fn a_slow_one_does_not_hold_the_ring_up() {
         // Newcomers get the next place.
         let node = Node::Worker(2);
         let narrow = [0, 1].map(|member| ((node, Node::Worker(member)), NARROW)).into();
-        chaos.settle_weather(Weather { narrow, ..pace() });
+        chaos.settle_conditions(Conditions { narrow, ..pace() });
         let bad = chaos.newcomer(None);
         let ring = chaos.ring_address(bad);
         let name = name_of(chaos, ring);
@@ -208,7 +208,7 @@ fn a_slow_one_does_not_hold_the_ring_up() {
         let in_ring = record::generations(chaos.run_dir()).last().is_some_and(|g| g.has(ring));
         assert!(!in_ring, "it is in the ring already: its state is too small for this test");
         chaos.end(bad);
-        chaos.settle_weather(pace());
+        chaos.settle_conditions(pace());
         name
     };
     train(&scenario, 2, 3).outlasts("a slow newcomer", 2, comes, &["state", "catch", "fetch", "MB"]);
@@ -217,13 +217,13 @@ fn a_slow_one_does_not_hold_the_ring_up() {
 #[test]
 fn a_hostile_one_forms_no_ring_and_gives_no_state() {
     let scenario = scenario();
-    let manners = Manners { claim: STEPS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
+    let behaviour = Behaviour { claim: STEPS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
     let comes = |chaos: &mut Chaos<'_>| {
         let runtime = runtime();
         let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
-        let liar = Arc::new(runtime.block_on(Liar::enrolled(&chaos.coordinator_address().to_string(), chaos.token())));
-        let name = liar.name().to_owned();
-        let playing = runtime.spawn(play(liar, manners, Arc::clone(&counts), Arc::clone(&stop)));
+        let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&chaos.coordinator_address().to_string(), chaos.token())));
+        let name = hostile.name().to_owned();
+        let playing = runtime.spawn(play(hostile, behaviour, Arc::clone(&counts), Arc::clone(&stop)));
         std::thread::sleep(BAD);
         stop.store(true, Ordering::Relaxed);
         runtime.block_on(playing).unwrap_or_else(|e| panic!("{e}"));
@@ -236,18 +236,18 @@ fn a_hostile_one_forms_no_ring_and_gives_no_state() {
 
 /// Cuts one or both directions between two of three workers, and asserts that the
 /// workers that reach each other go on.
-fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Weather)) {
+fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Conditions)) {
     const WITHIN: Duration = Duration::from_secs(15);
     let scenario = scenario();
     let mut chaos = Chaos::start(&scenario, 3, seed);
-    chaos.settle_weather(pace());
+    chaos.settle_conditions(pace());
     chaos.coordinator().wait_for_steps(20);
     let run = chaos.run_dir().to_owned();
     let names = [0, 1].map(|place| name_of(&chaos, chaos.ring_address(place)));
-    let mut weather = pace();
-    cut(&mut weather);
+    let mut conditions = pace();
+    cut(&mut conditions);
     let start = Instant::now();
-    chaos.settle_weather(weather);
+    chaos.settle_conditions(conditions);
     let two = || record::generations(&run).last().filter(|g| g.members.len() == 2).map(|g| g.step);
     let log = |chaos: &mut Chaos<'_>| chaos.coordinator().log();
     while two().is_none_or(|from| record::committed(&run) < from + 10) {
@@ -262,7 +262,7 @@ fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Weather)) {
     assert!(more >= 10 && formed <= 2, "{what}: {more} steps and {formed} generations in five seconds\n{}", log(&mut chaos));
     let both = |line: &str| names.iter().all(|name| line.contains(name.as_str()));
     assert!(log(&mut chaos).lines().any(both), "{what}: no line of the log names both of {names:?}\n{}", log(&mut chaos));
-    chaos.settle_weather(pace());
+    chaos.settle_conditions(pace());
     let all = || record::generations(&run).last().filter(|g| g.members.len() == 3).map(|g| g.step);
     until("ring of all three once they reach each other again", Duration::from_secs(60), all);
     assert_audited(&chaos.stop().path);
@@ -270,10 +270,10 @@ fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Weather)) {
 
 #[test]
 fn a_pair_that_is_cut_apart_costs_one_of_the_two() {
-    goes_on_without("a pair cut from each other", 5, |weather| _ = weather.pairs.insert((Node::Worker(0), Node::Worker(1))));
+    goes_on_without("a pair cut from each other", 5, |conditions| _ = conditions.pairs.insert((Node::Worker(0), Node::Worker(1))));
 }
 
 #[test]
 fn one_direction_that_is_cut_costs_one_of_the_two() {
-    goes_on_without("one direction cut", 6, |weather| _ = weather.one_way.insert((Node::Worker(0), Node::Worker(1))));
+    goes_on_without("one direction cut", 6, |conditions| _ = conditions.one_way.insert((Node::Worker(0), Node::Worker(1))));
 }

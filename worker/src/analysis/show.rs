@@ -34,22 +34,27 @@ pub fn open(place: &Path, label: &str) -> Result<Arc<dyn SampleSource>> {
 pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
     let has = |name: &str| place.join(name).is_dir();
     let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
-    let table = if place.is_dir() {
+    let mut data = toml::Table::new();
+    let mut set = |key: &str, value: toml::Value| _ = data.insert(key.to_owned(), value);
+    set("path", place.display().to_string().into());
+    if place.is_dir() {
         let entries = std::fs::read_dir(place).with_context(|| format!("could not read `{}`", place.display()))?;
         if entries.flatten().any(|e| idx(&e)) {
-            "kind = \"idx\"".to_owned()
-        } else if has("train") && has("val") {
-            "kind = \"images\"".to_owned()
+            set("kind", "idx".into());
         } else {
-            "kind = \"images\"\nval_fraction = 0.1".to_owned()
+            set("kind", "images".into());
+            if !(has("train") && has("val")) {
+                set("val_fraction", 0.1.into());
+            }
         }
     } else if place.exists() {
-        format!("kind = \"csv\"\nstandardize = false\nlabel = {}", toml::Value::String(label.to_owned()))
+        set("kind", "csv".into());
+        set("standardize", false.into());
+        set("label", label.into());
     } else {
         bail!("`{}` does not exist: give a folder, a CSV file or a config", place.display());
-    };
-    let path = toml::Value::String(place.display().to_string());
-    Ok(toml::from_str(&format!("{table}\npath = {path}"))?)
+    }
+    Ok(data.try_into()?)
 }
 
 /// Classes and counts.
@@ -164,9 +169,12 @@ fn sheet(source: &dyn SampleSource, title: &str) -> Result<Tiles> {
 /// The centre of a picture, scaled down to `SIDE` unless it is smaller already.
 fn tile(picture: &Picture) -> Result<Tile> {
     let side = picture.width.min(picture.height).min(SIDE);
-    let plain = "kind = \"idx\"\npath = \"\"\nimage_size = ";
-    let config: DataConfig = toml::from_str(&format!("{plain}{side}"))?;
-    let pixels = common::config::Pixels { eval_resize: 1.0, ..config.pixels };
+    let config: DataConfig = toml::toml! {
+        kind = "idx"
+        path = ""
+    }
+    .try_into()?;
+    let pixels = common::config::Pixels { image_size: side, eval_resize: 1.0, ..config.pixels };
     let recipe = Recipe::evaluation(&pixels, picture.width, picture.height, false);
     let plane = (side * side) as usize;
     let mut values = vec![0.0; picture.channels as usize * plane];

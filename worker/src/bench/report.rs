@@ -5,11 +5,11 @@ use serde::Serialize;
 
 /// Prints a result: as one line of JSON, or as `text`.
 pub(super) fn show<T: Serialize>(json: bool, result: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-    say(&if json { serde_json::to_string(result)? } else { text(result) })
+    print_line(&if json { serde_json::to_string(result)? } else { text(result) })
 }
 
-pub(super) fn say(line: &str) -> Result<()> {
-    common::ui::answer(line)
+pub(super) fn print_line(line: &str) -> Result<()> {
+    common::ui::print_result(line)
 }
 
 /// Cores that this process may use.

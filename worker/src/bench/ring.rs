@@ -84,12 +84,12 @@ pub(super) fn rounds(load: &Load) -> Result<Rounds> {
     Authority::open(folder.path())?;
     let mut ranks = (0..load.world).map(Rank::start).collect::<Result<Vec<_>>>()?;
     for (number, rank) in (0..).zip(&mut ranks) {
-        rank.tell(&Assignment { authority: folder.path().to_owned(), rank: number, load: load.clone() })?;
+        rank.write(&Assignment { authority: folder.path().to_owned(), rank: number, load: load.clone() })?;
     }
     let addresses = ranks.iter_mut().map(Rank::hear).collect::<Result<Vec<SocketAddr>>>()?;
     // Every rank has its certificate: the authority is no longer needed.
     drop(folder);
-    ranks.iter_mut().try_for_each(|rank| rank.tell(&addresses))?;
+    ranks.iter_mut().try_for_each(|rank| rank.write(&addresses))?;
     let mut slowest = vec![Round { ms: 0.0, cpu_ms: 0.0 }; load.rounds as usize];
     for rank in &mut ranks {
         let rounds: Vec<Round> = rank.hear()?;
@@ -174,7 +174,7 @@ impl Rank {
         }
     }
 
-    fn tell(&mut self, message: &impl Serialize) -> Result<()> {
+    fn write(&mut self, message: &impl Serialize) -> Result<()> {
         let line = serde_json::to_string(message)?;
         writeln!(self.input, "{line}").with_context(|| self.gone())
     }

@@ -12,7 +12,7 @@ use common::run_dir::peak_rss_bytes;
 use common::seed;
 use serde::Serialize;
 
-use super::report::{cores, median, say, show};
+use super::report::{cores, median, print_line, show};
 use crate::analysis::summary;
 use crate::engine::device::ComputeDevice;
 use crate::models::{DropoutGroup, InputShape};
@@ -143,7 +143,7 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     let mut replica = Replica::new(&model, &train, input, 1, args.device)?;
     let parameters = replica.layout().total();
     if !args.json {
-        say(&format!("{}; {parameters} parameters", args.device.describe()))?;
+        print_line(&format!("{}; {parameters} parameters", args.device.describe()))?;
     }
     let batch = args.batch as usize;
     let mut rng = seed::stream(1, "bench", &[]);
@@ -171,7 +171,7 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
         let total = start.elapsed().as_secs_f64();
         let one = Step { total, forward: phases.forward, backward: phases.backward, copy: phases.copy, update: total - gradient };
         if !args.json {
-            say(&format!(
+            print_line(&format!(
                 "step {step}: {:.4} s = forward {:.4} + backward {:.4} + copy {:.4} + update {:.4}; loss {:.4}, gradient norm {:.3}",
                 one.total,
                 one.forward,

@@ -13,7 +13,7 @@ use common::recorder::{Length, describe, plan};
 use common::run_dir::{DataDescription, Resume, RunDir};
 use common::signals::Signals;
 use common::trace;
-use common::ui::{exit, index_progress, say, tell};
+use common::ui::{exit, index_progress, print_stderr, print_stdout};
 
 use super::arguments::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
 use super::inspect;
@@ -43,7 +43,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Data(DataCommand::Show { data, label, out }) => inspect::show(&data, &label, out),
         Command::Bench(command) => bench::run(command),
-        Command::Doctor => common::ui::answer(doctor::report().trim_end()),
+        Command::Doctor => common::ui::print_result(doctor::report().trim_end()),
     }
 }
 
@@ -59,7 +59,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     run_dir.check_dataset(&DataDescription::of(source.as_ref()))?;
     let steps = Length::of(&config, &plan).steps;
     if args.resume == Some(Resume::Auto) && run_dir.is_complete(steps)? {
-        tell(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run_dir.path().display()));
+        print_stdout(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run_dir.path().display()));
         return Ok(());
     }
     let path = run_dir.path().to_owned();
@@ -77,7 +77,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
         Ok(more) => lines.extend(more),
         Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
     }
-    tell(&lines.join("\n"));
+    print_stdout(&lines.join("\n"));
     Ok(())
 }
 
@@ -92,9 +92,9 @@ fn stop_when_told(stop: Arc<AtomicBool>) -> Result<()> {
         runtime.block_on(async {
             while signals.request().await == 1 {
                 stop.store(true, Ordering::Relaxed);
-                say("stopping after this step with a checkpoint; once more to stop at once");
+                print_stderr("stopping after this step with a checkpoint; once more to stop at once");
             }
-            say("stopped at once");
+            print_stderr("stopped at once");
             exit(1);
         });
     })?;
@@ -126,7 +126,7 @@ fn join_command(args: JoinArgs) -> Result<()> {
         data: args.data,
         device: args.device,
         ring_listen,
-        advertise: args.advertise.map(|a| a.to_string()),
+        advertise: args.advertise,
         preferred_rank: args.preferred_rank,
         cache_dir,
         cache_bytes: args.cache_gb << 30,
@@ -165,7 +165,7 @@ async fn leave_when_told(mut signals: Signals, ask: tokio::sync::watch::Sender<b
     while signals.request().await == 1 {
         ask.send_replace(true);
     }
-    say("stopped at once");
+    print_stderr("stopped at once");
     exit(1);
 }
 
@@ -173,7 +173,7 @@ fn leave_command(args: &LeaveArgs) -> Result<()> {
     let present = registry::present(&registry::folder()?);
     for worker in registry::choose(&present, args.pid, args.all)? {
         registry::ask_to_leave(&worker)?;
-        tell(&format!("worker {} leaves the run of {}", worker.pid, worker.coordinator));
+        print_stdout(&format!("worker {} leaves the run of {}", worker.pid, worker.coordinator));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use common::config::Config;
 use common::dataset::Split;
-use common::ui::{answer, say, tell};
+use common::ui::{print_result, print_stderr, print_stdout};
 
 use super::arguments::{EvalArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
 use crate::analysis::figures::of_runs;
@@ -19,9 +19,9 @@ pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let device = ComputeDevice::parse(&args.device)?;
     let report = evaluate::run(&evaluate::Options { run: args.run, data: args.data, split, device, out: out.clone() })?;
     if args.json {
-        answer(&serde_json::to_string_pretty(&report)?)
+        print_result(&serde_json::to_string_pretty(&report)?)
     } else {
-        answer(&format!("{}\nconfusion matrix: {}", report.text(), out.join("confusion.png").display()))
+        print_result(&format!("{}\nconfusion matrix: {}", report.text(), out.join("confusion.png").display()))
     }
 }
 
@@ -36,13 +36,13 @@ pub(super) fn predict(args: PredictArgs) -> Result<()> {
     for outcome in outcomes {
         match outcome {
             Ok(found) => predictions.extend(found),
-            Err(e) => say(&format!("{e:#}")),
+            Err(e) => print_stderr(&format!("{e:#}")),
         }
     }
     if args.json {
-        answer(&serde_json::to_string_pretty(&predictions)?)?;
+        print_result(&serde_json::to_string_pretty(&predictions)?)?;
     } else if !predictions.is_empty() {
-        answer(&predictions.iter().map(predict::describe).collect::<Vec<_>>().join("\n"))?;
+        print_result(&predictions.iter().map(predict::describe).collect::<Vec<_>>().join("\n"))?;
     }
     if failed > 0 {
         bail!("{failed} of {} inputs could not be read", args.inputs.len());
@@ -58,7 +58,7 @@ pub(super) fn plot(args: PlotArgs) -> Result<()> {
     };
     let device = ComputeDevice::parse(&args.device)?;
     for file in of_runs::run(&args.runs, &args.what, &out, args.format, device)? {
-        tell(&file.display().to_string());
+        print_stdout(&file.display().to_string());
     }
     Ok(())
 }
@@ -71,17 +71,17 @@ pub(super) fn summary(args: SummaryArgs) -> Result<()> {
     };
     if let Some(path) = &args.config {
         let (config, assumed) = load(path)?;
-        answer(&summary::table(&config, &assumed))?;
+        print_result(&summary::table(&config, &assumed))?;
     }
     if let [first, second] = &args.compare[..] {
         let (first, second) = (load(first)?, load(second)?);
-        answer(&summary::compare((&first.0, &first.1), (&second.0, &second.1)))?;
+        print_result(&summary::compare((&first.0, &first.1), (&second.0, &second.1)))?;
     }
     if let Some(megapixels) = args.megapixels {
         if !(megapixels > 0.0 && megapixels <= 1e6) || args.hidden == 0 {
             bail!("--megapixels must be above 0 and --hidden at least 1");
         }
-        answer(&summary::megapixels(megapixels, args.hidden.min(1 << 32), args.classes.unwrap_or(2) as u64))?;
+        print_result(&summary::megapixels(megapixels, args.hidden.min(1 << 32), args.classes.unwrap_or(2) as u64))?;
     }
     Ok(())
 }
@@ -89,17 +89,17 @@ pub(super) fn summary(args: SummaryArgs) -> Result<()> {
 pub(super) fn filter(args: FilterArgs) -> Result<()> {
     let options = filter::Options { kernel: args.kernel, flip: args.flip, padding: args.padding, stride: args.stride, column: args.column };
     let device = ComputeDevice::parse(&args.device)?;
-    tell(&filter::run(&args.input, &args.output, &options, &device.burn())?);
+    print_stdout(&filter::run(&args.input, &args.output, &options, &device.burn())?);
     Ok(())
 }
 
 pub(super) fn show(data: &Path, label: &str, out: Option<PathBuf>) -> Result<()> {
     let source = show::open(data, label)?;
-    answer(&show::text(source.as_ref())?)?;
+    print_result(&show::text(source.as_ref())?)?;
     let name = data.file_stem().map_or_else(|| "data".to_owned(), |n| n.to_string_lossy().into_owned());
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}-sheet.png")));
     if show::picture(source.as_ref(), &name, &out)? {
-        answer(&out.display().to_string())?;
+        print_result(&out.display().to_string())?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Transfers of checkpoints between a worker and the coordinator.
 
+use common::digest::Digest;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -20,7 +21,7 @@ use crate::training::record::{STORE_RETRY, STORE_TIMEOUT, Snapshot};
 /// A snapshot in memory that can be sent more than once.
 struct Encoded {
     step: u64,
-    weights_blake3: String,
+    weights_blake3: Digest,
     files: Vec<(&'static str, Bytes)>,
 }
 
@@ -47,22 +48,22 @@ impl Upload {
         let Snapshot { state, weights_blake3 } = snapshot;
         let files = CHECKPOINT_FILES.into_iter().zip([state.model.into(), state.optimizer.into()]).collect();
         let snapshot = Encoded { step: state.step, weights_blake3, files };
-        let (told, progress) = watch::channel(UploadState::UnderWay);
+        let (state, progress) = watch::channel(UploadState::UnderWay);
         let task = runtime.spawn(async move {
             loop {
                 let sent = bulk.with(|connection| {
-                    told.send_replace(UploadState::UnderWay);
-                    let (snapshot, told) = (&snapshot, &told);
-                    async move { put(connection, snapshot).await.inspect_err(|_| _ = told.send_replace(UploadState::Held)) }
+                    state.send_replace(UploadState::UnderWay);
+                    let (snapshot, state) = (&snapshot, &state);
+                    async move { put(connection, snapshot).await.inspect_err(|_| _ = state.send_replace(UploadState::Held)) }
                 });
                 match sent.await {
                     Ok(()) => break,
                     Err(e) => tracing::warn!("the checkpoint of step {} is not stored, training goes on: {e:#}", snapshot.step),
                 }
-                told.send_replace(UploadState::Held);
+                state.send_replace(UploadState::Held);
                 tokio::time::sleep(STORE_RETRY).await;
             }
-            told.send_replace(UploadState::Stored);
+            state.send_replace(UploadState::Stored);
         });
         Self { task, progress }
     }
@@ -103,7 +104,7 @@ async fn put(connection: Connection, snapshot: &Encoded) -> Result<()> {
     let (mut send, mut recv) = connection.open_bi().await?;
     let request = BulkRequest::PutCheckpoint {
         step: snapshot.step,
-        weights_blake3: snapshot.weights_blake3.clone(),
+        weights_blake3: snapshot.weights_blake3,
         files: snapshot.files.iter().map(|(name, bytes)| FileSize { name: (*name).to_owned(), bytes: bytes.len() as u64 }).collect(),
     };
     write_message(&mut send, &request).await?;

@@ -64,7 +64,7 @@ impl Connected {
 pub struct Greeting {
     pub coordinator: SocketAddr,
     pub ring_port: u16,
-    pub advertise: Option<String>,
+    pub advertise: Option<SocketAddr>,
     pub preferred_rank: Option<u32>,
 }
 
@@ -79,7 +79,7 @@ pub async fn connect(endpoint: &Endpoint, greeting: &Greeting, generation: Optio
     let hello = ToCoordinator::Hello {
         protocol: PROTOCOL,
         ring_port: greeting.ring_port,
-        advertise: greeting.advertise.clone(),
+        advertise: greeting.advertise,
         preferred_rank: greeting.preferred_rank,
         generation,
     };

@@ -38,7 +38,7 @@ pub struct JoinOptions {
     pub ring_listen: SocketAddr,
     /// The address for other workers to connect to, if not the one that the coordinator
     /// sees.
-    pub advertise: Option<String>,
+    pub advertise: Option<SocketAddr>,
     pub preferred_rank: Option<u32>,
     pub cache_dir: PathBuf,
     pub cache_bytes: u64,
@@ -63,7 +63,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
     let greeting = Greeting {
         coordinator: options.coordinator,
         ring_port: ring_endpoint.local_addr()?.port(),
-        advertise: options.advertise.clone(),
+        advertise: options.advertise,
         preferred_rank: options.preferred_rank,
     };
     let mut connected = first_contact(&endpoint, &greeting).await?;
@@ -179,7 +179,7 @@ impl Terms {
     /// the weights differs, it is another run.
     fn accept(&mut self, again: &Connected, session: &Session) -> Result<()> {
         if again.info != self.info {
-            let say = |info: &DatasetInfo| {
+            let describe = |info: &DatasetInfo| {
                 format!(
                     "{} training and {} validation samples of {} classes, fingerprint {}",
                     info.train,
@@ -188,7 +188,7 @@ impl Terms {
                     info.fingerprint
                 )
             };
-            bail!("the coordinator is back with other data: {}; this worker has {}", say(&again.info), say(&self.info));
+            bail!("the coordinator is back with other data: {}; this worker has {}", describe(&again.info), describe(&self.info));
         }
         if again.config_toml != self.config_toml {
             let config = again.config()?;

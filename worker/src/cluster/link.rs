@@ -52,7 +52,7 @@ pub struct Link {
 }
 
 impl Link {
-    pub fn say(&self, message: ToCoordinator) -> Result<()> {
+    pub fn send(&self, message: ToCoordinator) -> Result<()> {
         self.to_coordinator.blocking_send(message).map_err(|_| anyhow!("the connection to the coordinator is gone"))
     }
 

@@ -4,7 +4,6 @@
 
 mod cluster_record;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +75,7 @@ impl Standing {
     /// step it holds.
     fn ready(&self, link: &Link, generation: u64) -> Result<()> {
         let (device, step, committed) = (self.device.clone(), self.replica.step(), self.committed);
-        link.say(ToCoordinator::Ready { device, generation, step, committed })
+        link.send(ToCoordinator::Ready { device, generation, step, committed })
     }
 }
 
@@ -118,7 +117,7 @@ fn run_inner(mut member: Member, link: Link) -> Result<()> {
                         tracing::info!("generation {number} ended after step {}: {reason}", standing.replica.step());
                         if let RingError::Form { name, .. } = reason {
                             let (peer, reason) = (name.clone(), reason.to_string());
-                            link.say(ToCoordinator::Missed { generation: number, peer, donor: false, reason })?;
+                            link.send(ToCoordinator::Missed { generation: number, peer, donor: false, reason })?;
                         }
                         link.forget_ring();
                         current = None;
@@ -182,7 +181,7 @@ fn take_part(
     if let TrainingEnd::Run { step } = ended {
         report.finish(replica)?;
         let weights_blake3 = replica.weights_blake3();
-        link.say(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
+        link.send(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
     }
     Ok(ended)
 }
@@ -200,11 +199,10 @@ fn catch_up(link: &Link, replica: &mut Replica, generation: &Generation) -> Resu
                 .members
                 .get(rank as usize)
                 .ok_or_else(|| anyhow!("the coordinator named rank {rank} as donor, which is none"))?;
-            let address = address(&donor.addr, rank)?;
             let _span = trace::span("state from the donor", Some(step));
             let within = Duration::from_millis(generation.form_ms);
             let fetching =
-                state_transfer::fetch(&link.ring_endpoint, address, &donor.name, generation.number, step, replica.largest_state_file());
+                state_transfer::fetch(&link.ring_endpoint, donor.addr, &donor.name, generation.number, step, replica.largest_state_file());
             let fetching = async {
                 let late = |_| anyhow!("its state did not arrive within {} s", within.as_secs());
                 tokio::time::timeout(within, fetching).await.map_err(late).flatten()
@@ -227,7 +225,7 @@ fn import(replica: &mut Replica, state: &State) -> Result<()> {
 /// lost neighbour, since the generation is over without the state.
 fn missed(link: &Link, generation: &Generation, rank: u32, donor: &str, problem: &anyhow::Error) -> Result<()> {
     let (peer, reason) = (donor.to_owned(), format!("{problem:#}"));
-    link.say(ToCoordinator::Missed { generation: generation.number, peer, donor: true, reason: reason.clone() })?;
+    link.send(ToCoordinator::Missed { generation: generation.number, peer, donor: true, reason: reason.clone() })?;
     Err(RingError::PeerLost { rank, name: donor.to_owned(), cause: reason }.into())
 }
 
@@ -247,15 +245,9 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
     Ok(dataset::open_matching(&data, member.config.seed, &member.info)?)
 }
 
-fn address(text: &str, rank: u32) -> Result<SocketAddr> {
-    text.parse().map_err(|_| anyhow!("the coordinator named `{text}` as the address of rank {rank}"))
-}
-
 fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Result<RingSpec> {
-    let mut peers = Vec::with_capacity(generation.members.len());
-    for (rank, member) in (0..).zip(&generation.members) {
-        peers.push(RingPeer { rank, name: member.name.clone(), addr: address(&member.addr, rank)? });
-    }
+    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
+    let peers = (0..).zip(&generation.members).map(peer).collect();
     let timeout = Duration::from_millis(job.config.cluster.timeout_ms);
     let form_within = Duration::from_millis(generation.form_ms);
     Ok(RingSpec {

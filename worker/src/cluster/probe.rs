@@ -1,7 +1,6 @@
 //! Tests whether another worker can be reached, and how fast, before a ring is formed
 //! with it and while the current ring trains on.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,11 +37,10 @@ pub fn start(endpoint: &Arc<Endpoint>, to_coordinator: &mpsc::Sender<ToCoordinat
 
 /// Connects to one peer; returns how long the transfer takes.
 async fn reach(endpoint: &Endpoint, peer: &Member, bytes: u64) -> Result<Duration> {
-    let address: SocketAddr = peer.addr.parse().context("its address is not valid")?;
     let deadline = Instant::now() + PROBE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let problem = match tokio::time::timeout(left, endpoint.connect(address, &peer.name, Alpn::Bulk)).await {
+        let problem = match tokio::time::timeout(left, endpoint.connect(peer.addr, &peer.name, Alpn::Bulk)).await {
             Ok(Ok(connection)) => return measure(&connection, bytes).await,
             Ok(Err(e)) => anyhow::Error::from(e),
             Err(_) => bail!("nothing was heard from it in {} s; the address may be wrong, or UDP blocked on the way", PROBE.as_secs()),
@@ -86,7 +84,7 @@ async fn measure(connection: &Connection, bytes: u64) -> Result<Duration> {
 }
 
 /// Receives and acknowledges a test transfer.
-pub async fn answer(send: &mut SendStream, receive: &mut RecvStream, bytes: u64) -> Result<()> {
+pub async fn serve(send: &mut SendStream, receive: &mut RecvStream, bytes: u64) -> Result<()> {
     if bytes > PROBE_BYTES {
         bail!("announced a test transfer of {bytes} bytes; {PROBE_BYTES} are the most");
     }

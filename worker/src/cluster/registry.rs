@@ -252,7 +252,7 @@ mod tests {
         assert!(matches!(&found[..], [w] if w.pid == 8 && w.coordinator.contains("does not answer")), "{found:?}");
 
         // A process that is not a worker, and sends more bytes than a line may have.
-        let (told, done) = mpsc::channel::<()>();
+        let (hold, done) = mpsc::channel::<()>();
         let babbler = std::thread::spawn(move || {
             while done.try_recv() != Err(mpsc::TryRecvError::Disconnected) {
                 let (mut stream, _) = frozen.accept().unwrap();
@@ -260,7 +260,7 @@ mod tests {
             }
         });
         assert_eq!(present(folder.path()).len(), 1);
-        drop(told);
+        drop(hold);
         let _ = present(folder.path());
         babbler.join().unwrap();
     }

@@ -2,6 +2,7 @@
 //! committed step, the donor, sends it to the members that lack it. A donor has one
 //! offer at a time, for one generation.
 
+use common::digest::Digest;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ struct Offer {
     /// The names of the generation's members.
     members: Vec<String>,
     state: State,
-    blake3: String,
+    blake3: Digest,
 }
 
 /// The state that this worker offers, if any.
@@ -60,7 +61,7 @@ impl Donor {
             let donor = self.clone();
             tokio::spawn(async move {
                 while let Ok((send, receive)) = peer.connection.accept_bi().await {
-                    if let Err(e) = donor.answer(peer.name.as_deref().unwrap_or_default(), send, receive).await {
+                    if let Err(e) = donor.respond(peer.name.as_deref().unwrap_or_default(), send, receive).await {
                         tracing::debug!("a request for state ended: {e:#}");
                     }
                 }
@@ -68,11 +69,11 @@ impl Donor {
         }
     }
 
-    async fn answer(&self, asker: &str, mut send: SendStream, mut receive: RecvStream) -> Result<()> {
+    async fn respond(&self, asker: &str, mut send: SendStream, mut receive: RecvStream) -> Result<()> {
         let request = read_message::<BulkRequest>(&mut receive, MAX_REQUEST).await?;
         let (generation, step) = match request {
             Some(BulkRequest::GetState { generation, step }) => (generation, step),
-            Some(BulkRequest::Measure { bytes }) => return probe::answer(&mut send, &mut receive, bytes).await,
+            Some(BulkRequest::Measure { bytes }) => return probe::serve(&mut send, &mut receive, bytes).await,
             _ => bail!("asked a worker for something else than state"),
         };
         let mut offers = self.0.subscribe();
@@ -90,7 +91,7 @@ impl Donor {
                 let contents = [&offer.state.model, &offer.state.optimizer];
                 let size = |(name, bytes): (&str, &&Vec<u8>)| FileSize { name: name.to_owned(), bytes: bytes.len() as u64 };
                 let files = FILES.into_iter().zip(&contents).map(size).collect();
-                write_message(&mut send, &BulkReply::State { files, blake3: offer.blake3.clone() }).await?;
+                write_message(&mut send, &BulkReply::State { files, blake3: offer.blake3 }).await?;
                 for bytes in contents {
                     send.write_all(bytes).await?;
                 }
@@ -127,11 +128,11 @@ pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generat
     Ok(state)
 }
 
-fn digest(model: &[u8], optimizer: &[u8]) -> String {
+fn digest(model: &[u8], optimizer: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for bytes in [model, optimizer] {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update_rayon(bytes);
     }
-    hasher.finalize().to_hex().to_string()
+    hasher.finalize().into()
 }

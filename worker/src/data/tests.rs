@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use common::digest::Digest;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -209,7 +210,7 @@ impl Folder {
             classes: vec!["a".into(), "b".into()],
             train,
             val: 23,
-            fingerprint: String::new(),
+            fingerprint: Digest::of(&[]),
         };
         Self { info, damaged: damaged.to_vec(), delay: Duration::ZERO }
     }

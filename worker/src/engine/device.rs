@@ -230,9 +230,9 @@ mod tests {
     fn only_bf16_on_a_processor_without_it_is_emulated() {
         // The processor's features as the system lists them, if it does.
         let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let told = flags.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
-        if let Some(told) = told {
-            let has = told.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "bf16");
+        let reported = flags.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+        if let Some(reported) = reported {
+            let has = reported.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "bf16");
             assert_eq!(ComputeDevice::Cpu.emulates(Precision::Bf16), !has);
         }
         assert!(!ComputeDevice::Cpu.emulates(Precision::F32));

@@ -11,6 +11,7 @@ mod state;
 mod tests;
 
 use common::config::{ModelConfig, TrainConfig};
+use common::digest::Digest;
 use common::ring::{Bucket, Span};
 use common::simd::f32_to_bf16;
 use common::trace;
@@ -225,7 +226,7 @@ impl Replica {
     }
 
     /// A fingerprint of the weights: equal on workers that hold the same bytes.
-    pub fn weights_blake3(&self) -> String {
+    pub fn weights_blake3(&self) -> Digest {
         state::weights_blake3(&self.layout, self.weights())
     }
 

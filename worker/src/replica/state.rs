@@ -1,5 +1,6 @@
 //! Weights and optimizer state as safetensors bytes, and back.
 
+use common::digest::Digest;
 use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -90,7 +91,7 @@ pub(super) fn read<'a>(layout: &'a ParamLayout, prefixes: &[String], bytes: &'a 
 /// BLAKE3 over the parameters in name order: the name's length and bytes, the
 /// number of dimensions and each of them, the values; integers as u64, all
 /// little-endian.
-pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> String {
+pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> Digest {
     let mut params: Vec<_> = layout.params().iter().collect();
     params.sort_by_key(|p| p.name());
     let mut hasher = blake3::Hasher::new();
@@ -103,7 +104,7 @@ pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> String {
         }
         hasher.update(bytemuck::cast_slice(&weights[param.range()]));
     }
-    hasher.finalize().to_hex().to_string()
+    hasher.finalize().into()
 }
 
 // The formats above are little-endian; so is every device that libtorch runs on.

@@ -1,5 +1,6 @@
 //! The training loop's reports on its steps, to the coordinator or to this process itself.
 
+use common::digest::Digest;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,7 +19,7 @@ pub const STORE_TIMEOUT: Duration = Duration::from_secs(600);
 /// A state to store, with the digest of its weights.
 pub struct Snapshot {
     pub state: State,
-    pub weights_blake3: String,
+    pub weights_blake3: Digest,
 }
 
 /// Receives the training loop's reports: for the coordinator, or for this process itself.

@@ -1,5 +1,6 @@
 //! `worker train`: the training loop in one process, without coordinator or ring.
 
+use common::digest::Digest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -100,7 +101,7 @@ struct LocalRecord {
     recorder: Recorder,
     generation: u64,
     audit: bool,
-    identity: String,
+    identity: Digest,
     keep: usize,
     /// Why the newest checkpoint could not be stored.
     unstored: Option<String>,
@@ -129,7 +130,7 @@ impl LocalRecord {
             writer.start_file(name)?;
             writer.write(bytes)?;
         }
-        writer.commit(&CheckpointMeta { config_identity: self.identity.clone(), weights_blake3: weights_blake3.clone() })?;
+        writer.commit(&CheckpointMeta { config_identity: self.identity, weights_blake3: *weights_blake3 })?;
         self.recorder.checkpoint(state.step, self.keep);
         Ok(())
     }

@@ -123,7 +123,7 @@ async fn trying_again_has_an_end() {
 /// Not a test by itself: the process whose memory the next test measures. It has a
 /// coordinator's endpoint and a worker's that expects `worker-2` alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn knocked_at() {
+async fn connected_to() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
     let authority = Arc::new(Authority::open(std::path::Path::new(&folder)).unwrap());
     let (coordinator, at_coordinator) = bind(&authority, COORDINATOR, Role::Coordinator);
@@ -147,7 +147,7 @@ impl Drop for KnockedAt {
 impl KnockedAt {
     fn start(folder: &std::path::Path) -> (Self, SocketAddr, SocketAddr) {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "--nocapture", "net::tests::strangers::knocked_at"]).env(FOLDER, folder);
+        command.args(["--exact", "--nocapture", "net::tests::strangers::connected_to"]).env(FOLDER, folder);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut addresses = lines.map_while(Result::ok).filter_map(|line| line.parse().ok());

@@ -86,7 +86,7 @@ pub fn get(dataset: &str, into: &Path, from: Option<&str>) -> Result<()> {
     // and checked.
     let names = set.classes.join("\n") + "\n";
     fs::write(into.join("classes.txt"), names).with_context(|| format!("could not write to `{}`", into.display()))?;
-    common::ui::tell(&format!("{dataset} is in {}", into.display()));
+    common::ui::print_stdout(&format!("{dataset} is in {}", into.display()));
     Ok(())
 }
 

@@ -38,7 +38,7 @@ pub(in crate::bench) fn run() -> Result<()> {
         let _inside = runtime.enter();
         Endpoint::bind_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &identity, Role::Worker, route)?
     };
-    say(&endpoint.local_addr()?)?;
+    write(&endpoint.local_addr()?)?;
     let addresses: Vec<SocketAddr> = read()?;
     end_with_stdin()?;
     let layout = BucketLayout::new(load.elements() as usize, load.bucket_bytes as usize);
@@ -73,7 +73,7 @@ pub(in crate::bench) fn run() -> Result<()> {
     handle.block_on(ring.close());
     let _ = stop.send(());
     driver.join().map_err(|_| anyhow!("the ring's thread panicked"))?.ok();
-    say(&rounds.split_off(WARM_UP as usize))
+    write(&rounds.split_off(WARM_UP as usize))
 }
 
 /// Sums the gradient over all ranks, once all of them have begun this round.
@@ -105,7 +105,7 @@ fn read<T: DeserializeOwned>() -> Result<T> {
     serde_json::from_str(&line).context("this command is one process of `worker bench ring`: run that instead")
 }
 
-fn say(message: &impl Serialize) -> Result<()> {
+fn write(message: &impl Serialize) -> Result<()> {
     let line = serde_json::to_string(message)?;
     writeln!(std::io::stdout(), "{line}").context("the parent process has ended")
 }

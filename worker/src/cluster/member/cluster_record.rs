@@ -40,7 +40,7 @@ impl<'a> ClusterRecord<'a> {
         self.link.step.store(first, Ordering::Relaxed);
         self.due = false;
         for message in self.link.log.lacking(number, first, recorded, generation.evaluated) {
-            self.link.say(message)?;
+            self.link.send(message)?;
         }
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Record for ClusterRecord<'_> {
         // After one step every member has the state that the generation started from.
         self.link.donor.withdraw();
         if self.rank == 0 {
-            return self.link.say(ToCoordinator::Step { generation: self.generation, metrics: metrics.clone() });
+            return self.link.send(ToCoordinator::Step { generation: self.generation, metrics: metrics.clone() });
         }
         self.link.log.keep_step(self.generation, metrics);
         Ok(())
@@ -90,7 +90,7 @@ impl Record for ClusterRecord<'_> {
 
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
         if self.rank == 0 {
-            return self.link.say(ToCoordinator::Evaluation(evaluation.clone()));
+            return self.link.send(ToCoordinator::Evaluation(evaluation.clone()));
         }
         self.link.log.keep_evaluation(evaluation);
         Ok(())
@@ -102,11 +102,11 @@ impl Record for ClusterRecord<'_> {
         }
         let skipped = batch.skipped.iter().map(|s| s.id).collect();
         let trained = TrainedSamples { generation: self.generation, step, rank: self.rank, ids: batch.ids.clone(), skipped };
-        self.link.say(ToCoordinator::Trained(trained))
+        self.link.send(ToCoordinator::Trained(trained))
     }
 
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()> {
-        self.link.say(ToCoordinator::Skipped { step, name: name.to_owned(), problem: problem.to_owned() })
+        self.link.send(ToCoordinator::Skipped { step, name: name.to_owned(), problem: problem.to_owned() })
     }
 
     /// A slow link delays checkpoints, not the ring: while a checkpoint is being sent,

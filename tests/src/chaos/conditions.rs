@@ -18,7 +18,7 @@ pub enum Node {
 
 /// The state of all links. The default is a network without faults.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Weather {
+pub struct Conditions {
     pub delay: Duration,
     /// Added to the delay, uniformly distributed from 0 to this; it reorders too.
     pub jitter: Duration,
@@ -41,7 +41,7 @@ pub struct Weather {
     pub pairs: BTreeSet<(Node, Node)>,
 }
 
-impl Weather {
+impl Conditions {
     /// Whether a datagram from `from` has no way to `to`.
     fn cuts(&self, from: Node, to: Node) -> bool {
         self.cut.contains(&from)
@@ -95,12 +95,12 @@ impl Link {
     }
 
     /// Sends `bytes` at `now`.
-    pub fn send(&mut self, weather: &Weather, bytes: usize, now: Instant) -> Fate {
-        if weather.cuts(self.from, self.to) || self.drawn(weather.loss) {
+    pub fn send(&mut self, conditions: &Conditions, bytes: usize, now: Instant) -> Fate {
+        if conditions.cuts(self.from, self.to) || self.drawn(conditions.loss) {
             return Fate::Lost;
         }
         let mut at = now;
-        if let Some(bandwidth) = weather.width(self.from, self.to) {
+        if let Some(bandwidth) = conditions.width(self.from, self.to) {
             let start = self.free.max(now);
             if start > now + QUEUE {
                 return Fate::Lost;
@@ -108,9 +108,9 @@ impl Link {
             self.free = start + Duration::from_secs_f64(bytes as f64 / f64::from(bandwidth.max(1)));
             at = self.free;
         }
-        let late = self.drawn(weather.reorder);
-        let jitter = weather.jitter.mul_f64(self.share());
-        Fate::Arrives { at: at + weather.delay + jitter + if late { LATE } else { Duration::ZERO }, late }
+        let late = self.drawn(conditions.reorder);
+        let jitter = conditions.jitter.mul_f64(self.share());
+        Fate::Arrives { at: at + conditions.delay + jitter + if late { LATE } else { Duration::ZERO }, late }
     }
 
     fn share(&mut self) -> f64 {
@@ -126,10 +126,10 @@ impl Link {
 mod tests {
     use super::*;
 
-    fn fates(weather: &Weather, n: usize, spacing: Duration) -> Vec<(Instant, Fate)> {
+    fn fates(conditions: &Conditions, n: usize, spacing: Duration) -> Vec<(Instant, Fate)> {
         let start = Instant::now();
-        let mut link = Link::new(Node::Worker(0), Node::Worker(1), seed::stream(7, "weather", &[]), start);
-        (0..n as u32).map(|i| (start + spacing * i, link.send(weather, 1000, start + spacing * i))).collect()
+        let mut link = Link::new(Node::Worker(0), Node::Worker(1), seed::stream(7, "conditions", &[]), start);
+        (0..n as u32).map(|i| (start + spacing * i, link.send(conditions, 1000, start + spacing * i))).collect()
     }
 
     fn lost(fates: &[(Instant, Fate)]) -> usize {
@@ -137,15 +137,15 @@ mod tests {
     }
 
     #[test]
-    fn good_weather_changes_nothing() {
-        let all = fates(&Weather::default(), 100, Duration::from_millis(1));
+    fn good_conditions_change_nothing() {
+        let all = fates(&Conditions::default(), 100, Duration::from_millis(1));
         assert!(all.iter().all(|&(sent, fate)| fate == Fate::Arrives { at: sent, late: false }));
     }
 
     #[test]
     fn shares_are_what_was_asked_for() {
-        let weather = Weather { loss: 0.02, reorder: 0.1, delay: Duration::from_millis(50), ..Weather::default() };
-        let all = fates(&weather, 20_000, Duration::from_millis(1));
+        let conditions = Conditions { loss: 0.02, reorder: 0.1, delay: Duration::from_millis(50), ..Conditions::default() };
+        let all = fates(&conditions, 20_000, Duration::from_millis(1));
         assert!((300..500).contains(&lost(&all)), "{}", lost(&all));
         let late = all.iter().filter(|(_, fate)| matches!(fate, Fate::Arrives { late: true, .. })).count();
         assert!((1700..2300).contains(&late), "{late}");
@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn a_narrow_link_delays_then_drops() {
         // A megabyte a second is sent over a link with a tenth of that bandwidth.
-        let all = fates(&Weather { bandwidth: Some(100_000), ..Weather::default() }, 2000, Duration::from_millis(1));
+        let all = fates(&Conditions { bandwidth: Some(100_000), ..Conditions::default() }, 2000, Duration::from_millis(1));
         let arrived = all.len() - lost(&all);
         assert!((200..250).contains(&arrived), "{arrived} of 2000 in two seconds");
         assert!(all.iter().all(|&(sent, fate)| !matches!(fate, Fate::Arrives { at, .. } if at > sent + QUEUE * 2)));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_cut_node_is_cut_both_ways() {
-        let cut = |node| fates(&Weather { cut: [node].into(), ..Weather::default() }, 10, Duration::ZERO);
+        let cut = |node| fates(&Conditions { cut: [node].into(), ..Conditions::default() }, 10, Duration::ZERO);
         assert_eq!(lost(&cut(Node::Worker(0))), 10);
         assert_eq!(lost(&cut(Node::Worker(1))), 10);
         assert_eq!(lost(&cut(Node::Worker(2))), 0);
@@ -175,12 +175,12 @@ mod tests {
     }
 
     /// The directions (from, to) that are open between four workers.
-    fn open(weather: &Weather) -> Vec<(usize, usize)> {
+    fn open(conditions: &Conditions) -> Vec<(usize, usize)> {
         let now = Instant::now();
         let all = (0..4).flat_map(|from| (0..4).map(move |to| (from, to))).filter(|(from, to)| from != to);
         all.filter(|&(from, to)| {
-            let mut link = Link::new(Node::Worker(from), Node::Worker(to), seed::stream(7, "weather", &[]), now);
-            link.send(weather, 1000, now) != Fate::Lost
+            let mut link = Link::new(Node::Worker(from), Node::Worker(to), seed::stream(7, "conditions", &[]), now);
+            link.send(conditions, 1000, now) != Fate::Lost
         })
         .collect()
     }
@@ -188,11 +188,11 @@ mod tests {
     #[test]
     fn one_direction_and_one_pair_are_cut_alone() {
         let node = Node::Worker;
-        let one_way = open(&Weather { one_way: [(node(0), node(1))].into(), ..Weather::default() });
+        let one_way = open(&Conditions { one_way: [(node(0), node(1))].into(), ..Conditions::default() });
         assert!(one_way.len() == 11 && !one_way.contains(&(0, 1)), "{one_way:?}");
         // The order in which the two are named does not matter.
         for pair in [(node(3), node(2)), (node(2), node(3))] {
-            let rest = open(&Weather { pairs: [pair].into(), ..Weather::default() });
+            let rest = open(&Conditions { pairs: [pair].into(), ..Conditions::default() });
             assert!(rest.len() == 10 && !rest.contains(&(2, 3)) && !rest.contains(&(3, 2)), "{rest:?}");
         }
     }
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_narrow_link_slows_itself_only() {
         let link = (Node::Worker(1), Node::Worker(0));
-        let narrow = Weather { narrow: [(link, 100_000)].into(), bandwidth: Some(1_000_000), ..Weather::default() };
+        let narrow = Conditions { narrow: [(link, 100_000)].into(), bandwidth: Some(1_000_000), ..Conditions::default() };
         let width = |from, to| narrow.width(Node::Worker(from), Node::Worker(to));
         assert_eq!([width(0, 1), width(1, 0), width(0, 2)], [Some(100_000), Some(100_000), Some(1_000_000)]);
         let arrived = 2000 - lost(&fates(&narrow, 2000, Duration::from_millis(1)));
