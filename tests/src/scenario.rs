@@ -68,18 +68,23 @@ impl Scenario {
     /// The digest of the same run in one process, undisturbed.
     pub fn quiet(&self) -> String {
         let run = self.folder.path().join("quiet");
-        let path = run.display().to_string();
-        let mut arguments = self.arguments(&["train", CONFIG, "-q", "--run-dir", &path]);
         // Checkpoints change no weights, and take disk time.
-        arguments.extend(["--set", "train.checkpoint_steps=1000000000"]);
-        Running::start("worker", &arguments).wait().succeeded();
+        let few = ["-q", "--set", "train.checkpoint_steps=1000000000"];
+        Running::start("worker", &self.train(&run.display().to_string(), &few)).wait().succeeded();
         digest(&run)
+    }
+
+    /// The arguments of `worker train` into the folder `path`.
+    pub fn train<'a>(&'a self, path: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut arguments = self.arguments(&["train", CONFIG, "--run-dir", path]);
+        arguments.extend(more);
+        arguments
     }
 
     /// `worker train`, into the folder of the run.
     pub fn single(&self) -> Running {
         let path = self.run_dir().display().to_string();
-        let mut running = Running::start("worker", &self.arguments(&["train", CONFIG, "--run-dir", &path]));
+        let mut running = Running::start("worker", &self.train(&path, &[]));
         running.path = self.run_dir();
         running
     }

@@ -102,6 +102,7 @@ impl Config {
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
         same.train.keep_checkpoints = 1;
+        same.train.micro_batch = None;
         same.train.eval_epochs = 1;
         same.train.audit = false;
         same.data.pixels.eval_resize = 1.0;

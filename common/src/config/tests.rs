@@ -27,6 +27,27 @@ fn message(overrides: &[&str]) -> String {
 }
 
 #[test]
+fn a_micro_batch_is_a_number_or_auto() {
+    let micro = |set: &str| with(&[set]).map(|c| c.train.micro_batch);
+    assert_eq!(micro("train.micro_batch=16").expect("valid"), Some(MicroBatch::Samples(16)));
+    assert_eq!(micro("train.micro_batch=auto").expect("valid"), Some(MicroBatch::Auto(Auto::Auto)));
+    for (set, words) in [
+        ("train.micro_batch=0", "at least 1"),
+        ("train.micro_batch=some", "a number of samples, or"),
+        ("train.micro_batch=-1", "a number of samples, or"),
+    ] {
+        assert!(message(&[set]).contains(words), "{}", message(&[set]));
+    }
+    // A shard of 8 samples.
+    let exact = |set| ["train.reproducible=true", set, "train.global_batch=64", "train.shards=8"];
+    assert!(with(&exact("train.micro_batch=8")).is_ok());
+    assert!(message(&exact("train.micro_batch=7")).contains("raise train.shards"));
+    assert!(message(&exact("train.micro_batch=auto")).contains("raise train.shards"));
+    let identity = |set| with(&[set]).expect("valid").identity();
+    assert_eq!(identity("train.micro_batch=16"), identity("train.epochs=3"), "a run may go on with another one");
+}
+
+#[test]
 fn the_resolved_config_reads_back_as_itself() {
     let config = with(&[]).expect("valid");
     assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);

@@ -52,6 +52,12 @@ pub struct TrainConfig {
     /// how sums are grouped and is part of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
+    /// The most samples that a worker computes at a time: a larger batch is computed in
+    /// parts whose gradients are added, which takes the memory of one part. By default
+    /// the whole batch. "auto": the whole batch if the device has memory for it, else half
+    /// of it, and so on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<MicroBatch>,
     /// Evaluates after every so many epochs, and always at the end.
     pub eval_epochs: u32,
     /// Checkpoints after every so many steps; by default at the end of every epoch.
@@ -80,6 +86,21 @@ impl OptimizerKind {
             Self::Adam | Self::Adamw => &["m", "v"],
         }
     }
+}
+
+/// How many samples are computed at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "micro_batch is a number of samples, or \"auto\"")]
+pub enum MicroBatch {
+    Samples(u32),
+    Auto(Auto),
+}
+
+/// The word for what is found out at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auto {
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +145,7 @@ impl Default for TrainConfig {
             reproducible: false,
             audit: false,
             threads: None,
+            micro_batch: None,
             eval_epochs: 1,
             checkpoint_steps: None,
             keep_checkpoints: 2,
@@ -177,6 +199,27 @@ impl TrainConfig {
             && !(norm.is_finite() && norm > 0.0)
         {
             return Err(invalid("train.clip_norm", format!("is {norm}: it must be above 0; leave it out to not clip")));
+        }
+        let part = self.global_batch / self.shards;
+        match self.micro_batch {
+            Some(MicroBatch::Samples(0)) => return Err(invalid("train.micro_batch", "must be at least 1")),
+            Some(MicroBatch::Samples(samples)) if self.reproducible && samples < part => {
+                return Err(invalid(
+                    "train.micro_batch",
+                    format!(
+                        "is {samples}: with train.reproducible a shard is computed at once, and its part of a step has {part} samples; raise train.shards"
+                    ),
+                ));
+            }
+            Some(MicroBatch::Auto(_)) if self.reproducible => {
+                return Err(invalid(
+                    "train.micro_batch",
+                    format!(
+                        "is \"auto\": with train.reproducible a shard is computed at once, {part} samples; raise train.shards to compute fewer"
+                    ),
+                ));
+            }
+            _ => {}
         }
         if self.threads == Some(0) || self.checkpoint_steps == Some(0) || self.eval_epochs == 0 || self.keep_checkpoints == 0 {
             return Err(invalid(

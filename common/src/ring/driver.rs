@@ -43,6 +43,11 @@ impl RingAborter {
 }
 
 impl Ring {
+    /// The number of ranks.
+    pub fn world(&self) -> usize {
+        self.context.world
+    }
+
     /// Connects to the successor and accepts the predecessor; a world of one needs no
     /// sockets. The ring's tasks run on the tokio runtime in which this is called.
     /// Dropping the future gives up. On failure [`RingError::Stale`] means that a

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::simd::{bf16_to_f32, f32_to_bf16, from_bf16, to_bf16};
+use crate::simd::{bf16_to_f32, f32_to_bf16, to_bf16};
 
 /// Values that are owned.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +43,12 @@ impl Bucket for Values {
             Self::F32(values) => Span::F32(values),
             Self::Bf16(values) => Span::Bf16(values),
         }
+    }
+}
+
+impl Bucket for Span<'_> {
+    fn span(&self) -> Span<'_> {
+        *self
     }
 }
 
@@ -97,14 +103,6 @@ impl Values {
         match self {
             Self::F32(values) => values.fill(value),
             Self::Bf16(bits) => bits.fill(to_bf16(value)),
-        }
-    }
-
-    /// Multiplies all values.
-    pub fn scale(&mut self, factor: f32) {
-        match self {
-            Self::F32(values) => values.iter_mut().for_each(|v| *v *= factor),
-            Self::Bf16(bits) => bits.iter_mut().for_each(|v| *v = to_bf16(from_bf16(*v) * factor)),
         }
     }
 

@@ -10,6 +10,7 @@ mod worlds;
 mod chaos;
 mod coordinator;
 mod elastic;
+mod engines;
 mod faults;
 mod signals;
 mod stalls;

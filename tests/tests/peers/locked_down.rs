@@ -238,6 +238,7 @@ fn silent_strangers_keep_nobody_out() {
     let with_busy_join = coordinator.step_count();
 
     orders.stay_away.store(true, Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     // Whoever was on the way is in or turned away once nobody new has been counted.
     let mut tried = 0;
     until("strangers that stay away", Duration::from_secs(60), || {
@@ -250,7 +251,6 @@ fn silent_strangers_keep_nobody_out() {
     // The coordinator waits some seconds for a request, and then turns a stranger away.
     assert!(count(&counts.tried) >= CROWD && count(&counts.ended) >= CROWD, "hardly anybody came");
     orders.stop.store(true, Ordering::Relaxed);
-    stop.store(true, Ordering::Relaxed);
     runtime.block_on(async { assert!(holding.await.is_ok() && idle.await.is_ok(), "the strangers failed") });
     let gone = stretch(&coordinator, pids);
 

@@ -49,7 +49,7 @@ pub struct EvaluationReport {
 }
 
 impl EvaluationReport {
-    fn new(step: u64, sums: crate::replica::Sums, names: &[String], confusion: Vec<Vec<u64>>) -> Self {
+    fn new(step: u64, sums: crate::engine::Sums, names: &[String], confusion: Vec<Vec<u64>>) -> Self {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let samples = u64::from(sums.count);
         let classes = names.iter().enumerate().map(|(n, class)| {
@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<EvaluationReport> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replica::Sums;
+    use crate::engine::Sums;
 
     #[test]
     fn precision_and_recall_follow_the_matrix() {

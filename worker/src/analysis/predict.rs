@@ -49,8 +49,7 @@ fn picture(trained: &TrainedModel, path: &Path, top: usize, invert: bool, render
     // As in evaluation: pictures of raw datasets are taken whole, others by their centre.
     let whole = trained.view.data().info.format != SampleFormat::Encoded;
     let recipe = Recipe::evaluation(pixels, picture.width, picture.height, whole);
-    let mut values = vec![0.0; trained.input().values()];
-    renderer.render(&picture, &recipe, pixels, &mut values).map_err(|e| anyhow::anyhow!("`{name}`: {e}"))?;
+    let values = renderer.numbers(&picture, &recipe, pixels).map_err(|e| anyhow::anyhow!("`{name}`: {e}"))?;
     let (_, scores) = trained.replica.scores(&values, &[0])?;
     Ok(Prediction { input: name, top: guesses(trained.classes(), &scores, top) })
 }

@@ -177,8 +177,7 @@ fn tile(picture: &Picture) -> Result<Tile> {
     let pixels = common::config::Pixels { image_size: side, eval_resize: 1.0, ..config.pixels };
     let recipe = Recipe::evaluation(&pixels, picture.width, picture.height, false);
     let plane = (side * side) as usize;
-    let mut values = vec![0.0; picture.channels as usize * plane];
-    Renderer::default().render(picture, &recipe, &pixels, &mut values).map_err(anyhow::Error::msg)?;
+    let values = Renderer::default().numbers(picture, &recipe, &pixels).map_err(anyhow::Error::msg)?;
     let byte = |c: usize, p: usize| (255.0 * values[if picture.channels == 3 { c * plane + p } else { p }]).round() as u8;
     let rgb = (0..plane).flat_map(|p| [byte(0, p), byte(1, p), byte(2, p)]).collect();
     Ok(Tile { width: side, height: side, pixels: rgb })

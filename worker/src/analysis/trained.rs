@@ -9,9 +9,10 @@ use common::dataset::{self, Images, SampleFormat, SampleSource, Split, Table};
 use common::run_dir::RunView;
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
+use crate::engine::Sums;
 use crate::engine::device::ComputeDevice;
 use crate::models::InputShape;
-use crate::replica::{Replica, Sums};
+use crate::replica::Replica;
 use crate::training::job::Job;
 
 /// The newest checkpoint of a run, loaded onto a device.
@@ -87,12 +88,12 @@ impl TrainedModel {
         let labels: Vec<i32> =
             source.info().classes.iter().map(|c| self.classes().iter().position(|k| k == c).unwrap_or(0) as i32).collect();
         let input = Input { source: Arc::clone(source), pixels: config.data.pixels.clone(), on_corrupt: config.data.on_corrupt() };
-        let options = LoaderOptions { threads: Job::threads(config).clamp(1, 8), prefetch_steps: 2 };
+        let options = LoaderOptions::new(Job::threads(config), 2, BATCH as usize * self.input().values());
         let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH, options)?;
         let mut sums = Sums::default();
         while let Some(mut batch) = loader.next_batch()? {
             batch.labels.iter_mut().for_each(|label| *label = labels[*label as usize]);
-            let (own, scores) = self.replica.scores(&batch.images, &batch.labels)?;
+            let (own, scores) = self.replica.scores(batch.inputs.all(), &batch.labels)?;
             sums += own;
             each(&batch.ids, &batch.labels, &scores);
             for skipped in &batch.skipped {

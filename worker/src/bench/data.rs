@@ -25,7 +25,7 @@ pub struct DataArgs {
     /// The size in pixels to which pictures are brought.
     #[arg(long, default_value_t = 224, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub size: u32,
-    /// Decoding threads [default: one for each core, at most 8].
+    /// Decoding threads [default: one for each core].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
     /// What to do to the pictures, in this order.
@@ -109,7 +109,7 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     let pictures = source.info().train;
     let shards = defaults.shards.min(pictures);
     let plan = Plan::new(1, pictures, shards, args.batch.next_multiple_of(shards));
-    let threads = args.threads.unwrap_or_else(|| cores().min(8)) as usize;
+    let threads = args.threads.unwrap_or_else(cores) as usize;
     let options = LoaderOptions { threads, prefetch_steps: PREFETCH_STEPS };
     let input = Input { source, pixels, on_corrupt: CorruptPolicy::Skip };
     let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options)?;

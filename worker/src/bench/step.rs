@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use common::config::{AlexnetConfig, AlexnetPreset, ClusterConfig, Config, ConfigError, ModelConfig, Precision, TrainConfig};
-use common::ring::BucketLayout;
+use common::config::{AlexnetConfig, AlexnetPreset, Config, ConfigError, ModelConfig, Precision, TrainConfig};
 use common::run_dir::peak_rss_bytes;
 use common::seed;
 use serde::Serialize;
@@ -16,8 +15,8 @@ use super::report::{cores, median, print_line, show};
 use crate::analysis::summary;
 use crate::engine::device::ComputeDevice;
 use crate::models::{DropoutGroup, InputShape};
+use crate::optim::Update;
 use crate::replica::Replica;
-use crate::training::exchange::{Exchange, StepTotals, Summation};
 
 #[derive(Debug, Clone, Args)]
 pub struct StepArgs {
@@ -149,25 +148,15 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     let mut rng = seed::stream(1, "bench", &[]);
     let images: Vec<f32> = (0..batch * input.values()).map(|_| seed::unit(&mut rng) - 0.5).collect();
     let labels: Vec<i32> = (0..batch).map(|_| seed::below(&mut rng, input.classes as u32) as i32).collect();
-    let layout = BucketLayout::new(parameters, ClusterConfig::default().bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, Summation::of(&train, None));
     let mut steps = Vec::new();
     for step in 0..=args.steps {
         let start = Instant::now();
-        let dropout = [DropoutGroup { seed: step, samples: batch }];
-        let mut added = Ok(());
-        let sums = replica.gradient(&images, &labels, 1.0 / batch as f32, &dropout, &mut |at, span| {
-            if added.is_ok() {
-                added = exchange.add(at, span);
-            }
-        })?;
-        added?;
-        exchange.end_part();
-        exchange.finish(StepTotals::default())?;
+        let dropout = [DropoutGroup::new(step, batch)];
+        let sums = replica.add_gradient(&images, &labels, 1.0 / batch as f32, &dropout)?;
         let (phases, gradient) = (replica.phases(), start.elapsed().as_secs_f64());
         // The learning rate is small enough for the weights to stay finite on random
         // pictures.
-        let report = replica.update(exchange.gradient(), step, 1e-3)?;
+        let report = replica.update_with_own(Update { step, lr: 1e-3, factor: 1.0 })?;
         let total = start.elapsed().as_secs_f64();
         let one = Step { total, forward: phases.forward, backward: phases.backward, copy: phases.copy, update: total - gradient };
         if !args.json {

@@ -180,7 +180,7 @@ fn take_part(
     }
     if let TrainingEnd::Run { step } = ended {
         report.finish(replica)?;
-        let weights_blake3 = replica.weights_blake3();
+        let weights_blake3 = replica.weights_blake3()?;
         link.send(ToCoordinator::Finished(Finished { step, weights_blake3, bytes_sent, peak_rss_bytes: peak_rss_bytes() }))?;
     }
     Ok(ended)

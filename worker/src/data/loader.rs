@@ -130,19 +130,18 @@ impl Maker {
                 let problem = format!("has {} bytes where {count} features were announced", sample.bytes.len());
                 return Err(LoadError::Corrupt { name: source.name(split, sample.id), problem });
             }
-            batch.images.extend(values.iter().map(|v| f32::from_le_bytes(*v)));
+            batch.inputs.add_numbers(values.iter().map(|v| f32::from_le_bytes(*v)));
             batch.labels.push(sample.label as i32);
             batch.ids.push(sample.id);
             return Ok(());
         }
         let size = pixels.image_size as usize;
-        let from = batch.images.len();
         let outcome = decode(format, &sample.bytes).map_err(|e| e.to_string()).and_then(|picture| {
             // Raw datasets (MNIST) are cropped already; their edges have content.
             let whole = matches!(format, SampleFormat::Raw { .. });
             let recipe = recipe(pixels, picture.width, picture.height, whole);
-            batch.images.resize(from + format.channels() as usize * size * size, 0.0);
-            self.renderer.render(&picture, &recipe, pixels, &mut batch.images[from..])
+            let bytes = format.channels() as usize * size * size;
+            batch.inputs.add_picture(bytes, |out| self.renderer.render(&picture, &recipe, pixels, out))
         });
         match (outcome, self.input.on_corrupt) {
             (Ok(()), _) => {
@@ -152,7 +151,6 @@ impl Maker {
             }
             (Err(problem), CorruptPolicy::Stop) => Err(LoadError::Corrupt { name: source.name(split, sample.id), problem }),
             (Err(problem), CorruptPolicy::Skip) => {
-                batch.images.truncate(from);
                 batch.skipped.push(Skipped { id: sample.id, name: source.name(split, sample.id), problem });
                 Ok(())
             }

@@ -1,4 +1,4 @@
-//! The input pipeline: from undecoded samples to batches of normalised numbers,
+//! The input pipeline: from undecoded samples to batches of pictures of the model's size,
 //! on threads of its own, ahead of training and in bounded memory.
 //!
 //! Nothing here depends on a model or a device. The content of a batch depends on the
@@ -7,6 +7,7 @@
 mod augment;
 mod decode;
 mod encode;
+mod inputs;
 mod loader;
 mod pipeline;
 mod render;
@@ -16,6 +17,7 @@ mod tests;
 pub use augment::Recipe;
 pub use decode::{DecodeError, Picture, decode};
 pub use encode::write_png;
+pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
 pub use pipeline::{Batch, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

@@ -15,13 +15,15 @@ use common::dataset::DatasetError;
 use common::trace;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::inputs::{InputBuffer, Inputs};
+
 /// Samples of one step, or of one part of an evaluation.
 #[derive(Debug, Default, PartialEq)]
 pub struct Batch {
     /// The step, or the number of the part.
     pub step: u64,
-    /// `[n, channels, image_size, image_size]`, normalised.
-    pub images: Vec<f32>,
+    /// Of n samples.
+    pub inputs: InputBuffer,
     /// `[n]`
     pub labels: Vec<i32>,
     /// Sample ids, `[n]`.
@@ -59,6 +61,18 @@ pub enum LoadError {
 pub struct LoaderOptions {
     pub threads: usize,
     pub prefetch_steps: usize,
+}
+
+/// The memory that a loader's batches may take together.
+const LOADER_BYTES: usize = 2 << 30;
+
+impl LoaderOptions {
+    /// As many threads as `cores`, but fewer if their batches of `batch_bytes` each would
+    /// take too much memory: each thread makes a batch of its own.
+    pub fn new(cores: usize, prefetch_steps: usize, batch_bytes: usize) -> Self {
+        let batches = LOADER_BYTES / batch_bytes.max(1);
+        Self { threads: batches.saturating_sub(prefetch_steps).clamp(1, cores.max(1)), prefetch_steps }
+    }
 }
 
 /// Fills a buffer with the batch of this number.
@@ -134,17 +148,14 @@ impl Pipeline {
 }
 
 impl Batch {
-    /// Images and labels of some neighbouring shards of the batch.
-    pub fn part(&self, shards: &[(u32, Range<usize>)]) -> (&[f32], &[i32]) {
-        let (Some(first), Some(last)) = (shards.first(), shards.last()) else { return (&[], &[]) };
-        let (from, to) = (first.1.start, last.1.end);
-        let each = self.images.len() / self.labels.len().max(1);
-        (&self.images[from * each..to * each], &self.labels[from..to])
+    /// Inputs and labels of the samples at these places.
+    pub fn part(&self, places: &Range<usize>) -> (Inputs<'_>, &[i32]) {
+        (self.inputs.part(places.start, places.end, self.labels.len()), &self.labels[places.clone()])
     }
 
     fn clear(&mut self, step: u64) {
         self.step = step;
-        self.images.clear();
+        self.inputs.clear();
         self.labels.clear();
         self.ids.clear();
         self.shards.clear();

@@ -1,58 +1,67 @@
-//! Applies a recipe: crop, resize, flip, colour and normalisation, straight into
-//! the batch's memory.
+//! Applies a recipe: crop, resize and flip at once, straight into the batch's memory;
+//! colours, normalisation and erasing as what is left to do with the bytes.
 
 use common::config::Pixels;
-use common::vectorised;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::augment::{Colour, Recipe};
 use super::decode::Picture;
+use super::inputs::Finish;
 
 /// Rec. 601 luma, the grey that contrast is measured from.
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
-/// The resizer and the buffer of one thread, which are used for all its pictures.
+/// The resizer of one thread, which is used for all its pictures.
 #[derive(Default)]
 pub struct Renderer {
     resizer: Resizer,
-    resized: Vec<u8>,
 }
 
 impl Renderer {
-    /// Writes a picture as normalised `[channels, image_size, image_size]` values.
-    /// `out` must have exactly that size.
-    pub fn render(&mut self, picture: &Picture, recipe: &Recipe, pixels: &Pixels, out: &mut [f32]) -> Result<(), String> {
+    /// Writes a picture as `[image_size, image_size, channels]` bytes; `out` must have
+    /// exactly that size. What is returned makes normalised numbers of them.
+    pub fn render(&mut self, picture: &Picture, recipe: &Recipe, pixels: &Pixels, out: &mut [u8]) -> Result<Finish, String> {
         let (size, channels) = (pixels.image_size as usize, picture.channels as usize);
         if out.len() != channels * size * size {
             return Err(format!("a picture of {channels} channels does not fit a place for {} values", out.len()));
         }
         let same = recipe.crop == [0.0, 0.0, f64::from(pixels.image_size), f64::from(pixels.image_size)]
             && (picture.width, picture.height) == (pixels.image_size, pixels.image_size);
-        let source = if same {
-            &picture.pixels
+        if same {
+            out.copy_from_slice(&picture.pixels);
         } else {
-            self.resize(picture, recipe.crop, pixels.image_size)?;
-            &self.resized
+            self.resize(picture, recipe.crop, pixels.image_size, out)?;
+        }
+        let affine = if channels == 3 {
+            affine::<3>(out, &recipe.colours, pixels)
+        } else {
+            let [only] = affine::<1>(out, &recipe.colours, pixels);
+            [only; 3]
         };
-        if channels == 3 {
-            let affine = affine::<3>(source, &recipe.colours, pixels);
-            write_colour(source, size, recipe.flip, affine, out);
-        } else {
-            let affine = affine::<1>(source, &recipe.colours, pixels);
-            write_grey(source, size, recipe.flip, affine, out);
+        if recipe.flip {
+            out.chunks_exact_mut(size * channels).for_each(|row| mirror(row, channels));
         }
-        if let Some(part) = recipe.erased {
-            erase(out, size, part);
-        }
-        Ok(())
+        let erased = recipe.erased.map(|part| part.map(|share| (share * size as f64).round() as usize));
+        // A part is cut where rounding moved it past the edge.
+        let erased = erased.map(|[left, top, width, height]| [left, top, width.min(size - left), height.min(size - top)]);
+        Ok(Finish { affine, erased })
     }
 
-    fn resize(&mut self, picture: &Picture, crop: [f64; 4], size: u32) -> Result<(), String> {
+    /// The picture as normalised `[channels, image_size, image_size]` numbers.
+    pub fn numbers(&mut self, picture: &Picture, recipe: &Recipe, pixels: &Pixels) -> Result<Vec<f32>, String> {
+        let (size, channels) = (pixels.image_size as usize, picture.channels as usize);
+        let mut bytes = vec![0; channels * size * size];
+        let finish = self.render(picture, recipe, pixels, &mut bytes)?;
+        let mut numbers = vec![0.0; bytes.len()];
+        finish.write_planes(&bytes, size, channels, &mut numbers);
+        Ok(numbers)
+    }
+
+    fn resize(&mut self, picture: &Picture, crop: [f64; 4], size: u32, out: &mut [u8]) -> Result<(), String> {
         let kind = if picture.channels == 3 { PixelType::U8x3 } else { PixelType::U8 };
         let source = ImageRef::new(picture.width, picture.height, &picture.pixels, kind).map_err(|e| e.to_string())?;
-        self.resized.resize(size as usize * size as usize * picture.channels as usize, 0);
-        let mut target = Image::from_slice_u8(size, size, &mut self.resized, kind).map_err(|e| e.to_string())?;
+        let mut target = Image::from_slice_u8(size, size, out, kind).map_err(|e| e.to_string())?;
         // Rounding must not push the crop past the edge of the picture.
         let [left, top, width, height] = crop;
         let (width, height) = (width.min(f64::from(picture.width) - left), height.min(f64::from(picture.height) - top));
@@ -62,14 +71,11 @@ impl Renderer {
     }
 }
 
-/// Fills a part of every channel with the mean, which is 0 after normalisation.
-fn erase(out: &mut [f32], size: usize, part: [f64; 4]) {
-    let [left, top, width, height] = part.map(|share| (share * size as f64).round() as usize);
-    for plane in out.chunks_exact_mut(size * size) {
-        for row in plane.chunks_exact_mut(size).skip(top).take(height) {
-            row.iter_mut().skip(left).take(width).for_each(|value| *value = 0.0);
-        }
-    }
+/// Reverses the pixels of a row.
+fn mirror(row: &mut [u8], channels: usize) {
+    row.reverse();
+    // Each pixel's channels are in reverse order now.
+    row.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
 }
 
 /// Every change of colour is affine in each channel, so all of them and the
@@ -123,32 +129,4 @@ fn channel_means<const C: usize>(source: &[u8]) -> [f32; C] {
         }
     }
     sums.map(|s| s as f32 / pixels.len().max(1) as f32)
-}
-
-vectorised! {
-    fn write_colour(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; 3], out: &mut [f32]) {
-        write_planes::<3>(source, size, flip, affine, out);
-    }
-}
-
-vectorised! {
-    fn write_grey(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; 1], out: &mut [f32]) {
-        write_planes::<1>(source, size, flip, affine, out);
-    }
-}
-
-/// A plane of each channel, mirrored where `flip` says so.
-#[inline(always)]
-fn write_planes<const C: usize>(source: &[u8], size: usize, flip: bool, affine: [[f32; 4]; C], out: &mut [f32]) {
-    for (channel, (plane, [scale, offset, low, high])) in out.chunks_exact_mut(size * size).zip(affine).enumerate() {
-        for (row, values) in source.chunks_exact(size * C).zip(plane.chunks_exact_mut(size)) {
-            let (pixels, _) = row.as_chunks::<C>();
-            let value = |pixel: &[u8; C]| (f32::from(pixel[channel]) * scale + offset).clamp(low, high);
-            if flip {
-                values.iter_mut().zip(pixels.iter().rev()).for_each(|(v, p)| *v = value(p));
-            } else {
-                values.iter_mut().zip(pixels).for_each(|(v, p)| *v = value(p));
-            }
-        }
-    }
 }

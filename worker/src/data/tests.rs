@@ -153,8 +153,7 @@ fn a_share_of_pictures_loses_a_part_that_lies_in_them() {
         assert!(x >= 0.0 && y >= 0.0 && x + w <= 1.0 && y + h <= 1.0, "{x} {y} {w} {h}");
         assert!((0.0199..0.3301).contains(&(w * h)) && (0.299..3.301).contains(&(w / h)), "{w} {h}");
         let picture = Picture { width: 20, height: 20, channels: 3, pixels: vec![200; 20 * 20 * 3] };
-        let mut out = vec![f32::NAN; 20 * 20 * 3];
-        Renderer::default().render(&picture, &recipe, &config, &mut out).unwrap();
+        let out = Renderer::default().numbers(&picture, &recipe, &config).unwrap();
         let covered = out.iter().filter(|value| **value == 0.0).count() as f64 / 3.0;
         // Each side is rounded to whole pixels.
         assert!((covered - 400.0 * w * h).abs() < 20.0 * (w + h), "{covered} pixels of {w} x {h}");
@@ -173,9 +172,7 @@ fn evaluation_takes_the_centre() {
 fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {
     let config = pixels(picture.width, &[]);
     let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours, erased: None };
-    let mut out = vec![0.0; picture.pixels.len()];
-    Renderer::default().render(picture, &recipe, &config, &mut out).unwrap();
-    out
+    Renderer::default().numbers(picture, &recipe, &config).unwrap()
 }
 
 #[test]
@@ -262,7 +259,7 @@ fn batches_do_not_depend_on_the_number_of_threads() {
     let steps: Vec<u64> = one.iter().map(|b| b.step).collect();
     assert_eq!(steps, [2, 3, 4, 5, 6, 7]);
     for batch in &one {
-        assert_eq!(batch.images.len(), batch.labels.len() * 3 * 8 * 8);
+        assert_eq!(batch.inputs.all().len(), batch.labels.len() * 3 * 8 * 8);
         assert_eq!(batch.shards.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [1, 2, 3]);
         assert!(batch.ids.iter().zip(&batch.labels).all(|(id, label)| (id % 2) as i32 == *label));
     }
@@ -292,13 +289,22 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
     .unwrap();
     let (mut ids, mut skipped) = (Vec::new(), Vec::new());
     while let Some(batch) = loader.next_batch().unwrap() {
-        assert_eq!(batch.images.len(), batch.ids.len() * 192);
+        assert_eq!(batch.inputs.all().len(), batch.ids.len() * 192);
         ids.extend(batch.ids.clone());
         skipped.extend(batch.skipped.iter().map(|s| s.name.clone()));
         loader.recycle(batch);
     }
     assert_eq!(ids, (2..23).filter(|i| ![4, 20].contains(i)).collect::<Vec<_>>());
     assert_eq!(skipped, ["folder/4.png", "folder/20.png"]);
+}
+
+#[test]
+fn decoding_threads_are_as_many_as_cores_and_memory_allow() {
+    let threads = |cores, batch_bytes| LoaderOptions::new(cores, 3, batch_bytes).threads;
+    assert_eq!([1, 2, 64].map(|cores| threads(cores, 10 << 20)), [1, 2, 64]);
+    // 2 GiB of batches of 128 MiB: three that wait, and one for each of 13 threads.
+    assert_eq!(threads(64, 128 << 20), 13);
+    assert_eq!([threads(64, 1 << 40), threads(0, 1), threads(64, 0)], [1, 1, 64]);
 }
 
 #[test]

@@ -1,38 +1,55 @@
 //! The engine for any burn backend, by burn's own automatic differentiation.
 //! Parameters and gradients pass through host memory.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
 use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
-use common::config::{ModelConfig, Precision};
+use common::config::Precision;
 use common::ring::Span;
 
-use super::{Engine, EngineError, Head, Images, Phases, Sink, Write, lap};
-use crate::models::{DropoutGroup, InputShape, Model, ParamLayout, Pass};
+use super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch, lap};
+use crate::data::Inputs;
+use crate::models::{InputShape, Model, ParamLayout, Pass};
+use crate::optim::{Optimizer, Threads, Update, UpdateReport};
 
 pub(crate) struct AutodiffEngine {
     /// `None` only while parameters are being replaced.
     model: Option<Model>,
     layout: ParamLayout,
+    loss: Loss,
+    optimizer: Optimizer,
     weights: Vec<f32>,
+    /// The gradient that waits for an update, or for more to be added; empty if there is
+    /// none.
+    kept: Vec<f32>,
     precision: FloatDType,
     device: Device,
 }
 
 impl AutodiffEngine {
-    pub(crate) fn new(config: &ModelConfig, input: InputShape, precision: Precision, weights: Vec<f32>, device: Device) -> Self {
+    pub(crate) fn new(setup: EngineSetup<'_>, device: Device) -> Result<Self, EngineError> {
         let device = device.autodiff();
-        let model = Model::new(config, input, &device);
+        let model = Model::new(setup.model, setup.input, &device);
         let layout = ParamLayout::of(&model);
-        let precision = match precision {
+        let precision = match setup.train.precision {
             Precision::F32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
         };
-        let mut engine = Self { model: Some(model), layout, weights, precision, device };
-        engine.write(&mut |_, _| ());
-        engine
+        let optimizer = Optimizer::new(setup.train, setup.weights.len(), Threads::new(setup.threads)?);
+        let loss = Loss::of(setup.model, setup.train);
+        let mut engine = Self { model: Some(model), layout, loss, optimizer, weights: setup.weights, kept: Vec::new(), precision, device };
+        engine.load();
+        Ok(engine)
+    }
+
+    /// Makes the model compute with the current weights.
+    fn load(&mut self) {
+        let mut loader = Loader { next: 0, engine: self };
+        let model = loader.engine.model.take().map(|model| model.map(&mut loader));
+        self.model = model;
     }
 
     fn model(&self) -> Result<&Model, EngineError> {
@@ -40,34 +57,99 @@ impl AutodiffEngine {
     }
 
     fn images(&self, images: Images<'_>, device: &Device) -> Tensor<4> {
-        let data = TensorData::new(images.values.to_vec(), images.shape());
+        let numbers = match images.values {
+            Inputs::Numbers(numbers) => numbers.to_vec(),
+            Inputs::Pictures(pictures) => {
+                let InputShape { channels, image_size, .. } = images.input;
+                let each = images.input.values();
+                let mut numbers = vec![0.0; images.n * each];
+                let parts = pictures.finishes.iter().zip(pictures.bytes.chunks_exact(each)).zip(numbers.chunks_exact_mut(each));
+                parts.for_each(|((finish, bytes), numbers)| finish.write_planes(bytes, image_size, channels, numbers));
+                numbers
+            }
+        };
+        let data = TensorData::new(numbers, images.shape());
         Tensor::<4>::from_data(data, device).cast(self.precision)
     }
 }
 
 impl Engine for AutodiffEngine {
-    fn weights(&self) -> &[f32] {
-        &self.weights
+    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        let mut kept = std::mem::take(&mut self.kept);
+        let add = !kept.is_empty();
+        let sink = match sink {
+            Some(sink) if !add => return self.pass(batch, sink),
+            sink => sink,
+        };
+        kept.resize(self.layout.total(), 0.0);
+        let result = self.pass(batch, &mut |at, span| {
+            let place = &mut kept[at..at + span.len()];
+            let mut values = vec![0.0; span.len()];
+            span.read(&mut values);
+            place.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
+        });
+        match sink {
+            Some(sink) => sink(0, Span::F32(&kept)),
+            None => self.kept = kept,
+        }
+        result
     }
 
-    fn write(&mut self, write: Write<'_>) {
-        write(&mut self.weights, None);
-        let mut loader = Loader { next: 0, engine: self };
-        let model = loader.engine.model.take().map(|model| model.map(&mut loader));
-        self.model = model;
+    fn forget(&mut self) -> Result<(), EngineError> {
+        self.kept = Vec::new();
+        Ok(())
     }
 
-    fn gradient(&mut self, images: Images<'_>, dropout: &[DropoutGroup], head: Head<'_>, sink: Sink<'_>) -> Result<Phases, EngineError> {
+    fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.resize(self.layout.total(), 0.0);
+        let own = [Span::F32(&kept)];
+        let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
+        let report = self.optimizer.update(&mut self.weights, None, spans, update)?;
+        self.load();
+        Ok(report)
+    }
+
+    fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
+        let logits = self.model()?.forward(self.images(images, &self.device), &mut Pass::evaluate());
+        values(logits.cast(FloatDType::F32))
+    }
+
+    fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        Ok(Cow::Borrowed(&self.weights))
+    }
+
+    fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
+        Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
+    }
+
+    fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
+        write(&mut self.weights);
+        self.load();
+        Ok(())
+    }
+
+    fn write_optimizer_state(&mut self, write: &mut dyn FnMut(usize, &mut [f32])) -> Result<(), EngineError> {
+        self.optimizer.state_mut().enumerate().for_each(|(slot, (_, values))| write(slot, values));
+        Ok(())
+    }
+}
+
+impl AutodiffEngine {
+    /// Forward pass, loss and backward pass.
+    fn pass(&self, batch: TrainBatch<'_>, sink: Sink<'_>) -> Result<(Sums, Phases), EngineError> {
         let mut phases = Phases::default();
         let start = Instant::now();
         let model = self.model()?;
-        let mut pass = Pass::train(dropout);
-        let features = model.features(self.images(images, &self.device), &mut pass);
+        let mut pass = Pass::train(batch.dropout);
+        let features = model.features(self.images(batch.images, &self.device), &mut pass);
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
         let cut = features.clone().detach().require_grad();
         let logits = model.classifier(cut.clone(), &mut pass).cast(FloatDType::F32);
-        let slope = head(&values(logits.clone())?);
+        let scores = values(logits.clone())?;
+        let mut slope = vec![0.0; scores.len()];
+        let sums = self.loss.sums(&scores, batch.labels, batch.scale, Some(&mut slope));
         let slope = Tensor::<2>::from_data(TensorData::new(slope, logits.shape()), &self.device);
         phases.forward = lap("forward", start);
 
@@ -84,12 +166,7 @@ impl Engine for AutodiffEngine {
             phases.backward += lap("backward of the features", start);
             phases.copy += collect(model, &self.layout, &grads, 0..split, sink)?;
         }
-        Ok(phases)
-    }
-
-    fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
-        let logits = self.model()?.forward(self.images(images, &self.device), &mut Pass::evaluate());
-        values(logits.cast(FloatDType::F32))
+        Ok((sums, phases))
     }
 }
 

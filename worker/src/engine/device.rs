@@ -3,14 +3,15 @@
 //! All code for libtorch is in one module behind the feature `libtorch`, so that
 //! another burn backend can take its place.
 
-use common::config::{ModelConfig, Precision};
+use common::config::Precision;
 
-use super::Engine;
 #[cfg(feature = "flex")]
 use super::autodiff;
 #[cfg(feature = "libtorch")]
 use super::libtorch;
-use crate::models::InputShape;
+use super::machine::{Choice, Machine, RESIDENT_CPU};
+pub use super::machine::{DeviceError, NoCuda};
+use super::{Engine, EngineError, EngineSetup};
 
 /// A device that this build and this machine have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,28 +19,15 @@ pub enum ComputeDevice {
     /// libtorch on the CPU.
     #[cfg(feature = "libtorch")]
     Cpu,
+    /// libtorch on the CPU, by the engine that GPUs use: to test it where there is none.
+    #[cfg(feature = "libtorch")]
+    ResidentCpu,
     /// libtorch on the CUDA device with this index.
     #[cfg(feature = "libtorch")]
     Cuda(usize),
     /// burn's pure-Rust CPU backend.
     #[cfg(feature = "flex")]
     Flex,
-}
-
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum DeviceError {
-    #[error("device `{0}` is unknown: use auto, cpu, cuda:N or flex")]
-    Unknown(String),
-    #[error("this build has no libtorch: device `{0}` needs the cargo feature `libtorch`; use `flex`")]
-    NoLibtorch(String),
-    #[error("this build has no burn-flex: device `flex` needs the cargo feature `flex`")]
-    NoFlex,
-    #[error("this build has no compute device: build with the cargo feature `libtorch` or `flex`")]
-    None,
-    #[error(
-        "libtorch sees no CUDA device {index} (found {found}): check the driver, and that LIBTORCH was a CUDA build when this was built"
-    )]
-    NoCuda { index: usize, found: usize },
 }
 
 /// Prepares the process for the large tensors of training. Must be called before other
@@ -50,63 +38,33 @@ pub fn keep_memory() {
 }
 
 impl ComputeDevice {
-    /// Reads `auto`, `cpu`, `cuda` or `cuda:N`, or `flex`. `auto` is CUDA device 0
-    /// where libtorch sees one, else the CPU with libtorch, else flex.
+    /// Reads `auto`, `cpu`, `cpu:resident`, `cuda` or `cuda:N`, or `flex`. `auto` is CUDA
+    /// device 0 where libtorch sees one, else the CPU with libtorch, else flex; if that
+    /// leaves a GPU unused, it says why in the log.
     ///
     /// # Errors
     /// The name is unknown, or this build or this machine has no such device.
     pub fn parse(text: &str) -> Result<Self, DeviceError> {
-        match text {
-            "auto" => Self::auto(),
-            "cpu" => Self::cpu(),
-            "flex" => Self::flex(),
-            "cuda" => Self::cuda(text, 0),
-            _ => match text.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(index)) => Self::cuda(text, index),
-                _ => Err(DeviceError::Unknown(text.to_owned())),
-            },
+        #[cfg(feature = "libtorch")]
+        let machine = Machine::here(libtorch::cuda_devices(), libtorch::CUDA_BUILD);
+        #[cfg(not(feature = "libtorch"))]
+        let machine = Machine::here(0, false);
+        let (choice, warning) = machine.choose(text)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
         }
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn auto() -> Result<Self, DeviceError> {
-        Ok(if libtorch::cuda_devices() > 0 { Self::Cuda(0) } else { Self::Cpu })
-    }
-
-    #[cfg(not(feature = "libtorch"))]
-    fn auto() -> Result<Self, DeviceError> {
-        Self::flex().map_err(|_| DeviceError::None)
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn cpu() -> Result<Self, DeviceError> {
-        Ok(Self::Cpu)
-    }
-
-    #[cfg(not(feature = "libtorch"))]
-    fn cpu() -> Result<Self, DeviceError> {
-        Err(DeviceError::NoLibtorch("cpu".to_owned()))
-    }
-
-    #[cfg(feature = "libtorch")]
-    fn cuda(_text: &str, index: usize) -> Result<Self, DeviceError> {
-        let found = libtorch::cuda_devices();
-        if index < found { Ok(Self::Cuda(index)) } else { Err(DeviceError::NoCuda { index, found }) }
-    }
-
-    #[cfg(not(feature = "libtorch"))]
-    fn cuda(text: &str, _index: usize) -> Result<Self, DeviceError> {
-        Err(DeviceError::NoLibtorch(text.to_owned()))
-    }
-
-    #[cfg(feature = "flex")]
-    fn flex() -> Result<Self, DeviceError> {
-        Ok(Self::Flex)
-    }
-
-    #[cfg(not(feature = "flex"))]
-    fn flex() -> Result<Self, DeviceError> {
-        Err(DeviceError::NoFlex)
+        match choice {
+            #[cfg(feature = "libtorch")]
+            Choice::Cpu => Ok(Self::Cpu),
+            #[cfg(feature = "libtorch")]
+            Choice::ResidentCpu => Ok(Self::ResidentCpu),
+            #[cfg(feature = "libtorch")]
+            Choice::Cuda(index) => Ok(Self::Cuda(index)),
+            #[cfg(feature = "flex")]
+            Choice::Flex => Ok(Self::Flex),
+            #[allow(unreachable_patterns)]
+            _ => Err(DeviceError::None),
+        }
     }
 
     /// Makes the device's library compute with `threads` threads. Call it once, before
@@ -114,7 +72,7 @@ impl ComputeDevice {
     pub fn set_threads(self, threads: usize) {
         match self {
             #[cfg(feature = "libtorch")]
-            Self::Cpu | Self::Cuda(_) => libtorch::set_threads(threads),
+            Self::Cpu | Self::ResidentCpu | Self::Cuda(_) => libtorch::set_threads(threads),
             // An error means that the pool exists already: the first call decides.
             #[cfg(feature = "flex")]
             Self::Flex => drop(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()),
@@ -125,7 +83,7 @@ impl ComputeDevice {
     pub(crate) fn burn(self) -> burn::tensor::Device {
         match self {
             #[cfg(feature = "libtorch")]
-            Self::Cpu => libtorch::device(None),
+            Self::Cpu | Self::ResidentCpu => libtorch::device(None),
             #[cfg(feature = "libtorch")]
             Self::Cuda(index) => libtorch::device(Some(index)),
             #[cfg(feature = "flex")]
@@ -133,17 +91,18 @@ impl ComputeDevice {
         }
     }
 
-    /// The engine that computes on this device, with a network of `model` and its
-    /// flat `weights`.
-    pub(crate) fn engine(self, model: &ModelConfig, input: InputShape, precision: Precision, weights: Vec<f32>) -> Box<dyn Engine> {
-        match self {
+    /// The engine that computes on this device.
+    pub(crate) fn engine(self, setup: EngineSetup<'_>) -> Result<Box<dyn Engine>, EngineError> {
+        Ok(match self {
             #[cfg(feature = "libtorch")]
-            Self::Cpu => Box::new(libtorch::LibtorchEngine::new(model, input, precision, &weights, None)),
+            Self::Cpu => Box::new(libtorch::host::HostEngine::new(setup)?),
             #[cfg(feature = "libtorch")]
-            Self::Cuda(index) => Box::new(libtorch::LibtorchEngine::new(model, input, precision, &weights, Some(index))),
+            Self::ResidentCpu => Box::new(libtorch::resident::ResidentEngine::new(setup, None)?),
+            #[cfg(feature = "libtorch")]
+            Self::Cuda(index) => Box::new(libtorch::resident::ResidentEngine::new(setup, Some(index))?),
             #[cfg(feature = "flex")]
-            Self::Flex => Box::new(autodiff::AutodiffEngine::new(model, input, precision, weights, self.burn())),
-        }
+            Self::Flex => Box::new(autodiff::AutodiffEngine::new(setup, self.burn())?),
+        })
     }
 
     /// Prepares for the training of a run: sets the number of threads, and warns if the
@@ -161,7 +120,7 @@ impl ComputeDevice {
     pub fn emulates(self, precision: Precision) -> bool {
         let makes = match self {
             #[cfg(feature = "libtorch")]
-            Self::Cpu => !cpu_has_bf16(),
+            Self::Cpu | Self::ResidentCpu => !cpu_has_bf16(),
             _ => false,
         };
         makes && precision == Precision::Bf16
@@ -172,6 +131,8 @@ impl ComputeDevice {
         match self {
             #[cfg(feature = "libtorch")]
             Self::Cpu => format!("CPU with libtorch, {} compute threads", libtorch::threads()),
+            #[cfg(feature = "libtorch")]
+            Self::ResidentCpu => format!("CPU with libtorch and the engine of GPUs, {} compute threads", libtorch::threads()),
             #[cfg(feature = "libtorch")]
             Self::Cuda(index) => format!("CUDA device {index} of {} with libtorch", libtorch::cuda_devices()),
             #[cfg(feature = "flex")]
@@ -198,6 +159,8 @@ impl std::fmt::Display for ComputeDevice {
             #[cfg(feature = "libtorch")]
             Self::Cpu => f.write_str("cpu"),
             #[cfg(feature = "libtorch")]
+            Self::ResidentCpu => f.write_str(RESIDENT_CPU),
+            #[cfg(feature = "libtorch")]
             Self::Cuda(index) => write!(f, "cuda:{index}"),
             #[cfg(feature = "flex")]
             Self::Flex => f.write_str("flex"),
@@ -210,15 +173,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_names_are_refused() {
-        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU"] {
-            assert_eq!(ComputeDevice::parse(text), Err(DeviceError::Unknown(text.to_owned())));
-        }
-    }
-
-    #[test]
     fn devices_read_back_from_their_names() {
-        for text in ["auto", "cpu", "flex"] {
+        for text in ["auto", "cpu", RESIDENT_CPU, "flex"] {
             if let Ok(device) = ComputeDevice::parse(text) {
                 assert_eq!(ComputeDevice::parse(&device.to_string()), Ok(device));
             }
@@ -236,12 +192,5 @@ mod tests {
             assert_eq!(ComputeDevice::Cpu.emulates(Precision::Bf16), !has);
         }
         assert!(!ComputeDevice::Cpu.emulates(Precision::F32));
-    }
-
-    #[cfg(feature = "libtorch")]
-    #[test]
-    fn a_missing_gpu_is_an_error_that_counts_the_present_ones() {
-        let found = libtorch::cuda_devices();
-        assert_eq!(ComputeDevice::parse("cuda:999"), Err(DeviceError::NoCuda { index: 999, found }));
     }
 }

@@ -97,6 +97,7 @@ fn initial_weights_follow_their_distribution_and_seed() {
 /// Without an activation two layers are one: W2 (W1 x + b1) + b2 is (W2 W1) x + (W2 b1 + b2).
 #[test]
 fn an_mlp_with_identity_collapses_to_softmax_regression() {
+    use crate::optim::Update;
     use crate::replica::Replica;
     use common::config::{Activation, TrainConfig};
     let input = InputShape { channels: 3, image_size: 1, classes: 4 };
@@ -110,13 +111,15 @@ fn an_mlp_with_identity_collapses_to_softmax_regression() {
             // Biases start at 0, which would hide their effect: one update changes them.
             let gradient = vec![(0..replica.layout().total()).map(|i| ((i * 37 % 11) as f32 - 5.0) / 10.0).collect::<Vec<f32>>()];
             #[allow(clippy::unwrap_used)]
-            replica.update(&gradient, 0, 1.0).unwrap();
+            replica.update(&gradient, Update { step: 0, lr: 1.0, factor: 1.0 }).unwrap();
             let images: Vec<f32> = (0..6 * 3).map(|i| ((i * 29 % 13) as f32 - 6.0) / 5.0).collect();
             #[allow(clippy::unwrap_used)]
             let scores = replica.scores(&images, &[0; 6]).unwrap().1;
+            #[allow(clippy::unwrap_used)]
+            let weights = replica.weights().unwrap();
             let param = |name: &str| {
                 let spec = replica.layout().params().iter().find(|p| p.name() == name);
-                spec.map_or_else(Vec::new, |p| replica.weights()[p.range()].to_vec())
+                spec.map_or_else(Vec::new, |p| weights[p.range()].to_vec())
             };
             let (w1, b1, w2, b2) = (param("hidden.0.weight"), param("hidden.0.bias"), param("output.weight"), param("output.bias"));
             let linear: Vec<f32> = images

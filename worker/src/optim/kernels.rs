@@ -4,29 +4,29 @@ use common::vectorised;
 
 /// Constants of one SGD update.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct SgdStep {
-    pub(super) lr: f32,
-    pub(super) factor: f32,
-    pub(super) momentum: f32,
-    pub(super) weight_decay: f32,
+pub(crate) struct SgdStep {
+    pub(crate) lr: f32,
+    pub(crate) factor: f32,
+    pub(crate) momentum: f32,
+    pub(crate) weight_decay: f32,
 }
 
 /// Constants of one Adam or AdamW update.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AdamStep {
+pub(crate) struct AdamStep {
     /// The learning rate over the first moment's bias correction.
-    pub(super) rate: f32,
-    pub(super) factor: f32,
-    pub(super) beta1: f32,
-    pub(super) rest1: f32,
-    pub(super) beta2: f32,
-    pub(super) rest2: f32,
-    pub(super) root_correct2: f32,
-    pub(super) epsilon: f32,
+    pub(crate) rate: f32,
+    pub(crate) factor: f32,
+    pub(crate) beta1: f32,
+    pub(crate) rest1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest2: f32,
+    pub(crate) root_correct2: f32,
+    pub(crate) epsilon: f32,
     /// Adam: its product with the weight is added to the gradient.
-    pub(super) weight_decay: f32,
+    pub(crate) weight_decay: f32,
     /// AdamW: the factor by which weights are multiplied first.
-    pub(super) shrink: f32,
+    pub(crate) shrink: f32,
 }
 
 vectorised! {

@@ -1,5 +1,6 @@
-//! SGD with momentum, Adam and AdamW over flat host slices, fused: one pass over
-//! gradient, weights and state per step. It depends on no tensor and no network; the
+//! SGD with momentum, Adam and AdamW: what one update does to each weight (`Rule`), and
+//! the optimizer that does it to flat vectors in host memory, fused into one pass over
+//! gradient, weights and state. Nothing here depends on a tensor or a network, and the
 //! result does not depend on the number of threads.
 
 mod kernels;
@@ -8,10 +9,11 @@ mod tests;
 
 use common::config::{OptimizerKind, TrainConfig};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 use common::ring::{Bucket, Span};
 use common::simd::f32_to_bf16;
-use kernels::{AdamStep, SgdStep};
+pub(crate) use kernels::{AdamStep, SgdStep};
 
 /// Values that one thread works on at a time. Fixed, so that partial sums are the
 /// same however many threads there are.
@@ -27,27 +29,22 @@ pub struct Optimizer {
     settings: TrainConfig,
     /// SGD: the momentum. Adam and AdamW: first and second moment.
     slots: Vec<Vec<f32>>,
-    pool: rayon::ThreadPool,
+    threads: Threads,
 }
 
-/// A gradient that holds a NaN or an infinity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A gradient that holds a NaN or an infinity at this place of the flat vector, and none
+/// before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the gradient is not finite at place {at} of the flat vector")]
 pub struct NotFinite {
-    /// The index of the gradient's bucket.
-    pub bucket: usize,
-    /// Its place in the flat vector.
     pub at: usize,
 }
 
 impl Optimizer {
-    /// An optimizer of `total` weights with zero state, working with `threads` threads.
-    ///
-    /// # Errors
-    /// The threads could not be started.
-    pub fn new(train: &TrainConfig, total: usize, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("optimizer-{i}")).build()?;
+    /// An optimizer of `total` weights with zero state.
+    pub fn new(train: &TrainConfig, total: usize, threads: Threads) -> Self {
         let slots = train.optimizer.state().iter().map(|_| vec![0.0; total]).collect();
-        Ok(Self { settings: train.clone(), slots, pool })
+        Self { settings: train.clone(), slots, threads }
     }
 
     /// The state by name, each as long as the weights.
@@ -60,24 +57,21 @@ impl Optimizer {
         self.settings.optimizer.state().iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
     }
 
-    /// The Euclidean norm of a gradient given as buckets, summed in f64.
+    /// Computes the norm of the gradient, clips it, and applies update number `step`:
+    /// see [`Self::step`] for the vectors.
     ///
     /// # Errors
-    /// The first value, in the order of the flat vector, that is not finite.
-    pub fn norm(&self, gradient: &[impl Bucket]) -> Result<f64, NotFinite> {
-        let chunks = gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)).collect();
-        let mut partial = on_threads(&self.pool, chunks, sum_of_squares).into_iter();
-        let (mut sum, mut start) = (0.0, 0);
-        for (bucket, values) in gradient.iter().map(Bucket::span).enumerate() {
-            let total: f64 = partial.by_ref().take(values.len().div_ceil(CHUNK)).sum();
-            // Squares of f32 cannot overflow an f64 sum.
-            if !total.is_finite() {
-                return Err(NotFinite { bucket, at: start + first_not_finite(values) });
-            }
-            sum += total;
-            start += values.len();
-        }
-        Ok(sum.sqrt())
+    /// The gradient is not finite; nothing is changed.
+    pub fn update(
+        &mut self,
+        weights: &mut [f32],
+        mirror: Option<&mut [u16]>,
+        gradient: &[impl Bucket],
+        update: Update,
+    ) -> Result<UpdateReport, NotFinite> {
+        let clipped = update.clip(self.settings.clip_norm, self.threads.norm(gradient)?);
+        self.step(weights, mirror, gradient, update.step, update.lr, clipped.factor);
+        Ok(clipped.report)
     }
 
     /// Applies update number `step` (from 0) to `weights` with `factor * gradient`.
@@ -99,15 +93,82 @@ impl Optimizer {
             });
         }
         let rule = Rule::new(&self.settings, step, lr, factor);
-        on_threads(&self.pool, tasks, |task| rule.apply(task));
+        self.threads.map(tasks, |task| rule.apply(task));
     }
 }
 
-/// The result of `work` for each chunk, in order.
-fn on_threads<T: Send, R: Send>(pool: &rayon::ThreadPool, chunks: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
-    match chunks.len() {
-        ..=FEW => chunks.into_iter().map(work).collect(),
-        _ => pool.install(|| chunks.into_par_iter().map(work).collect()),
+/// The settings of one update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// Its number, from 0.
+    pub step: u64,
+    pub lr: f64,
+    /// The gradient is multiplied by this first.
+    pub factor: f64,
+}
+
+/// The result of an update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateReport {
+    /// Euclidean norm of the gradient, before clipping.
+    pub grad_norm: f64,
+    pub clipped: bool,
+}
+
+/// By how much a gradient is multiplied in all.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clipped {
+    pub factor: f64,
+    pub report: UpdateReport,
+}
+
+impl Update {
+    /// `norm` is that of the gradient before it is multiplied by anything.
+    pub fn clip(&self, limit: Option<f64>, norm: f64) -> Clipped {
+        let grad_norm = norm * self.factor;
+        let limit = limit.filter(|&limit| grad_norm > limit);
+        let factor = limit.map_or(self.factor, |limit| limit / grad_norm * self.factor);
+        Clipped { factor, report: UpdateReport { grad_norm, clipped: limit.is_some() } }
+    }
+}
+
+/// Threads for work in host memory.
+#[derive(Debug, Clone)]
+pub struct Threads(Arc<rayon::ThreadPool>);
+
+impl Threads {
+    /// # Errors
+    /// The threads could not be started.
+    pub fn new(threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("host-{i}")).build().map(|pool| Self(Arc::new(pool)))
+    }
+
+    /// The Euclidean norm of a gradient given as buckets, summed in f64.
+    ///
+    /// # Errors
+    /// The first value, in the order of the flat vector, that is not finite.
+    pub fn norm(&self, gradient: &[impl Bucket]) -> Result<f64, NotFinite> {
+        let chunks = gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)).collect();
+        let mut partial = self.map(chunks, sum_of_squares).into_iter();
+        let (mut sum, mut start) = (0.0, 0);
+        for values in gradient.iter().map(Bucket::span) {
+            let total: f64 = partial.by_ref().take(values.len().div_ceil(CHUNK)).sum();
+            // Squares of f32 cannot overflow an f64 sum.
+            if !total.is_finite() {
+                return Err(NotFinite { at: start + first_not_finite(values) });
+            }
+            sum += total;
+            start += values.len();
+        }
+        Ok(sum.sqrt())
+    }
+
+    /// The result of `work` for each chunk, in order.
+    pub fn map<T: Send, R: Send>(&self, chunks: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
+        match chunks.len() {
+            ..=FEW => chunks.into_iter().map(work).collect(),
+            _ => self.0.install(|| chunks.into_par_iter().map(work).collect()),
+        }
     }
 }
 
@@ -134,13 +195,16 @@ struct Task<'a> {
     slots: Vec<&'a mut [f32]>,
 }
 
-enum Rule {
+/// What one update does to each weight, its gradient and its state.
+pub(crate) enum Rule {
     Sgd(SgdStep),
     Adam(AdamStep),
 }
 
 impl Rule {
-    fn new(settings: &TrainConfig, step: u64, lr: f64, factor: f64) -> Self {
+    /// The rule of update number `step` (from 0), whose gradient is multiplied by
+    /// `factor`.
+    pub(crate) fn new(settings: &TrainConfig, step: u64, lr: f64, factor: f64) -> Self {
         let decoupled = settings.optimizer == OptimizerKind::Adamw;
         match settings.optimizer {
             OptimizerKind::Sgd => Self::Sgd(SgdStep {

@@ -12,14 +12,10 @@ pub enum ReplicaError {
     Label { index: usize, label: i32, classes: usize },
     #[error("the gradient's buckets hold {found} values, the model has {expected} weights")]
     GradientSize { found: usize, expected: usize },
-    #[error(
-        "the gradient of `{parameter}` (bucket {bucket}) is NaN or infinite at step {step}: lower train.lr, or set train.clip_norm or a warm-up"
-    )]
-    NotFinite { parameter: String, bucket: usize, step: u64 },
+    #[error("the gradient of `{parameter}` is NaN or infinite at step {step}: lower train.lr, or set train.clip_norm or a warm-up")]
+    NotFinite { parameter: String, step: u64 },
     #[error("the saved state does not fit: {0}")]
     State(String),
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("cannot start the optimizer's threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
 }

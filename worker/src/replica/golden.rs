@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::tests::{devices, gradient, norm};
 use super::*;
+use crate::optim::{Optimizer, Threads};
 use crate::training::schedule::learning_rate;
 
 #[derive(Deserialize)]
@@ -103,7 +104,7 @@ fn optimizers_update_as_pytorchs_do() {
             }
             _ => panic!("{name} is not known here"),
         };
-        let mut optimizer = Optimizer::new(&train, 40, 1).unwrap();
+        let mut optimizer = Optimizer::new(&train, 40, Threads::new(1).unwrap());
         let mut weights = numbers(40, 1);
         for step in 0..6 {
             optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], step.into(), lr, 1.0);
@@ -188,7 +189,7 @@ fn three_steps_of_alexnet_are_pytorchs() {
             layout.params().iter().map(|p| p.name()).collect::<Vec<_>>(),
             weights.iter().map(|w| w.name.as_str()).collect::<Vec<_>>()
         );
-        replica.engine.write(&mut |flat, _| {
+        let write = &mut |flat: &mut [f32]| {
             for (salt, param) in (10..).zip(layout.params()) {
                 let inputs: usize = match param.shape() {
                     [_, inputs @ ..] if inputs.len() == 3 => inputs.iter().product(),
@@ -199,7 +200,8 @@ fn three_steps_of_alexnet_are_pytorchs() {
                 let values = numbers(param.range().len(), salt);
                 flat[param.range()].iter_mut().zip(values).for_each(|(to, value)| *to = value * scale);
             }
-        });
+        };
+        replica.engine.write_weights(write).unwrap();
         for (step, expected) in (0u32..).zip(&steps) {
             let images: Vec<f32> = numbers(BATCH * INPUT.values(), 50 + step).iter().map(|x| 4.0 * x).collect();
             let labels: Vec<i32> = (0..BATCH as i32).map(|i| (7 * step as i32 + 3 * i) % 10).collect();
@@ -209,11 +211,11 @@ fn three_steps_of_alexnet_are_pytorchs() {
             for (param, expected) in layout.params().iter().zip(&expected.gradient_norms) {
                 assert_near(&what(param.name()), norm(&flat[param.range()]), *expected, 1e-4);
             }
-            let update = replica.update(&[flat], step.into(), 0.02).unwrap();
+            let update = replica.update(&[flat], Update { step: step.into(), lr: 0.02, factor: 1.0 }).unwrap();
             assert_near(&what("norm"), update.grad_norm, expected.gradient_norm, 1e-4);
         }
         for (param, expected) in layout.params().iter().zip(&weights) {
-            let values = &replica.weights()[param.range()];
+            let values = &replica.weights().unwrap()[param.range()];
             let sum: f64 = values.iter().map(|&w| f64::from(w)).sum();
             assert_near(&format!("{device}, {}, norm", param.name()), norm(values), expected.norm, 1e-4);
             assert_near(&format!("{device}, {}, sum", param.name()), sum, expected.sum, 1e-3);

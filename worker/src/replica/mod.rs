@@ -1,42 +1,34 @@
-//! A worker's copy of the training state: the model, its f32 master weights and the
-//! optimizer's state. It computes gradients and applies updates; it does not
-//! depend on workers, shards or files.
+//! A worker's copy of the training state: it checks batches, gradients and states, and
+//! has its engine, which owns the state, work with them. It does not depend on workers,
+//! shards or files.
 
 mod error;
 #[cfg(test)]
 mod golden;
-mod loss;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use common::config::{ModelConfig, TrainConfig};
+use std::borrow::Cow;
+
+use common::config::{ModelConfig, OptimizerKind, TrainConfig};
 use common::digest::Digest;
 use common::ring::{Bucket, Span};
-use common::simd::f32_to_bf16;
 use common::trace;
 
+use crate::data::Inputs;
 use crate::engine::device::ComputeDevice;
-use crate::engine::{Engine, Images, Phases};
+use crate::engine::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Sums, TrainBatch};
 use crate::models::{DropoutGroup, InputShape, Model, ParamLayout, initial_weights};
-use crate::optim::{NotFinite, Optimizer};
+use crate::optim::{Update, UpdateReport};
 pub use error::ReplicaError;
-pub use loss::{Loss, Sums};
 pub use state::State;
 
-/// The result of an update.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpdateReport {
-    /// Euclidean norm of the gradient, before clipping.
-    pub grad_norm: f64,
-    pub clipped: bool,
-}
-
+/// A model with its training state, on the device of its engine.
 pub struct Replica {
     engine: Box<dyn Engine>,
     layout: ParamLayout,
-    optimizer: Optimizer,
-    train: TrainConfig,
+    optimizer: OptimizerKind,
     loss: Loss,
     input: InputShape,
     /// Updates applied so far.
@@ -54,7 +46,7 @@ impl Replica {
     /// device's own threads first: [`ComputeDevice::set_threads`].
     ///
     /// # Errors
-    /// Threads could not be started.
+    /// Threads could not be started, or the device has no room for the state.
     pub fn new(
         model: &ModelConfig,
         train: &TrainConfig,
@@ -64,11 +56,10 @@ impl Replica {
     ) -> Result<Self, ReplicaError> {
         let layout = ParamLayout::of(&Model::new(model, input, &device.burn()));
         let weights = initial_weights(&layout, model, seed);
-        let engine = device.engine(model, input, train.precision, weights);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
-        let optimizer = Optimizer::new(train, layout.total(), threads)?;
+        let engine = device.engine(EngineSetup { model, input, train, weights, threads })?;
         let loss = Loss::of(model, train);
-        Ok(Self { engine, layout, optimizer, train: train.clone(), loss, input, step: 0, phases: Phases::default() })
+        Ok(Self { engine, layout, optimizer: train.optimizer, loss, input, step: 0, phases: Phases::default() })
     }
 
     pub fn layout(&self) -> &ParamLayout {
@@ -76,8 +67,11 @@ impl Replica {
     }
 
     /// The f32 master weights, flat.
-    pub fn weights(&self) -> &[f32] {
-        self.engine.weights()
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weights(&self) -> Result<Cow<'_, [f32]>, ReplicaError> {
+        Ok(self.engine.weights()?)
     }
 
     /// Updates applied so far: the step that comes next.
@@ -90,8 +84,8 @@ impl Replica {
         self.phases
     }
 
-    /// Forward and backward of one batch: `images` `[n, channels, size, size]`,
-    /// `labels` `[n]`, n may be 0.
+    /// Forward and backward of one batch of n samples, which may be 0: `labels` are
+    /// `[n]`.
     ///
     /// The gradient of `scale` times the summed loss goes to `sink` as spans (offset in
     /// the flat vector, values) that together cover it once. The spans of the
@@ -102,57 +96,93 @@ impl Replica {
     ///
     /// # Errors
     /// The batch does not fit the model, or the device failed.
-    pub fn gradient(
+    pub fn gradient<'a>(
         &mut self,
-        images: &[f32],
+        inputs: impl Into<Inputs<'a>>,
         labels: &[i32],
         scale: f32,
         dropout: &[DropoutGroup],
         sink: &mut dyn FnMut(usize, Span<'_>),
     ) -> Result<Sums, ReplicaError> {
-        let images = self.batch(images, labels)?;
-        let grouped: usize = dropout.iter().map(|g| g.samples).sum();
-        if grouped != labels.len() {
-            return Err(ReplicaError::Groups { grouped, labels: labels.len() });
-        }
+        let batch = self.train_batch(inputs.into(), labels, scale, dropout)?;
         if labels.is_empty() {
             let total = self.layout.total();
             (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, Span::F32(&ZEROS[..ZEROS.len().min(total - at)])));
             self.phases = Phases::default();
             return Ok(Sums::default());
         }
-        let loss = self.loss;
-        let mut sums = Sums::default();
-        let mut head = |logits: &[f32]| {
-            let mut slope = vec![0.0; logits.len()];
-            sums = loss.sums(logits, labels, scale, Some(&mut slope));
-            slope
-        };
-        self.phases = self.engine.gradient(images, dropout, &mut head, sink)?;
+        let (sums, phases) = self.engine.gradient(batch, Some(sink))?;
+        self.phases = phases;
         Ok(sums)
     }
 
-    /// Applies update number `step` with the summed gradient of all workers, given
-    /// as buckets: contiguous spans that cover the flat vector in order.
+    /// As [`gradient`](Self::gradient), but the gradient stays where it was computed,
+    /// and is added to that of earlier batches until the next
+    /// [`update_with_own`](Self::update_with_own).
+    ///
+    /// # Errors
+    /// The batch does not fit the model, or the device failed.
+    pub fn add_gradient<'a>(
+        &mut self,
+        inputs: impl Into<Inputs<'a>>,
+        labels: &[i32],
+        scale: f32,
+        dropout: &[DropoutGroup],
+    ) -> Result<Sums, ReplicaError> {
+        let batch = self.train_batch(inputs.into(), labels, scale, dropout)?;
+        if labels.is_empty() {
+            return Ok(Sums::default());
+        }
+        let (sums, phases) = self.engine.gradient(batch, None)?;
+        self.phases = phases;
+        Ok(sums)
+    }
+
+    /// Computes the gradient of so many black pictures and forgets it: fails as a step of
+    /// so many samples would.
+    ///
+    /// # Errors
+    /// The device failed; out of memory is [`EngineError::OutOfMemory`].
+    pub fn rehearse(&mut self, samples: usize) -> Result<(), ReplicaError> {
+        let numbers = vec![0.0; samples * self.input.values()];
+        let outcome = self.add_gradient(&numbers, &vec![0; samples], 1.0, &[DropoutGroup::new(0, samples)]);
+        self.engine.forget()?;
+        outcome.map(drop)
+    }
+
+    /// Applies an update with the summed gradient of all workers, given as buckets:
+    /// contiguous spans that cover the flat vector in order.
     ///
     /// # Errors
     /// The gradient has the wrong size or is not finite; the weights are unchanged.
-    pub fn update(&mut self, gradient: &[impl Bucket], step: u64, lr: f64) -> Result<UpdateReport, ReplicaError> {
-        let (found, expected) = (gradient.iter().map(|bucket| bucket.span().len()).sum(), self.layout.total());
+    pub fn update(&mut self, gradient: &[impl Bucket], update: Update) -> Result<UpdateReport, ReplicaError> {
+        let spans: Vec<Span<'_>> = gradient.iter().map(Bucket::span).collect();
+        let (found, expected) = (spans.iter().map(|span| span.len()).sum(), self.layout.total());
         if found != expected {
             return Err(ReplicaError::GradientSize { found, expected });
         }
-        let grad_norm = self.optimizer.norm(gradient).map_err(|NotFinite { bucket, at }| ReplicaError::NotFinite {
-            parameter: self.layout.param_at(at).map_or_else(String::new, |p| p.name().to_owned()),
-            bucket,
-            step,
+        self.apply(Gradient::Summed(&spans), update)
+    }
+
+    /// Applies an update with the sum of the gradients that
+    /// [`add_gradient`](Self::add_gradient) has computed.
+    ///
+    /// # Errors
+    /// The gradient is not finite; the weights are unchanged.
+    pub fn update_with_own(&mut self, update: Update) -> Result<UpdateReport, ReplicaError> {
+        self.apply(Gradient::Own, update)
+    }
+
+    fn apply(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, ReplicaError> {
+        let report = self.engine.update(gradient, update).map_err(|error| match error {
+            EngineError::NotFinite(found) => ReplicaError::NotFinite {
+                parameter: self.layout.param_at(found.at).map_or_else(String::new, |p| p.name().to_owned()),
+                step: update.step,
+            },
+            other => other.into(),
         })?;
-        let limit = self.train.clip_norm.filter(|&limit| grad_norm > limit);
-        let factor = limit.map_or(1.0, |limit| limit / grad_norm);
-        let optimizer = &mut self.optimizer;
-        self.engine.write(&mut |weights, mirror| optimizer.step(weights, mirror, gradient, step, lr, factor));
-        self.step = step + 1;
-        Ok(UpdateReport { grad_norm, clipped: limit.is_some() })
+        self.step = update.step + 1;
+        Ok(report)
     }
 
     /// The sums of one batch without dropout and label smoothing; shapes as in
@@ -160,16 +190,16 @@ impl Replica {
     ///
     /// # Errors
     /// The batch does not fit the model, or the device failed.
-    pub fn evaluate(&self, images: &[f32], labels: &[i32]) -> Result<Sums, ReplicaError> {
-        Ok(self.scores(images, labels)?.0)
+    pub fn evaluate<'a>(&self, inputs: impl Into<Inputs<'a>>, labels: &[i32]) -> Result<Sums, ReplicaError> {
+        Ok(self.scores(inputs, labels)?.0)
     }
 
     /// As [`evaluate`](Self::evaluate), with the score of each class, `[n, classes]`.
     ///
     /// # Errors
     /// The batch does not fit the model, or the device failed.
-    pub fn scores(&self, images: &[f32], labels: &[i32]) -> Result<(Sums, Vec<f32>), ReplicaError> {
-        let images = self.batch(images, labels)?;
+    pub fn scores<'a>(&self, inputs: impl Into<Inputs<'a>>, labels: &[i32]) -> Result<(Sums, Vec<f32>), ReplicaError> {
+        let images = self.batch(inputs.into(), labels)?;
         if labels.is_empty() {
             return Ok((Sums::default(), Vec::new()));
         }
@@ -180,20 +210,20 @@ impl Replica {
     /// The most bytes that a file of a [`State`] of this model can have.
     pub fn largest_state_file(&self) -> u64 {
         const NAMES_AND_SHAPES: u64 = 1 << 20;
-        let vectors = self.optimizer.state().count().max(1) as u64;
+        let vectors = self.optimizer.state().len().max(1) as u64;
         4 * vectors * self.layout.total() as u64 + NAMES_AND_SHAPES
     }
 
     /// Weights, optimizer state and step.
     ///
     /// # Errors
-    /// Serialisation failed.
+    /// Serialisation or the device failed.
     pub fn export(&self) -> Result<State, ReplicaError> {
         let _span = trace::span("export of the state", Some(self.step));
-        let slots: Vec<_> = self.optimizer.state().map(|(slot, values)| (format!("{slot}/"), values)).collect();
+        let slots: Vec<_> = self.engine.optimizer_state()?.into_iter().map(|(slot, values)| (format!("{slot}/"), values)).collect();
         Ok(State {
             step: self.step,
-            model: state::write(&self.layout, &[(String::new(), self.weights())], None)?,
+            model: state::write(&self.layout, &[(String::new(), self.weights()?)], None)?,
             optimizer: state::write(&self.layout, &slots, Some(self.step))?,
         })
     }
@@ -207,12 +237,10 @@ impl Replica {
         if step != state.step {
             return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
         }
-        let prefixes: Vec<_> = self.optimizer.state().map(|(slot, _)| format!("{slot}/")).collect();
+        let prefixes: Vec<_> = self.optimizer.state().iter().map(|slot| format!("{slot}/")).collect();
         let slots = state::read(&self.layout, &prefixes, &state.optimizer)?;
         import_weights(&mut *self.engine, &self.layout, &state.model)?;
-        for (slot, (_, values)) in self.optimizer.state_mut().enumerate() {
-            slots.copy_to(slot, values);
-        }
+        self.engine.write_optimizer_state(&mut |slot, values| slots.copy_to(slot, values))?;
         self.step = step;
         Ok(())
     }
@@ -226,28 +254,44 @@ impl Replica {
     }
 
     /// A fingerprint of the weights: equal on workers that hold the same bytes.
-    pub fn weights_blake3(&self) -> Digest {
-        state::weights_blake3(&self.layout, self.weights())
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weights_blake3(&self) -> Result<Digest, ReplicaError> {
+        Ok(state::weights_blake3(&self.layout, &self.weights()?))
     }
 
-    fn batch<'a>(&self, images: &'a [f32], labels: &[i32]) -> Result<Images<'a>, ReplicaError> {
-        let per_image = self.input.values();
-        if images.len() != labels.len() * per_image {
-            return Err(ReplicaError::Batch { images: images.len(), labels: labels.len(), per_image });
+    fn train_batch<'a>(
+        &self,
+        inputs: Inputs<'a>,
+        labels: &'a [i32],
+        scale: f32,
+        dropout: &'a [DropoutGroup],
+    ) -> Result<TrainBatch<'a>, ReplicaError> {
+        let images = self.batch(inputs, labels)?;
+        let grouped: usize = dropout.iter().map(DropoutGroup::samples).sum();
+        if grouped != labels.len() {
+            return Err(ReplicaError::Groups { grouped, labels: labels.len() });
         }
-        loss::check_labels(labels, self.input.classes)?;
-        Ok(Images { values: images, n: labels.len(), input: self.input })
+        Ok(TrainBatch { images, labels, dropout, scale })
+    }
+
+    fn batch<'a>(&self, inputs: Inputs<'a>, labels: &[i32]) -> Result<Images<'a>, ReplicaError> {
+        let per_image = self.input.values();
+        let finished = if let Inputs::Pictures(pictures) = inputs { pictures.finishes.len() } else { labels.len() };
+        if inputs.len() != labels.len() * per_image || finished != labels.len() {
+            return Err(ReplicaError::Batch { images: inputs.len(), labels: labels.len(), per_image });
+        }
+        let classes = self.input.classes;
+        if let Some(index) = labels.iter().position(|&label| usize::try_from(label).map_or(true, |l| l >= classes)) {
+            return Err(ReplicaError::Label { index, label: labels[index], classes });
+        }
+        Ok(Images { values: inputs, n: labels.len(), input: self.input })
     }
 }
 
 /// A free function, so that a caller may borrow the other fields of a replica meanwhile.
 fn import_weights(engine: &mut dyn Engine, layout: &ParamLayout, model: &[u8]) -> Result<(), ReplicaError> {
     let parts = state::read(layout, &[String::new()], model)?;
-    engine.write(&mut |weights, mirror| {
-        parts.copy_to(0, weights);
-        if let Some(mirror) = mirror {
-            f32_to_bf16(weights, mirror);
-        }
-    });
-    Ok(())
+    Ok(engine.write_weights(&mut |weights| parts.copy_to(0, weights))?)
 }

@@ -1,6 +1,7 @@
 //! Weights and optimizer state as safetensors bytes, and back.
 
 use common::digest::Digest;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -23,7 +24,7 @@ pub struct State {
 const STEP: &str = "step";
 
 /// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values.
-pub(super) fn write(layout: &ParamLayout, parts: &[(String, &[f32])], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
+pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
     let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
     let mut views = Vec::new();
     for (prefix, values) in parts {

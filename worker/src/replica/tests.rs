@@ -10,7 +10,7 @@ const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 
 const BATCH: usize = 6;
 
 pub(super) fn devices() -> Vec<ComputeDevice> {
-    let devices: Vec<_> = ["cpu", "flex"].iter().filter_map(|name| ComputeDevice::parse(name).ok()).collect();
+    let devices: Vec<_> = ["cpu", "cpu:resident", "flex"].iter().filter_map(|name| ComputeDevice::parse(name).ok()).collect();
     assert!(!devices.is_empty());
     devices
 }
@@ -27,6 +27,10 @@ fn replica(dropout: f64, train: &TrainConfig, device: ComputeDevice) -> Replica 
     Replica::new(&model(dropout, AlexnetPreset::Notes), train, INPUT, 1, device).unwrap()
 }
 
+fn at(step: u64, lr: f64) -> Update {
+    Update { step, lr, factor: 1.0 }
+}
+
 fn batch(n: usize, place: u64) -> (Vec<f32>, Vec<i32>) {
     let mut rng = seed::stream(9, "test batch", &[place]);
     let images = (0..n * INPUT.values()).map(|_| 4.0 * seed::unit(&mut rng) - 2.0).collect();
@@ -39,7 +43,7 @@ pub(super) fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], sc
     let mut flat = vec![f32::NAN; replica.layout().total()];
     let mut handed = 0;
     let sums = replica
-        .gradient(images, labels, scale, &[DropoutGroup { seed: dropout_seed, samples: labels.len() }], &mut |at, span| {
+        .gradient(images, labels, scale, &[DropoutGroup::new(dropout_seed, labels.len())], &mut |at, span| {
             span.read(&mut flat[at..at + span.len()]);
             handed += span.len();
         })
@@ -71,14 +75,15 @@ fn gradient_matches_finite_differences_in_every_parameter() {
                 let slope = norm(&flat[param.range()]);
                 // Along the gradient the loss changes by the gradient's norm per unit.
                 let mut loss_at = |distance: f64| {
-                    let kept = replica.weights().to_vec();
-                    replica.engine.write(&mut |weights, _| {
+                    let kept = replica.weights().unwrap().to_vec();
+                    let write = &mut |weights: &mut [f32]| {
                         for (w, g) in weights[param.range()].iter_mut().zip(&flat[param.range()]) {
                             *w += (distance * f64::from(*g) / slope) as f32;
                         }
-                    });
+                    };
+                    replica.engine.write_weights(write).unwrap();
                     let loss = gradient(&mut replica, &images, &labels, 1.0, 0).1.loss;
-                    replica.engine.write(&mut |weights, _| weights.copy_from_slice(&kept));
+                    replica.engine.write_weights(&mut |weights| weights.copy_from_slice(&kept)).unwrap();
                     loss
                 };
                 let step = 2e-3 / slope.max(1.0);
@@ -113,10 +118,10 @@ fn libtorchs_own_autograd_agrees_with_burns() {
         let train = TrainConfig { precision, ..train() };
         let mut native = replica(0.5, &train, ComputeDevice::Cpu);
         let mut burns = replica(0.5, &train, ComputeDevice::Cpu);
-        let weights = native.weights().to_vec();
+        let weights = native.weights().unwrap().to_vec();
         let device = ComputeDevice::Cpu.burn();
-        burns.engine =
-            Box::new(crate::engine::autodiff::AutodiffEngine::new(&model(0.5, AlexnetPreset::Notes), INPUT, precision, weights, device));
+        let setup = EngineSetup { model: &model(0.5, AlexnetPreset::Notes), input: INPUT, train: &train, weights, threads: 1 };
+        burns.engine = Box::new(crate::engine::autodiff::AutodiffEngine::new(setup, device).unwrap());
         let (expected, _) = gradient(&mut burns, &images, &labels, 1.0, 3);
         let (found, _) = gradient(&mut native, &images, &labels, 1.0, 3);
         let tolerance = if precision == Precision::F32 { 1e-4 } else { 0.05 };
@@ -149,7 +154,7 @@ fn an_empty_batch_has_a_zero_gradient() {
         let (flat, sums) = gradient(&mut replica, &[], &[], 1.0, 0);
         assert!(flat.iter().all(|&g| g == 0.0));
         assert_eq!(sums, Sums::default());
-        assert_eq!(replica.evaluate(&[], &[]).unwrap(), Sums::default());
+        assert_eq!(replica.evaluate(&[][..], &[]).unwrap(), Sums::default());
     }
 }
 
@@ -175,7 +180,7 @@ fn dropout_of_a_sample_does_not_depend_on_the_rest_of_the_batch() {
         let mut replica = replica(0.5, &train(), device);
         let (images, labels) = batch(BATCH, 0);
         let (first, rest) = images.split_at(2 * INPUT.values());
-        let groups = [DropoutGroup { seed: 5, samples: 2 }, DropoutGroup { seed: 6, samples: BATCH - 2 }];
+        let groups = [DropoutGroup::new(5, 2), DropoutGroup::new(6, BATCH - 2)];
         let whole = replica.gradient(&images, &labels, 1.0, &groups, &mut |_, _| ()).unwrap().loss;
         let parts = gradient(&mut replica, first, &labels[..2], 1.0, 5).1.loss + gradient(&mut replica, rest, &labels[2..], 1.0, 6).1.loss;
         assert!((whole - parts).abs() < 1e-4 * whole, "{device}: {whole} and {parts}");
@@ -194,7 +199,7 @@ fn loss_falls_in_both_precisions() {
                 let (flat, sums) = gradient(&mut replica, &images, &labels, 1.0 / BATCH as f32, step);
                 losses.push(sums.loss / BATCH as f64);
                 let (front, back) = flat.split_at(1000);
-                replica.update(&[front.to_vec(), back.to_vec()], step, 0.02).unwrap();
+                replica.update(&[front.to_vec(), back.to_vec()], at(step, 0.02)).unwrap();
             }
             assert!(losses[19] < 0.6 * losses[0], "{device} {precision:?}: {losses:?}");
             assert_eq!(replica.step(), 20);
@@ -208,7 +213,7 @@ fn trained(optimizer: OptimizerKind, precision: Precision, device: ComputeDevice
     let (images, labels) = batch(BATCH, 0);
     for step in 0..2 {
         let (flat, _) = gradient(&mut replica, &images, &labels, 0.1, step);
-        replica.update(&[flat], step, 1e-3).unwrap();
+        replica.update(&[flat], at(step, 1e-3)).unwrap();
     }
     (replica, train)
 }
@@ -221,18 +226,18 @@ fn exported_state_goes_on_bit_for_bit() {
         {
             let (mut one, train) = trained(optimizer, precision, device);
             let mut other = Replica::new(&model(0.5, AlexnetPreset::Notes), &train, INPUT, 2, device).unwrap();
-            assert_ne!(one.weights_blake3(), other.weights_blake3());
+            assert_ne!(one.weights_blake3().unwrap(), other.weights_blake3().unwrap());
             let state = one.export().unwrap();
             other.import(&state).unwrap();
             assert_eq!(other.step(), 2);
             assert!(other.export().unwrap() == state);
-            assert_eq!(one.weights_blake3(), other.weights_blake3());
+            assert_eq!(one.weights_blake3().unwrap(), other.weights_blake3().unwrap());
             let (images, labels) = batch(BATCH, 1);
             for replica in [&mut one, &mut other] {
                 let (flat, _) = gradient(replica, &images, &labels, 0.1, 2);
-                replica.update(&[flat], 2, 1e-3).unwrap();
+                replica.update(&[flat], at(2, 1e-3)).unwrap();
             }
-            assert_eq!(one.weights_blake3(), other.weights_blake3());
+            assert_eq!(one.weights_blake3().unwrap(), other.weights_blake3().unwrap());
             assert!(one.export().unwrap() == other.export().unwrap());
         }
     }
@@ -259,17 +264,17 @@ fn state_of_another_model_or_optimizer_is_refused_and_changes_nothing() {
 #[test]
 fn gradients_that_are_not_finite_are_refused_by_name() {
     let mut replica = replica(0.0, &train(), devices()[0]);
-    let before = replica.weights_blake3();
+    let before = replica.weights_blake3().unwrap();
     let bad = replica.layout().params()[2].range().start;
     assert_eq!(replica.layout().params()[2].name(), "conv2.weight");
     let mut gradient = vec![vec![0.0; 10], vec![0.0; replica.layout().total() - 10]];
     gradient[1][bad - 10] = f32::NAN;
-    match replica.update(&gradient, 5, 0.1) {
-        Err(ReplicaError::NotFinite { parameter, bucket: 1, step: 5 }) => assert_eq!(parameter, "conv2.weight"),
+    match replica.update(&gradient, at(5, 0.1)) {
+        Err(ReplicaError::NotFinite { parameter, step: 5 }) => assert_eq!(parameter, "conv2.weight"),
         other => panic!("{other:?}"),
     }
-    assert!(matches!(replica.update(&gradient[..1], 5, 0.1), Err(ReplicaError::GradientSize { found: 10, .. })));
-    assert_eq!((replica.weights_blake3(), replica.step()), (before, 0));
+    assert!(matches!(replica.update(&gradient[..1], at(5, 0.1)), Err(ReplicaError::GradientSize { found: 10, .. })));
+    assert_eq!((replica.weights_blake3().unwrap(), replica.step()), (before, 0));
 }
 
 #[test]
@@ -279,12 +284,12 @@ fn clipping_scales_the_gradient_to_its_limit() {
     let mut moved = Vec::new();
     for train in [plain, clipped] {
         let mut replica = replica(0.0, &train, devices()[0]);
-        let before = replica.weights().to_vec();
-        let report = replica.update(&[vec![1e-2; before.len()]], 0, 1.0).unwrap();
+        let before = replica.weights().unwrap().to_vec();
+        let report = replica.update(&[vec![1e-2; before.len()]], at(0, 1.0)).unwrap();
         let expected = 1e-2 * (before.len() as f64).sqrt();
         assert!((report.grad_norm / expected - 1.0).abs() < 1e-5);
         assert_eq!(report.clipped, train.clip_norm.is_some());
-        let change: Vec<f32> = before.iter().zip(replica.weights()).map(|(a, b)| a - b).collect();
+        let change: Vec<f32> = before.iter().zip(replica.weights().unwrap().iter()).map(|(a, b)| a - b).collect();
         moved.push((norm(&change), expected));
     }
     assert!((moved[0].0 / moved[0].1 - 1.0).abs() < 1e-3);
@@ -295,9 +300,130 @@ fn clipping_scales_the_gradient_to_its_limit() {
 fn batches_that_do_not_fit_are_refused() {
     let mut replica = replica(0.0, &train(), devices()[0]);
     let (images, labels) = batch(2, 0);
-    let group = [DropoutGroup { seed: 0, samples: labels.len() }];
+    let group = [DropoutGroup::new(0, labels.len())];
     let short = replica.gradient(&images[1..], &labels, 1.0, &group, &mut |_, _| ());
     assert!(matches!(short, Err(ReplicaError::Batch { labels: 2, .. })));
     let unknown = replica.evaluate(&images, &[0, 10]);
     assert!(matches!(unknown, Err(ReplicaError::Label { index: 1, label: 10, classes: 10 })));
+}
+
+#[test]
+fn a_gradient_that_stays_in_the_engine_gives_the_same_update() {
+    for device in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let train = TrainConfig { precision, clip_norm: Some(0.5), weight_decay: 1e-3, ..train() };
+            let (mut handed, mut own) = (replica(0.5, &train, device), replica(0.5, &train, device));
+            for step in 0..3 {
+                let (images, labels) = batch(BATCH, step);
+                let groups = [DropoutGroup::new(step, BATCH)];
+                let (flat, sums) = gradient(&mut handed, &images, &labels, 0.2, step);
+                assert_eq!(own.add_gradient(&images, &labels, 0.2, &groups).unwrap(), sums);
+                let update = Update { factor: 1.25, ..at(step, 0.01) };
+                let (one, other) = (handed.update(&[flat], update).unwrap(), own.update_with_own(update).unwrap());
+                assert!((one.grad_norm / other.grad_norm - 1.0).abs() < 1e-12, "{device} {precision:?}: {one:?} {other:?}");
+                assert!(one.clipped && other.clipped);
+            }
+            // The norms' sums are grouped differently: a weight may differ by its last bit.
+            assert!(distance(&handed.weights().unwrap(), &own.weights().unwrap()) < 1e-7, "{device} {precision:?}");
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_batch_add_up_in_the_engine() {
+    for device in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let train = TrainConfig { precision, momentum: 0.0, ..train() };
+            let (images, labels) = batch(BATCH, 0);
+            let (first, rest) = images.split_at(2 * INPUT.values());
+            let groups = [DropoutGroup::new(5, 2), DropoutGroup::new(6, BATCH - 2)];
+            let moved = |parts: bool, by_sink: bool| {
+                let mut replica = replica(0.5, &train, device);
+                let before = replica.weights().unwrap().into_owned();
+                let mut flat = vec![0.0; before.len()];
+                let mut sink = |at: usize, span: Span<'_>| span.read(&mut flat[at..at + span.len()]);
+                let (own, last) = if parts { (&images[..0], rest) } else { (&images[..0], &images[..]) };
+                let (labels_of_last, groups_of_last) = if parts { (&labels[2..], &groups[1..]) } else { (&labels[..], &groups[..]) };
+                assert_eq!(replica.add_gradient(own, &[], 0.1, &[]).unwrap(), Sums::default());
+                if parts {
+                    replica.add_gradient(first, &labels[..2], 0.1, &groups[..1]).unwrap();
+                }
+                if by_sink {
+                    replica.gradient(last, labels_of_last, 0.1, groups_of_last, &mut sink).unwrap();
+                    replica.update(&[flat], at(0, 1.0)).unwrap();
+                } else {
+                    replica.add_gradient(last, labels_of_last, 0.1, groups_of_last).unwrap();
+                    replica.update_with_own(at(0, 1.0)).unwrap();
+                }
+                let after = replica.weights().unwrap();
+                before.iter().zip(after.iter()).map(|(a, b)| a - b).collect::<Vec<f32>>()
+            };
+            let whole = moved(false, false);
+            let tolerance = if precision == Precision::F32 { 1e-4 } else { 0.02 };
+            for by_sink in [false, true] {
+                let found = distance(&whole, &moved(true, by_sink));
+                assert!(found < tolerance, "{device} {precision:?} {by_sink}: {found}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_update_without_a_gradient_only_decays() {
+    for device in devices() {
+        let train = TrainConfig { weight_decay: 0.5, momentum: 0.0, ..train() };
+        let mut replica = replica(0.0, &train, device);
+        let before = replica.weights().unwrap().into_owned();
+        let report = replica.update_with_own(at(0, 0.5)).unwrap();
+        assert_eq!(report, UpdateReport { grad_norm: 0.0, clipped: false });
+        assert!(before.iter().zip(replica.weights().unwrap().iter()).all(|(b, a)| (0.75 * b - a).abs() <= 1e-7 * b.abs()));
+    }
+}
+
+#[test]
+fn an_own_gradient_that_is_not_finite_is_refused_by_name() {
+    for device in devices() {
+        let mut replica = replica(0.0, &train(), device);
+        let before = replica.weights_blake3().unwrap();
+        let (mut images, labels) = batch(2, 0);
+        images[INPUT.values() + 3] = f32::NAN;
+        let sums = replica.add_gradient(&images, &labels, 1.0, &[DropoutGroup::new(0, 2)]).unwrap();
+        assert!(sums.loss.is_nan(), "{device}");
+        match replica.update_with_own(at(4, 0.1)) {
+            Err(ReplicaError::NotFinite { parameter, step: 4 }) => assert_eq!(parameter, "conv1.weight", "{device}"),
+            other => panic!("{device}: {other:?}"),
+        }
+        assert_eq!((replica.weights_blake3().unwrap(), replica.step()), (before, 0));
+    }
+}
+
+/// Ranks with either engine may be in one ring: their weights must stay the same bytes.
+#[cfg(feature = "libtorch")]
+#[test]
+fn both_engines_of_libtorch_make_the_same_bits_of_a_gradient() {
+    let noise = |len: usize, place: u64| -> Vec<f32> {
+        let mut rng = seed::stream(11, "gradient", &[place]);
+        (0..len).map(|_| (seed::unit(&mut rng) - 0.5) * 10f32.powi(seed::below(&mut rng, 6) as i32 - 4)).collect()
+    };
+    for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for clip_norm in [None, Some(0.3)] {
+                let train = TrainConfig { optimizer, precision, clip_norm, weight_decay: 0.01, ..train() };
+                let [mut host, mut resident] = [ComputeDevice::Cpu, ComputeDevice::ResidentCpu].map(|device| replica(0.0, &train, device));
+                for step in 0..4 {
+                    let flat = noise(host.layout().total(), step);
+                    let (front, back) = flat.split_at(12_345);
+                    let buckets = [common::ring::Values::from(front.to_vec()), common::ring::Values::from(back.to_vec())];
+                    let update = Update { factor: 1.1, ..at(step, 3e-3) };
+                    assert_eq!(host.update(&buckets, update).unwrap(), resident.update(&buckets, update).unwrap());
+                    let same = host.export().unwrap() == resident.export().unwrap();
+                    assert!(same, "{optimizer:?} {precision:?} {clip_norm:?}, step {step}");
+                }
+                // The next gradient is of the same weights, by the same kernels.
+                let (images, labels) = batch(BATCH, 0);
+                let [one, other] = [&mut host, &mut resident].map(|replica| gradient(replica, &images, &labels, 0.1, 0).0);
+                assert!(distance(&one, &other) < if precision == Precision::F32 { 1e-5 } else { 0.02 });
+            }
+        }
+    }
 }

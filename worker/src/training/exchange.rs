@@ -102,7 +102,9 @@ pub struct Exchange {
     /// All-reduce rounds so far: one a step, one an evaluation. All ranks count
     /// alike, because they run the same loop.
     round: u64,
+    /// Empty until the first gradient comes: where [`Exchange::is_alone`], none does.
     buckets: Vec<Values>,
+    compact: bool,
     /// Elements that are still missing in each bucket.
     missing: Vec<usize>,
     /// Buckets from this one on have been sent to the ring. They are sent last to
@@ -126,13 +128,31 @@ struct Exact {
 impl Exchange {
     pub fn new(ring: Option<Ring>, layout: BucketLayout, summation: Summation) -> Self {
         let compact = summation == Summation::Bf16;
-        let buckets: Vec<Values> = (0..layout.len()).map(|b| Values::zeros(compact, layout.range(b).len())).collect();
-        let missing = buckets.iter().map(Values::len).collect();
+        let missing = (0..layout.len()).map(|b| layout.range(b).len()).collect();
         let exact = match summation {
             Summation::Exact { shards } => Some(Exact { shards, parts: Vec::new(), complete: 0 }),
             Summation::F32 | Summation::Bf16 => None,
         };
-        Self { ring, layout, round: 0, sent_from: buckets.len(), buckets, missing, exact }
+        Self { ring, layout, round: 0, sent_from: layout.len(), buckets: Vec::new(), compact, missing, exact }
+    }
+
+    /// Whether the gradient of this rank is the sum already, so that it need not come
+    /// here.
+    pub fn is_alone(&self) -> bool {
+        self.exact.is_none() && self.ring.as_ref().is_none_or(|ring| ring.world() == 1)
+    }
+
+    /// Whether it takes the gradient of each part of a batch by itself, instead of their
+    /// sum.
+    pub fn takes_parts(&self) -> bool {
+        self.exact.is_some()
+    }
+
+    fn make_buckets(&mut self) {
+        if self.buckets.is_empty() {
+            let bucket = |b| Values::zeros(self.compact, self.layout.range(b).len());
+            self.buckets = (0..self.layout.len()).map(bucket).collect();
+        }
     }
 
     /// Takes a finished span of the flat gradient; spans may come in any order,
@@ -145,6 +165,7 @@ impl Exchange {
             span.read(&mut exact.parts[exact.complete][offset..offset + span.len()]);
             return Ok(());
         }
+        self.make_buckets();
         let (mut offset, mut rest) = (offset, span);
         while !rest.is_empty() {
             let b = offset / self.layout.bucket_elements();
@@ -186,12 +207,13 @@ impl Exchange {
             }
             self.missing[b] = self.buckets[b].len();
         }
-        self.sent_from = self.buckets.len();
+        self.sent_from = self.layout.len();
         self.round += 1;
         Ok(totals)
     }
 
     fn finish_exact(&mut self, exact: &Exact, mine: StepTotals) -> Result<StepTotals, RingError> {
+        self.make_buckets();
         let parts = &exact.parts[..exact.complete];
         let own = (0..self.layout.len()).map(|b| {
             let all = parts.iter().map(|part| exponent(&part[self.layout.range(b)]));

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use common::config::Config;
+use common::config::{Config, MicroBatch};
 use common::dataset::{DatasetInfo, SampleSource};
 use common::plan::{Plan, evaluation_range, owned_shards};
 use common::recorder::{Length, plan};
@@ -28,6 +28,14 @@ pub struct Job {
     pub world: u32,
 }
 
+/// Neighbouring samples of a batch whose gradient is computed at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Their places in the batch.
+    pub places: Range<usize>,
+    pub dropout: Vec<DropoutGroup>,
+}
+
 impl Job {
     /// Errors when the dataset is too small for the config.
     pub fn new(config: Config, info: DatasetInfo, rank: u32, world: u32) -> Result<Self, String> {
@@ -49,10 +57,12 @@ impl Job {
         config.train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from))
     }
 
-    /// As many decoding threads as compute threads, at most 8, keep up with the model;
-    /// more would only take cores from it.
+    /// As many decoding threads as compute threads keep up with the model: more would only
+    /// take cores from it.
     pub fn loader_options(&self) -> LoaderOptions {
-        LoaderOptions { threads: Self::threads(&self.config).clamp(1, 8), prefetch_steps: PREFETCH_STEPS }
+        let samples = self.config.train.global_batch.div_ceil(self.world) as usize;
+        let bytes = samples * Self::input(&self.config, &self.info).values();
+        LoaderOptions::new(Self::threads(&self.config), PREFETCH_STEPS, bytes)
     }
 
     /// The samples of `source` as this run sees them.
@@ -74,20 +84,40 @@ impl Job {
         learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
     }
 
-    /// The shards of a batch whose gradients are computed together: all of them,
-    /// or, for reproducible sums, each by itself.
-    pub fn parts<'a>(&self, shards: &'a [(u32, Range<usize>)]) -> impl Iterator<Item = &'a [(u32, Range<usize>)]> {
-        shards.chunks(if self.config.train.reproducible { 1 } else { shards.len().max(1) })
+    /// The parts of a batch whose gradients are computed one after the other: of at most
+    /// `most` samples, or, for reproducible sums, of a shard each. There is at least one.
+    /// `shards` says which places of the batch belong to which shard.
+    pub fn parts(&self, step: u64, shards: &[(u32, Range<usize>)], most: usize) -> Vec<Part> {
+        let part = |places: Range<usize>| {
+            let common = |shard: &Range<usize>| places.start.max(shard.start)..places.end.min(shard.end);
+            let groups = shards.iter().filter(|(_, shard)| !common(shard).is_empty());
+            // Dropout depends on the step and the shard alone, so that it is the same in
+            // any world.
+            let group = |(shard, all): &(u32, Range<usize>)| {
+                let seed = seed::derive(self.config.seed, "dropout", &[step, u64::from(*shard)]);
+                let common = common(all);
+                DropoutGroup::new(seed, all.len()).part(common.start - all.start..common.end - all.start)
+            };
+            let dropout = groups.map(group).collect();
+            Part { places, dropout }
+        };
+        if self.config.train.reproducible {
+            return shards.iter().map(|(_, places)| part(places.clone())).collect();
+        }
+        let (start, end) = (shards.first().map_or(0, |s| s.1.start), shards.last().map_or(0, |s| s.1.end));
+        let starts = (start..end.max(start + 1)).step_by(most.max(1));
+        starts.map(|start| part(start..end.min(start.saturating_add(most.max(1))))).collect()
     }
 
-    /// Dropout depends on the step and the shard alone, so that it is the same in any
-    /// world; `shards` says which places of the batch belong to which shard.
-    pub fn dropout(&self, step: u64, shards: &[(u32, Range<usize>)]) -> Vec<DropoutGroup> {
-        let group = |(shard, places): &(u32, Range<usize>)| DropoutGroup {
-            seed: seed::derive(self.config.seed, "dropout", &[step, u64::from(*shard)]),
-            samples: places.len(),
-        };
-        shards.iter().map(group).collect()
+    /// The most samples of a step that this rank has.
+    pub fn largest_batch(&self) -> usize {
+        self.shards().len() * (self.config.train.global_batch / self.config.train.shards) as usize
+    }
+
+    /// The most samples that an evaluation may compute at a time.
+    pub fn evaluates_at_a_time(&self) -> u32 {
+        // Without a backward pass, far fewer activations are kept.
+        if let Some(MicroBatch::Samples(samples)) = self.config.train.micro_batch { samples } else { u32::MAX }
     }
 
     /// Whether an evaluation follows when `steps` steps are committed.
@@ -104,5 +134,49 @@ impl Job {
     /// Whether a checkpoint follows when `steps` steps are committed.
     pub fn checkpoints_after(&self, steps: u64) -> bool {
         steps == self.length.steps || steps.is_multiple_of(self.checkpoint_every())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::dataset;
+
+    use super::*;
+
+    fn job(sets: &[&str]) -> Job {
+        let text = "name = \"t\"\n[model]\nkind = \"softmax\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 64\nval = 8\nimage_size = 8\n[train]\nglobal_batch = 24\nshards = 3\n";
+        let overrides: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let config = Config::parse(text, "test", &overrides).unwrap();
+        let source = dataset::open(&config.data, 1, &|_| {}).unwrap();
+        Job::new(config, source.info().clone(), 0, 1).unwrap()
+    }
+
+    #[test]
+    fn parts_cover_the_batch_and_keep_their_place_in_the_shards() {
+        let job = job(&[]);
+        let shards = [(0, 0..8), (1, 8..8), (2, 8..13)];
+        for most in [1, 2, 3, 5, 8, 100] {
+            let parts = job.parts(7, &shards, most);
+            assert!(parts.iter().all(|part| part.places.len() <= most));
+            let places: Vec<usize> = parts.iter().flat_map(|part| part.places.clone()).collect();
+            assert_eq!(places, (0..13).collect::<Vec<_>>());
+            for part in &parts {
+                assert_eq!(part.dropout.iter().map(DropoutGroup::samples).sum::<usize>(), part.places.len());
+            }
+        }
+        let [first, second, third] = &job.parts(7, &shards, 5)[..] else { panic!("13 samples in parts of 5") };
+        let whole = &job.parts(7, &shards, 100)[0].dropout;
+        assert_eq!(first.dropout, [whole[0].clone().part(0..5)]);
+        assert_eq!(second.dropout, [whole[0].clone().part(5..8), whole[1].clone().part(0..2)]);
+        assert_eq!(third.dropout, [whole[1].clone().part(2..5)]);
+        assert_eq!(job.parts(7, &[(0, 0..0)], 5), [Part { places: 0..0, dropout: vec![] }], "a rank without samples has a gradient too");
+    }
+
+    #[test]
+    fn reproducible_parts_are_the_shards() {
+        let job = job(&["train.reproducible=true"]);
+        let parts = job.parts(7, &[(0, 0..8), (2, 8..13)], 1);
+        assert_eq!(parts.iter().map(|part| part.places.clone()).collect::<Vec<_>>(), [0..8, 8..13]);
     }
 }

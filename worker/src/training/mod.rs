@@ -9,6 +9,7 @@ pub mod clock;
 pub mod early_stop;
 pub mod exchange;
 pub mod job;
+mod micro_batch;
 pub mod record;
 pub mod schedule;
 pub mod single;

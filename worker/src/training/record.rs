@@ -52,5 +52,5 @@ pub trait Record {
 /// The current state, to be stored.
 pub fn snapshot(replica: &Replica) -> Result<Snapshot> {
     let _span = trace::span("snapshot", Some(replica.step()));
-    Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3() })
+    Ok(Snapshot { state: replica.export()?, weights_blake3: replica.weights_blake3()? })
 }

@@ -84,7 +84,7 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
                 record.recorder.fail(&problem);
                 bail!("the last checkpoint could not be stored: {problem}");
             }
-            let report = Finished { step, weights_blake3: replica.weights_blake3(), bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
+            let report = Finished { step, weights_blake3: replica.weights_blake3()?, bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
             // A run that was not stopped ends with an evaluation.
             let stopped = record.evaluated < step;
             Ok(Outcome { summary: record.recorder.finish(&[report])?, stopped })

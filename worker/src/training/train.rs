@@ -9,17 +9,19 @@ use anyhow::{Context, Result};
 use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
 use common::metrics::Evaluation;
-use common::ring::Values;
 use common::trace;
 use std::sync::Arc;
 
 use super::clock::StepClock;
 use super::early_stop::EarlyStop;
 use super::exchange::{Exchange, StepTotals};
-use super::job::Job;
+use super::job::{Job, Part};
+use super::micro_batch::micro_batch;
 use super::record::{Record, snapshot};
 use crate::data::{EvalLoader, TrainLoader};
-use crate::replica::{Replica, Sums};
+use crate::engine::Sums;
+use crate::optim::Update;
+use crate::replica::Replica;
 
 /// Training has reached a state from which no worker can go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ pub fn train(
     start: Start,
 ) -> Result<TrainingEnd> {
     let first = start.step;
+    let micro_batch = micro_batch(job, replica)?;
     let mut loader = TrainLoader::start(
         job.samples(source),
         job.plan.clone(),
@@ -87,11 +90,18 @@ pub fn train(
         clock.data_arrived();
 
         let planned = job.plan.global_count(step);
+        let scale = 1.0 / planned as f32;
         let mut mine = Sums::default();
-        for shards in job.parts(&batch.shards) {
-            let (images, labels) = batch.part(shards);
+        let parts = job.parts(step, &batch.shards, micro_batch);
+        for (number, Part { places, dropout }) in parts.iter().enumerate() {
+            let (inputs, labels) = batch.part(places);
+            let last = number + 1 == parts.len();
+            if exchange.is_alone() || !(last || exchange.takes_parts()) {
+                mine += replica.add_gradient(inputs, labels, scale, dropout)?;
+                continue;
+            }
             let mut sent = Ok(());
-            mine += replica.gradient(images, labels, 1.0 / planned as f32, &job.dropout(step, shards), &mut |offset, span| {
+            mine += replica.gradient(inputs, labels, scale, dropout, &mut |offset, span| {
                 if sent.is_ok() {
                     sent = exchange.add(offset, span);
                 }
@@ -121,9 +131,10 @@ pub fn train(
             ))
             .into());
         }
-        correct_for_skipped(exchange.gradient(), planned, all.count);
         let lr = job.learning_rate(step);
-        let update = replica.update(exchange.gradient(), step, lr).with_context(|| {
+        let update = Update { step, lr, factor: correction(planned, all.count) };
+        let updated = if exchange.is_alone() { replica.update_with_own(update) } else { replica.update(exchange.gradient(), update) };
+        let updated = updated.with_context(|| {
             format!("training stopped at step {step}{}", record.stored().map_or_else(String::new, |_| kept(stored, job)))
         })?;
         clock.updated();
@@ -133,7 +144,7 @@ pub fn train(
             record.skipped(step, &skipped.name, &skipped.problem)?;
         }
         loader.recycle(batch);
-        record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, update.grad_norm))?;
+        record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, updated.grad_norm))?;
         step += 1;
 
         let over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
@@ -168,23 +179,20 @@ fn kept(stored: u64, job: &Job) -> String {
 }
 
 /// The gradient was scaled by the planned number of samples; if corrupt samples were
-/// left out, this makes it the mean over the others.
-fn correct_for_skipped(gradient: &mut [Values], planned: u32, counted: u64) {
-    if counted != u64::from(planned) && counted > 0 {
-        let factor = planned as f32 / counted as f32;
-        gradient.iter_mut().for_each(|bucket| bucket.scale(factor));
-    }
+/// left out, this factor makes it the mean over the others.
+fn correction(planned: u32, counted: u64) -> f64 {
+    if counted == 0 { 1.0 } else { f64::from(planned) / counted as f64 }
 }
 
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
 /// no padding. Every rank returns the same result.
 pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
     let _span = trace::span("evaluation", Some(step));
-    let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256);
+    let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256).min(job.evaluates_at_a_time());
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
     let mut mine = StepTotals::default();
     while let Some(batch) = loader.next_batch()? {
-        let sums = replica.evaluate(&batch.images, &batch.labels)?;
+        let sums = replica.evaluate(batch.inputs.all(), &batch.labels)?;
         mine.loss += sums.loss;
         mine.top1 += u64::from(sums.top1);
         mine.top5 += u64::from(sums.top5);

@@ -1,0 +1,136 @@
+//! The engine whose state is in host memory: libtorch on the CPU. The parameters are
+//! views of one flat tensor that the optimizer writes in place, so an update copies
+//! nothing.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use common::config::Precision;
+use common::ring::Span;
+use common::simd::f32_to_bf16;
+use tch::{Kind, Tensor};
+
+use super::super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch};
+use super::network::{Network, to_host};
+use super::{slice, slice_mut, span};
+use crate::models::ParamLayout;
+use crate::optim::{Optimizer, Threads, Update, UpdateReport};
+
+pub(crate) struct HostEngine {
+    network: Network,
+    loss: Loss,
+    optimizer: Optimizer,
+    /// f32 master weights. In f32, the model computes with the same memory.
+    master: Tensor,
+    /// The bf16 weights that the model computes with.
+    mirror: Option<Tensor>,
+    /// The gradient of each parameter that waits for an update, or for more to be added.
+    kept: Vec<Option<Tensor>>,
+}
+
+impl HostEngine {
+    pub(crate) fn new(setup: EngineSetup<'_>) -> Result<Self, EngineError> {
+        let master = Tensor::f_from_slice(&setup.weights)?;
+        let kind = super::kind_of(setup.train.precision);
+        let mirror = if setup.train.precision == Precision::F32 { None } else { Some(master.f_to_kind(kind)?) };
+        let threads = Threads::new(setup.threads)?;
+        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master), Some(threads.clone()))?;
+        let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads);
+        let kept = network.layout.params().iter().map(|_| None).collect();
+        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, master, mirror, kept })
+    }
+}
+
+/// Adds new gradients to those that were kept, and hands the sums to the sink or keeps
+/// them. Sums of several are f32, whatever their addends are.
+fn collect(
+    layout: &ParamLayout,
+    kept: &mut [Option<Tensor>],
+    range: Range<usize>,
+    grads: Vec<Tensor>,
+    sink: &mut Option<Sink<'_>>,
+) -> Result<(), EngineError> {
+    // The last parameters first: their gradients were the first to be ready.
+    for ((param, kept), grad) in layout.params()[range.clone()].iter().zip(&mut kept[range]).zip(grads).rev() {
+        if grad.numel() != param.range().len() {
+            return Err(EngineError::NoGradient { parameter: param.name().to_owned() });
+        }
+        let grad = match kept.take() {
+            Some(sum) => sum.f_to_kind(Kind::Float)?.f_add(&grad)?,
+            None => grad,
+        };
+        let grad = grad.f_contiguous()?;
+        match sink {
+            Some(sink) => sink(param.range().start, span(&grad)?),
+            None => *kept = Some(grad),
+        }
+    }
+    Ok(())
+}
+
+impl Engine for HostEngine {
+    fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        let Self { network, loss, kept, .. } = self;
+        let head = |logits: &Tensor| {
+            let values = to_host(logits)?;
+            let mut slope = vec![0.0; values.len()];
+            let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
+            Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
+        };
+        network.gradient(batch, head, |range, grads| collect(&network.layout, kept, range, grads, &mut sink))
+    }
+
+    fn forget(&mut self) -> Result<(), EngineError> {
+        self.kept.iter_mut().for_each(|kept| *kept = None);
+        Ok(())
+    }
+
+    fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
+        let layout = &self.network.layout;
+        let own: Vec<Tensor> = match gradient {
+            Gradient::Summed(_) => Vec::new(),
+            Gradient::Own => {
+                let zeros =
+                    |param: &crate::models::ParamSpec| Tensor::f_zeros([param.range().len() as i64], (Kind::Float, tch::Device::Cpu));
+                let params = layout.params().iter().zip(&mut self.kept);
+                params.map(|(param, kept)| kept.take().map_or_else(|| zeros(param), Ok)).collect::<Result<_, _>>()?
+            }
+        };
+        let own: Vec<Span<'_>> = own.iter().map(span).collect::<Result<_, _>>()?;
+        let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
+        let total = layout.total();
+        // SAFETY: both are contiguous, in host memory and of their types; they do not
+        // overlap, and nothing computes while `&mut self` is held.
+        let (master, mirror) = unsafe { (slice_mut(&mut self.master, total), self.mirror.as_mut().map(|m| slice_mut(m, total))) };
+        Ok(self.optimizer.update(master, mirror, spans, update)?)
+    }
+
+    fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
+        self.network.logits(images)
+    }
+
+    fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        // SAFETY: f32, contiguous, in host memory; changed only through `&mut self`.
+        Ok(Cow::Borrowed(unsafe { slice(&self.master, self.network.layout.total()) }))
+    }
+
+    fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
+        Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
+    }
+
+    fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
+        let total = self.network.layout.total();
+        // SAFETY: as in `update`.
+        let (master, mirror) = unsafe { (slice_mut(&mut self.master, total), self.mirror.as_mut().map(|m| slice_mut(m, total))) };
+        write(master);
+        if let Some(mirror) = mirror {
+            f32_to_bf16(master, mirror);
+        }
+        Ok(())
+    }
+
+    fn write_optimizer_state(&mut self, write: &mut dyn FnMut(usize, &mut [f32])) -> Result<(), EngineError> {
+        self.optimizer.state_mut().enumerate().for_each(|(slot, (_, values))| write(slot, values));
+        Ok(())
+    }
+}

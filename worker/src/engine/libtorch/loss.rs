@@ -1,0 +1,107 @@
+//! [`Loss`] by libtorch's operations, so that logits need not leave their device.
+
+use tch::{Kind, Tensor};
+
+use super::super::{EngineError, Loss};
+
+/// What [`Loss::sums`] returns, still on the device.
+pub(super) struct DeviceSums {
+    /// `[3]`, f64: the summed loss, and how many samples have the label first and among
+    /// the first five.
+    pub(super) sums: Tensor,
+    /// The gradient of `scale` times the summed loss with respect to the logits.
+    pub(super) slope: Tensor,
+}
+
+/// As [`Loss::sums`]. `logits` are f32 `[n, classes]`, `labels` int64 `[n]`, both on the
+/// same device.
+pub(super) fn sums(loss: Loss, logits: &Tensor, labels: &Tensor, scale: f32) -> Result<DeviceSums, EngineError> {
+    let classes = logits.size()[1];
+    let column = labels.f_unsqueeze(1)?;
+    let one_hot = logits.f_zeros_like()?.f_scatter_value(1, &column, 1.0)?;
+    let own = logits.f_gather(1, &column, false)?;
+    let (losses, slope) = match loss {
+        Loss::CrossEntropy { smoothing } => {
+            let smoothing = f64::from(smoothing);
+            let logs = logits.f_log_softmax(1, Kind::Float)?;
+            let share = smoothing / classes as f64;
+            let target = one_hot.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(share)?;
+            let slope = logs.f_exp()?.f_sub(&target)?;
+            let losses = logs.f_gather(1, &column, false)?.f_mul_scalar(smoothing - 1.0)?;
+            let losses =
+                if smoothing > 0.0 { losses.f_sub(&logs.f_sum_dim_intlist(1, true, Kind::Float)?.f_mul_scalar(share)?)? } else { losses };
+            (losses, slope)
+        }
+        Loss::Mse => {
+            let slope = logits.f_sub(&one_hot)?;
+            (slope.f_square()?.f_sum_dim_intlist(1, true, Kind::Float)?.f_mul_scalar(0.5)?, slope)
+        }
+        Loss::Margin { delta } => {
+            let short = logits.f_sub(&own)?.f_add_scalar(f64::from(delta))?;
+            // A NaN must reach the loss.
+            let short_of = short.f_gt(0.0)?.f_logical_or(&short.f_isnan()?)?;
+            let counts = short_of.f_logical_and(&one_hot.f_eq(0.0)?)?;
+            let losses = short.f_masked_fill(&counts.f_logical_not()?, 0.0)?.f_sum_dim_intlist(1, true, Kind::Float)?;
+            let counts = counts.f_to_kind(Kind::Float)?;
+            let beaten = counts.f_sum_dim_intlist(1, true, Kind::Float)?;
+            (losses, counts.f_sub(&one_hot.f_mul(&beaten)?)?)
+        }
+        Loss::Perceptron => {
+            let wrong = own.f_gt(0.0)?.f_logical_not()?;
+            let losses = own.f_neg()?.f_masked_fill(&wrong.f_logical_not()?, 0.0)?;
+            (losses, one_hot.f_mul(&wrong.f_to_kind(Kind::Float)?)?.f_neg()?)
+        }
+    };
+    // How many classes come before the label: as `rank` on the host.
+    let places = Tensor::f_arange(classes, (Kind::Int64, logits.device()))?.f_unsqueeze(0)?;
+    let before = logits.f_eq_tensor(&own)?.f_logical_and(&places.f_lt_tensor(&column)?)?;
+    let better = logits.f_gt_tensor(&own)?.f_logical_or(&before)?.f_sum_dim_intlist(1, true, Kind::Int64)?;
+    let ranked = own.f_isnan()?.f_logical_not()?;
+    let first = match loss {
+        Loss::Perceptron => own.f_gt(0.0)?,
+        _ => better.f_eq(0)?.f_logical_and(&ranked)?,
+    };
+    let five = better.f_lt(5)?.f_logical_and(&ranked)?;
+    let total = |tensor: &Tensor| tensor.f_sum(Kind::Double);
+    let sums = Tensor::f_stack(&[total(&losses)?, total(&first)?, total(&five)?], 0)?;
+    Ok(DeviceSums { sums, slope: slope.f_mul_scalar(f64::from(scale))? })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::seed;
+
+    use super::*;
+
+    /// Logits with ties and a NaN, of every loss, against the host's sums.
+    #[test]
+    fn the_device_finds_what_the_host_finds() {
+        const CLASSES: usize = 7;
+        const ROWS: usize = 40;
+        let mut rng = seed::stream(3, "logits", &[]);
+        let labels: Vec<i32> = (0..ROWS).map(|_| seed::below(&mut rng, CLASSES as u32) as i32).collect();
+        let finite: Vec<f32> = (0..ROWS * CLASSES).map(|_| seed::below(&mut rng, 9) as f32 - 4.0).collect();
+        let mut spoilt = finite.clone();
+        spoilt[3 * CLASSES + labels[3] as usize] = f32::NAN;
+        let losses = [0.0, 0.1].map(|smoothing| Loss::CrossEntropy { smoothing });
+        for loss in losses.into_iter().chain([Loss::Mse, Loss::Margin { delta: 1.15 }, Loss::Perceptron]) {
+            for logits in [&finite, &spoilt] {
+                let mut slope = vec![0.0; logits.len()];
+                let host = loss.sums(logits, &labels, 0.25, Some(&mut slope));
+                let tensor = Tensor::from_slice(logits).view([ROWS as i64, CLASSES as i64]);
+                let labels: Vec<i64> = labels.iter().map(|&l| l.into()).collect();
+                let found = sums(loss, &tensor, &Tensor::from_slice(&labels), 0.25).unwrap();
+                let [total, first, five] = Vec::<f64>::try_from(found.sums).unwrap()[..] else { panic!("not three sums") };
+                assert_eq!((first as u32, five as u32), (host.top1, host.top5), "{loss:?}");
+                assert!((total - host.loss).abs() < 1e-4 || total.is_nan() && host.loss.is_nan(), "{loss:?}: {total} {}", host.loss);
+                let slopes = Vec::<f32>::try_from(found.slope.reshape([-1])).unwrap();
+                for (place, (found, expected)) in slopes.iter().zip(&slope).enumerate() {
+                    // What else a row with a NaN has is of no use to anybody.
+                    let row_is_spoilt = logits[place / CLASSES * CLASSES..][..CLASSES].iter().any(|l| l.is_nan());
+                    assert!((found - expected).abs() < 1e-6 || row_is_spoilt, "{loss:?} {place}: {found} {expected}");
+                }
+            }
+        }
+    }
+}
