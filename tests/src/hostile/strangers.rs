@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::net::{Alpn, COORDINATOR};
@@ -12,6 +12,7 @@ use quinn::{ClientConfig, Endpoint, EndpointConfig, TokioRuntime};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::watch;
 
 /// How soon a stranger that was turned away connects again. Most wait for a while,
 /// and the first `EAGER` ones hardly at all, so that no place stays free.
@@ -19,8 +20,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 const AGAIN_EAGER: Duration = Duration::from_millis(300);
 const EAGER: usize = 100;
 
-/// How often a connection is checked, and the time within which all strangers connect.
-const LOOK: Duration = Duration::from_millis(100);
+/// The time within which all strangers connect.
 const ARRIVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What has happened to idle strangers so far.
@@ -33,34 +33,38 @@ pub struct Counts {
     pub ended: AtomicUsize,
 }
 
-/// What a test tells its strangers.
-#[derive(Debug, Default)]
-pub struct Orders {
+/// What a test wants of its strangers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    ComeBack,
     /// Whoever is turned away stays away.
-    pub stay_away: AtomicBool,
-    pub stop: AtomicBool,
+    StayAway,
+    Stop,
 }
 
 /// Connects `count` strangers within ten seconds, half of them from one address and
 /// the others from many. Each sends nothing, and connects again some time after it
-/// was turned away, until told to stay away or to stop.
-pub async fn idle(run: &Path, coordinator: SocketAddr, count: usize, counts: Arc<Counts>, orders: Arc<Orders>) {
+/// was turned away, as `orders` say. They compute nothing while they wait.
+pub async fn idle(run: &Path, coordinator: SocketAddr, count: usize, counts: Arc<Counts>, orders: watch::Receiver<Order>) {
     let config = client(run);
     let mut here = tokio::task::JoinSet::new();
     for n in 0..count {
         let again = if n < EAGER { AGAIN_EAGER } else { AGAIN };
         let from = if n % 2 == 0 { 2 } else { 3 + (n / 2 % 50) as u8 };
-        let (config, counts, orders) = (config.clone(), Arc::clone(&counts), Arc::clone(&orders));
+        let (config, counts, mut orders) = (config.clone(), Arc::clone(&counts), orders.clone());
+        let mut stop = orders.clone();
         here.spawn(async move {
-            let stop = &orders.stop;
-            while !stop.load(Ordering::Relaxed) {
-                counts.tried.fetch_add(1, Ordering::Relaxed);
-                stay(from, &config, coordinator, &counts, stop).await;
-                let mut waited = Duration::ZERO;
-                while (waited < again || orders.stay_away.load(Ordering::Relaxed)) && !stop.load(Ordering::Relaxed) {
-                    tokio::time::sleep(LOOK).await;
-                    waited += LOOK;
+            let coming = async {
+                loop {
+                    counts.tried.fetch_add(1, Ordering::Relaxed);
+                    stay(from, &config, coordinator, &counts).await;
+                    tokio::time::sleep(again).await;
+                    let _ = orders.wait_for(|order| *order == Order::ComeBack).await;
                 }
+            };
+            tokio::select! {
+                () = coming => {}
+                _ = stop.wait_for(|order| *order == Order::Stop) => {}
             }
         });
         tokio::time::sleep(ARRIVE_WITHIN / count as u32).await;
@@ -69,7 +73,7 @@ pub async fn idle(run: &Path, coordinator: SocketAddr, count: usize, counts: Arc
 }
 
 /// One connection, from its attempt to its end.
-async fn stay(from: u8, config: &ClientConfig, coordinator: SocketAddr, counts: &Counts, stop: &AtomicBool) {
+async fn stay(from: u8, config: &ClientConfig, coordinator: SocketAddr, counts: &Counts) {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::new(127, 0, 0, from), 0)).unwrap_or_else(|e| panic!("127.0.0.{from}: {e}"));
     let mut large = EndpointConfig::default();
     // Loopback's first packets are larger than those of a network.
@@ -78,13 +82,9 @@ async fn stay(from: u8, config: &ClientConfig, coordinator: SocketAddr, counts: 
     let connecting = endpoint.connect_with(config.clone(), coordinator, COORDINATOR).unwrap_or_else(|e| panic!("{e}"));
     let Ok(connection) = connecting.await else { return };
     counts.open.fetch_add(1, Ordering::Relaxed);
-    while !stop.load(Ordering::Relaxed) && connection.close_reason().is_none() {
-        tokio::time::sleep(LOOK).await;
-    }
+    connection.closed().await;
     counts.open.fetch_sub(1, Ordering::Relaxed);
-    if connection.close_reason().is_some() {
-        counts.ended.fetch_add(1, Ordering::Relaxed);
-    }
+    counts.ended.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A stranger needs no certificate; it knows the run's authority, so that the

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use cluster_tests::hostile::strangers::Order;
 use cluster_tests::hostile::{HostilePeer, runtime_aside, strangers};
 use cluster_tests::record::{generations, median};
 use cluster_tests::scenario::{Scenario, events, free_port, join};
@@ -209,13 +210,13 @@ fn silent_strangers_keep_nobody_out() {
     let listed = self::token(&["list", &directory]);
     let id = listed.lines().last().and_then(|line| line.split_whitespace().next()).unwrap_or_else(|| panic!("{listed}"));
     let runtime = runtime_aside();
-    let (counts, orders) = (Arc::new(strangers::Counts::default()), Arc::new(strangers::Orders::default()));
+    let (counts, orders) = (Arc::new(strangers::Counts::default()), tokio::sync::watch::Sender::new(Order::ComeBack));
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&addr, &second)));
     let holding = runtime.spawn(hostile.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
     self::token(&["revoke", &directory, id]);
     let idle = {
-        let (run, counts, orders) = (run.clone(), Arc::clone(&counts), Arc::clone(&orders));
+        let (run, counts, orders) = (run.clone(), Arc::clone(&counts), orders.subscribe());
         let to = addr.parse().unwrap_or_else(|e| panic!("{addr}: {e}"));
         runtime.spawn(async move { strangers::idle(&run, to, STRANGERS, counts, orders).await })
     };
@@ -237,7 +238,7 @@ fn silent_strangers_keep_nobody_out() {
     let busy_join = one_more(&mut workers);
     let with_busy_join = coordinator.step_count();
 
-    orders.stay_away.store(true, Ordering::Relaxed);
+    orders.send_replace(Order::StayAway);
     stop.store(true, Ordering::Relaxed);
     // Whoever was on the way is in or turned away once nobody new has been counted.
     let mut tried = 0;
@@ -250,7 +251,7 @@ fn silent_strangers_keep_nobody_out() {
     println!("while strangers are idle: {counts:?}, {} ring connections are open", count(&held));
     // The coordinator waits some seconds for a request, and then turns a stranger away.
     assert!(count(&counts.tried) >= CROWD && count(&counts.ended) >= CROWD, "hardly anybody came");
-    orders.stop.store(true, Ordering::Relaxed);
+    orders.send_replace(Order::Stop);
     runtime.block_on(async { assert!(holding.await.is_ok() && idle.await.is_ok(), "the strangers failed") });
     let gone = stretch(&coordinator, pids);
 
