@@ -79,3 +79,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
+
+/// Asserts that two columns are equal within `tolerance` of each value, or of 1 where
+/// that is more.
+pub fn assert_close(one: &[f64], other: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(one.len(), other.len(), "{what}");
+    for (step, (a, b)) in one.iter().zip(other).enumerate() {
+        assert!((a - b).abs() <= tolerance * a.abs().max(1.0), "{what}, step {step}: {a} and {b}");
+    }
+}

@@ -1,17 +1,11 @@
 //! The engine that keeps its state on the device, under its name on the CPU: whole runs,
 //! alone and in clusters, beside the engine that keeps it in host memory.
 
+use cluster_tests::record::assert_close;
 use cluster_tests::scenario::{Scenario, digest};
 use cluster_tests::{LocalCluster, Running, signal};
 
 const RESIDENT: &str = "cpu:resident";
-
-fn assert_close(one: &[f64], other: &[f64], tolerance: f64, what: &str) {
-    assert_eq!(one.len(), other.len(), "{what}");
-    for (step, (a, b)) in one.iter().zip(other).enumerate() {
-        assert!((a - b).abs() <= tolerance * a.abs().max(1.0), "{what}, step {step}: {a} and {b}");
-    }
-}
 
 /// Fifty steps with dropout, momentum, clipping, smoothing, an evaluation and a resume.
 #[test]

@@ -1,6 +1,7 @@
 //! The result does not depend on how many workers compute it, nor on where
 //! their data comes from, nor on an interruption.
 
+use cluster_tests::record::assert_close;
 use cluster_tests::{Finished, LocalCluster, Running, pictures};
 use tempfile::TempDir;
 
@@ -9,13 +10,6 @@ const CONFIG: &str = "configs/alexnet-synthetic.toml";
 /// Gradients travel as f32, so that only the order of additions differs.
 /// Dropout stays on: its masks follow the shards, not the world.
 const COMPARABLE: [&str; 5] = ["train.optimizer=sgd", "train.lr=0.01", "cluster.wire=f32", "train.threads=1", "data.train=400"];
-
-fn close(a: &[f64], b: &[f64], tolerance: f64, what: &str) {
-    assert_eq!(a.len(), b.len(), "{what}");
-    for (step, (x, y)) in a.iter().zip(b).enumerate() {
-        assert!((x - y).abs() <= tolerance * x.abs().max(1.0), "{what}, step {step}: {x} and {y}");
-    }
-}
 
 fn checked(run: Finished, world: u64) -> Finished {
     let run = run.succeeded();
@@ -41,8 +35,8 @@ fn one_two_three_and_four_workers_give_the_same_loss_curve() {
     // 8 shards on 3 workers are owned unevenly: 3, 3 and 2.
     for world in [2, 3, 4] {
         let run = run(world);
-        close(&alone.column("loss"), &run.column("loss"), 2e-3, &format!("world {world}, loss"));
-        close(&alone.column("grad_norm"), &run.column("grad_norm"), 2e-2, &format!("world {world}, gradient norm"));
+        assert_close(&alone.column("loss"), &run.column("loss"), 2e-3, &format!("world {world}, loss"));
+        assert_close(&alone.column("grad_norm"), &run.column("grad_norm"), 2e-2, &format!("world {world}, gradient norm"));
         assert_eq!(alone.column("samples"), run.column("samples"));
         // The last step of an epoch takes what is left: 400 = 6 * 64 + 16.
         assert_eq!(run.column("samples")[6], 16.0);

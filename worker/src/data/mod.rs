@@ -19,5 +19,6 @@ pub use decode::{DecodeError, Picture, decode};
 pub use encode::write_png;
 pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
+pub(crate) use pipeline::panic_message;
 pub use pipeline::{Batch, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

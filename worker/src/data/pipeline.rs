@@ -114,7 +114,7 @@ impl Pipeline {
                     let result = match outcome {
                         Ok(Ok(())) => Ok(batch),
                         Ok(Err(e)) => Err(e),
-                        Err(panic) => Err(LoadError::Panicked(message(&*panic))),
+                        Err(panic) => Err(LoadError::Panicked(panic_message(&*panic))),
                     };
                     if give.send((number, result)).is_err() {
                         break;
@@ -163,7 +163,8 @@ impl Batch {
     }
 }
 
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
 }

@@ -41,6 +41,14 @@ impl HostEngine {
     }
 }
 
+/// The memory of both kinds of weights, to be written.
+fn weights_mut<'a>(master: &'a mut Tensor, mirror: &'a mut Option<Tensor>) -> (&'a mut [f32], Option<&'a mut [u16]>) {
+    let total = master.numel();
+    // SAFETY: both are contiguous, in host memory, as long and of these types; they do not
+    // overlap, and nothing computes while the engine is borrowed to be changed.
+    unsafe { (slice_mut(master, total), mirror.as_mut().map(|mirror| slice_mut(mirror, total))) }
+}
+
 /// Adds new gradients to those that were kept, and hands the sums to the sink or keeps
 /// them. Sums of several are f32, whatever their addends are.
 fn collect(
@@ -98,10 +106,7 @@ impl Engine for HostEngine {
         };
         let own: Vec<Span<'_>> = own.iter().map(span).collect::<Result<_, _>>()?;
         let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
-        let total = layout.total();
-        // SAFETY: both are contiguous, in host memory and of their types; they do not
-        // overlap, and nothing computes while `&mut self` is held.
-        let (master, mirror) = unsafe { (slice_mut(&mut self.master, total), self.mirror.as_mut().map(|m| slice_mut(m, total))) };
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
         Ok(self.optimizer.update(master, mirror, spans, update)?)
     }
 
@@ -119,9 +124,7 @@ impl Engine for HostEngine {
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
-        let total = self.network.layout.total();
-        // SAFETY: as in `update`.
-        let (master, mirror) = unsafe { (slice_mut(&mut self.master, total), self.mirror.as_mut().map(|m| slice_mut(m, total))) };
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
         write(master);
         if let Some(mirror) = mirror {
             f32_to_bf16(master, mirror);

@@ -20,7 +20,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::super::{EngineError, Images, Phases, TrainBatch, lap};
 use super::input;
-use crate::data::Inputs;
+use crate::data::{Inputs, panic_message};
 use crate::models::{InputShape, Model, ParamLayout, Pass};
 use crate::optim::Threads;
 
@@ -87,11 +87,7 @@ impl Network {
     /// A failure of libtorch within `work` as an error, also where burn makes a panic of
     /// it.
     fn guarded<T>(&self, samples: usize, work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-        let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-            Err(EngineError::Compute(text.unwrap_or_else(|| "no reason was given".to_owned())))
-        });
+        let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(EngineError::Compute(panic_message(&*panic))));
         outcome.map_err(|error| match error {
             EngineError::Compute(cause) => self.explained(&cause, samples),
             other => other,

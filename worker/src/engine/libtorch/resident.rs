@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use common::config::TrainConfig;
 use common::ring::Span;
 use tch::{Kind, Tensor, no_grad};
 
@@ -17,7 +18,6 @@ use super::network::{Network, to_host};
 use super::{loss, span};
 use crate::models::ParamLayout;
 use crate::optim::{NotFinite, Rule, Threads, Update, UpdateReport};
-use common::config::TrainConfig;
 
 /// Values that an update works on at a time: few enough for its temporary memory to be
 /// small beside the state, and enough to keep a GPU busy.
@@ -37,18 +37,9 @@ pub(crate) struct ResidentEngine {
     /// The gradient that waits for an update, flat, in the number format of the pass, or
     /// in f32 if it has several addends.
     kept: Tensor,
-    state: Kept,
+    /// The norm of `kept`; none if no gradient waits.
+    norm: Option<f64>,
     device: tch::Device,
-}
-
-/// What the engine's own gradient is.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kept {
-    Nothing,
-    /// With this norm.
-    Sum {
-        norm: f64,
-    },
 }
 
 impl ResidentEngine {
@@ -71,7 +62,7 @@ impl ResidentEngine {
             mirror,
             slots,
             kept: Tensor::f_zeros([total], (kind, device))?,
-            state: Kept::Nothing,
+            norm: None,
             device,
         })
     }
@@ -95,7 +86,7 @@ impl ResidentEngine {
         Ok(flat)
     }
 
-    /// Applies the rule to weights and state, piece by piece. `gradient` may be written to.
+    /// Applies the rule to weights and state, piece by piece.
     fn apply(&mut self, gradient: &Tensor, rule: &Rule) -> Result<(), EngineError> {
         let total = self.network.layout.total();
         for start in (0..total).step_by(PIECE) {
@@ -188,7 +179,7 @@ impl Engine for ResidentEngine {
     fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
         let labels: Vec<i64> = batch.labels.iter().map(|&label| label.into()).collect();
         let labels = Tensor::f_from_slice(&labels)?.f_to_device(self.device)?;
-        let add = self.state != Kept::Nothing;
+        let add = self.norm.is_some();
         if add && self.kept.kind() != Kind::Float {
             self.kept = self.kept.f_to_kind(Kind::Float)?;
         }
@@ -208,19 +199,20 @@ impl Engine for ResidentEngine {
             Ok(())
         })?;
         // The only wait of a step that is not for the ring.
-        let norm = if sink.is_some() { statistics.f_narrow(0, 0, 1)?.f_squeeze()? } else { norm(kept)? };
-        let read: Vec<f64> = Vec::try_from(Tensor::f_cat(&[statistics, norm.f_unsqueeze(0)?], 0)?)?;
-        let [loss, top1, top5, norm] = read[..] else { return Err(EngineError::Compute("statistics are missing".to_owned())) };
-        if sink.is_some() {
-            self.forget()?;
-        } else {
-            self.state = Kept::Sum { norm };
+        let read = if sink.is_some() { statistics } else { Tensor::f_cat(&[statistics, norm(kept)?.f_unsqueeze(0)?], 0)? };
+        let read: Vec<f64> = Vec::try_from(read)?;
+        let [loss, top1, top5, ref norm @ ..] = read[..] else {
+            return Err(EngineError::Compute("statistics are missing".to_owned()));
+        };
+        match norm.first() {
+            Some(&norm) => self.norm = Some(norm),
+            None => self.forget()?,
         }
         Ok((Sums { loss, top1: top1 as u32, top5: top5 as u32, count: batch.labels.len() as u32 }, phases))
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
-        self.state = Kept::Nothing;
+        self.norm = None;
         let kind = super::kind_of(self.train.precision);
         if self.kept.kind() != kind {
             self.kept = self.kept.f_to_kind(kind)?;
@@ -232,10 +224,10 @@ impl Engine for ResidentEngine {
         let (flat, norm) = match gradient {
             // The same norm on every rank, whatever its device.
             Gradient::Summed(spans) => (self.upload(spans)?, self.threads.norm(spans)?),
-            Gradient::Own => match self.state {
-                Kept::Nothing => (self.kept.f_zeros_like()?, 0.0),
-                Kept::Sum { norm } if norm.is_finite() => (self.kept.shallow_clone(), norm),
-                Kept::Sum { .. } => return Err(self.first_not_finite()?.into()),
+            Gradient::Own => match self.norm {
+                None => (self.kept.f_zeros_like()?, 0.0),
+                Some(norm) if norm.is_finite() => (self.kept.shallow_clone(), norm),
+                Some(_) => return Err(self.first_not_finite()?.into()),
             },
         };
         let clipped = update.clip(self.train.clip_norm, norm);
