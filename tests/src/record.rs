@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
+
+use crate::until;
 
 /// The lines of one of a run's files. A line that is being written does not count yet.
 fn lines(run: &Path, name: &str) -> Vec<Value> {
@@ -49,6 +52,14 @@ pub fn generations(run: &Path) -> Vec<Generation> {
         members: line["members"].as_array().into_iter().flatten().filter_map(member).collect(),
     };
     found.map(read).collect()
+}
+
+/// Waits until the newest ring of a run has this many members and has trained.
+pub fn wait_for_ring(run: &Path, members: usize) {
+    until(&format!("ring of {members} that trains"), Duration::from_secs(30), || {
+        let ring = generations(run).pop().filter(|ring| ring.members.len() == members)?;
+        (committed(run) > ring.step + 2).then_some(())
+    });
 }
 
 /// The name of the worker with this ring address, once it has joined.

@@ -13,6 +13,9 @@ use crate::{Finished, LocalCluster, Running};
 
 const CONFIG: &str = "configs/alexnet-synthetic.toml";
 
+/// More steps than any machine gets through in a test.
+pub const ENDLESS: usize = 1_000_000;
+
 /// A small model in four shards.
 const SETS: [&str; 8] = [
     "train.reproducible=true",
@@ -42,6 +45,13 @@ impl Scenario {
             "train.checkpoint_steps=1000".to_owned(),
         ];
         Self { folder, steps, sets: SETS.iter().map(|s| (*s).to_owned()).chain(own).collect() }
+    }
+
+    /// A run that ends when it is stopped and not before, however fast the machine is: for
+    /// tests in which something must happen before its end. It has no checkpoint and no
+    /// evaluation before that.
+    pub fn endless() -> Self {
+        Self::new(ENDLESS).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000000")
     }
 
     /// Changes one key of the config.
@@ -113,6 +123,19 @@ impl Scenario {
         let mut coordinator = Running::start_in("coordinator", &arguments, environment);
         coordinator.path = self.run_dir();
         coordinator
+    }
+
+    /// Ends a run as Ctrl-C does, after the step in flight, and waits for it.
+    pub fn stop(coordinator: Running) -> Finished {
+        coordinator.signal(libc::SIGINT);
+        coordinator.wait().succeeded()
+    }
+
+    /// Asserts that a run that was stopped is, so far, what an undisturbed run of as many
+    /// steps is.
+    pub fn assert_undisturbed(&self, run: &Finished) {
+        let undisturbed = self.of_steps(run.steps().len());
+        undisturbed.assert_whole(run, &undisturbed.quiet());
     }
 
     /// Asserts that nothing of the run was lost or changed: every step is on the

@@ -180,8 +180,7 @@ impl<'a> Chaos<'a> {
     pub fn stop_undisturbed(self) -> Finished {
         let scenario = self.scenario;
         let run = self.stop();
-        let undisturbed = scenario.of_steps(run.steps().len());
-        undisturbed.assert_whole(&run, &undisturbed.quiet());
+        scenario.assert_undisturbed(&run);
         run
     }
 }

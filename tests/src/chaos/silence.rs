@@ -69,9 +69,9 @@ pub fn pace() -> Conditions {
     Conditions { delay: Duration::from_millis(6), ..Conditions::default() }
 }
 
-/// A run without any checkpoint before its end, which comes when it is stopped.
+/// A run without any checkpoint before it is stopped.
 pub fn scenario() -> Scenario {
-    Scenario::new(1_000_000).set("train.checkpoint_steps=1000000").set("train.epochs=1000").set("train.eval_epochs=1000")
+    Scenario::endless()
 }
 
 /// The outcome of one silence.

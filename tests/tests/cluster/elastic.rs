@@ -1,16 +1,15 @@
 //! Workers come, go, die and freeze, and the weights are those of a run in which
 //! nothing happened: the same bits. Every test checks that its fault did happen.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use cluster_tests::record::{generations, wait_for_ring};
 use cluster_tests::scenario::{Scenario, events, free_port, join};
-use cluster_tests::{Running, gone, join_line, signal};
+use cluster_tests::{Running, gone, join_line, signal, until};
 
 #[test]
 fn killed_workers_are_replaced_and_not_a_bit_is_lost() {
-    // Long enough for the last one to be in the ring again before the end.
-    let scenario = Scenario::new(200);
-    let expected = scenario.quiet();
+    let scenario = Scenario::endless();
     let mut running = scenario.local(3).start();
     for (n, steps) in [8, 35, 70, 95].into_iter().enumerate() {
         running.wait_for_steps(steps);
@@ -18,8 +17,11 @@ fn killed_workers_are_replaced_and_not_a_bit_is_lost() {
         // A different worker each time, including rank 0.
         signal(victims[n % victims.len()], libc::SIGKILL);
     }
-    let run = running.wait().succeeded();
-    scenario.assert_whole(&run, &expected);
+    let rings = generations(&running.path).len();
+    until("ring after the last kill", Duration::from_secs(30), || (generations(&running.path).len() > rings).then_some(()));
+    wait_for_ring(&running.path, 3);
+    let run = Scenario::stop(running);
+    scenario.assert_undisturbed(&run);
     let summary = run.summary();
     let recoveries = summary["recoveries"].as_array().map_or(0, Vec::len);
     assert!((2..=4).contains(&recoveries), "4 kills, some of which may fall into one recovery: {summary}");
@@ -29,41 +31,38 @@ fn killed_workers_are_replaced_and_not_a_bit_is_lost() {
 
 #[test]
 fn a_frozen_worker_is_given_up_and_comes_back_as_a_newcomer() {
-    let scenario = Scenario::new(120);
-    let expected = scenario.quiet();
+    let scenario = Scenario::endless();
     let mut running = scenario.local(3).start();
     running.wait_for_steps(10);
     let frozen = running.children()[1];
     signal(frozen, libc::SIGSTOP);
     // The others go on without it.
     running.wait_for_steps(30);
+    wait_for_ring(&running.path, 2);
     signal(frozen, libc::SIGCONT);
-    let run = running.wait().succeeded();
-    scenario.assert_whole(&run, &expected);
+    wait_for_ring(&running.path, 3);
+    let run = Scenario::stop(running);
+    scenario.assert_undisturbed(&run);
     assert!(run.stderr.contains("was not heard for 1000 ms"), "{}", run.stderr);
     assert!(events(&run.path, "worker_joined") >= 4, "three joined, and one of them again");
 }
 
 #[test]
 fn workers_join_and_leave_while_the_run_goes_on() {
-    let scenario = Scenario::new(120);
-    let expected = scenario.quiet();
+    let scenario = Scenario::endless();
     let mut running = scenario.local(1).start();
     let (addr, token) = join_line(&running.path);
     running.wait_for_steps(5);
     let newcomer = join(&addr, &token, &[]);
-    let start = Instant::now();
-    while !std::fs::read_to_string(running.path.join("journal.jsonl")).unwrap_or_default().contains("\"workers\":2") {
-        assert!(start.elapsed() < Duration::from_secs(30), "the newcomer is not let in");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for_ring(&running.path, 2);
     let here = running.step_count();
     running.wait_for_steps(here + 10);
     Running::start("worker", &["leave", &newcomer.id().to_string()]).wait().succeeded();
     let left = newcomer.wait().succeeded();
     assert!(left.stderr.contains("took over the state") && left.stderr.contains("leaving the run"), "{}", left.stderr);
-    let run = running.wait().succeeded();
-    scenario.assert_whole(&run, &expected);
+    wait_for_ring(&running.path, 1);
+    let run = Scenario::stop(running);
+    scenario.assert_undisturbed(&run);
     assert_eq!(run.summary()["generations"], 3);
     // A clean goodbye is no loss.
     assert_eq!(run.summary()["recoveries"].as_array().map(Vec::len), Some(0));
@@ -97,18 +96,20 @@ fn below_min_workers_the_run_waits() {
 #[test]
 fn a_spare_takes_the_place_of_a_lost_worker() {
     // Four shards, five workers.
-    let scenario = Scenario::new(120);
-    let expected = scenario.quiet();
+    let scenario = Scenario::endless();
     let mut running = scenario.local(4).start();
     let (addr, token) = join_line(&running.path);
     running.wait_for_steps(3);
     let spare = join(&addr, &token, &[]);
     running.wait_for_steps(30);
     let victim = running.children()[0];
+    until("spare that waits", Duration::from_secs(30), || spare.log().contains("waiting as a spare").then_some(()));
+    let rings = generations(&running.path).len();
     signal(victim, libc::SIGKILL);
-    let run = running.wait().succeeded();
+    until("ring with the spare", Duration::from_secs(30), || (generations(&running.path).len() > rings).then_some(()));
+    let run = Scenario::stop(running);
     assert!(gone(&[victim]));
     let spare = spare.wait().succeeded();
     assert!(spare.stderr.contains("waiting as a spare") && spare.stderr.contains("took over the state"), "{}", spare.stderr);
-    scenario.assert_whole(&run, &expected);
+    scenario.assert_undisturbed(&run);
 }

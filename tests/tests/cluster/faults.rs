@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cluster_tests::chaos::conditions::{Conditions, Node};
 use cluster_tests::chaos::disk::SlowDisk;
 use cluster_tests::chaos::{Chaos, Fault, Moment, Then};
-use cluster_tests::scenario::{Scenario, assert_audited, digest, events, free_port, join};
+use cluster_tests::scenario::{ENDLESS, Scenario, assert_audited, digest, events, free_port, join};
 use cluster_tests::{Running, join_line, pictures, record, until};
 use tempfile::TempDir;
 
@@ -95,7 +95,7 @@ fn the_last_holder_that_leaves_stores_what_it_holds() {
 
 #[test]
 fn a_worker_with_a_fixed_ring_port_comes_back_whenever_it_was_frozen() {
-    let scenario = Scenario::new(1_000_000).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000000");
+    let scenario = Scenario::endless();
     // Every worker of these clusters has a port of its own for the ring.
     let mut chaos = Chaos::start(&scenario, 2, 1);
     chaos.settle_conditions(Conditions { delay: Duration::from_millis(5), ..Conditions::default() });
@@ -138,7 +138,7 @@ fn longest_pause(chaos: &Chaos<'_>, time: Duration) -> Duration {
 #[test]
 fn a_coordinator_killed_during_an_upload_and_back_at_once_holds_nobody_up() {
     const MOST: Duration = Duration::from_secs(4);
-    let scenario = Scenario::new(1_000_000).set("train.checkpoint_steps=10").set("train.eval_epochs=1000000");
+    let scenario = Scenario::endless().set("train.checkpoint_steps=10");
     // A disk on which an upload takes long enough to be found; the next one is due soon.
     let disk = SlowDisk::build();
     let mut chaos = Chaos::start_on(&scenario, 2, 2, disk);
@@ -184,16 +184,17 @@ fn with_pictures(folder: &Path) -> PathBuf {
     let config = folder.join("pictures.toml");
     let text = format!(
         "name = \"pictures\"\n[model]\nkind = \"alexnet\"\nwidth = 0.0625\n[data]\nkind = \"images\"\npath = {data:?}\nimage_size = 64\n\
-         [train]\nepochs = 1000\nmax_steps = 300\neval_epochs = 1000\ncheckpoint_steps = 1000\nglobal_batch = 16\nshards = 4\n\
+         [train]\nepochs = 1000\nmax_steps = {ENDLESS}\neval_epochs = 1000\ncheckpoint_steps = 1000\nglobal_batch = 16\nshards = 4\n\
          optimizer = \"adamw\"\nlr = 0.001\nschedule = \"constant\"\nreproducible = true\n[cluster]\ntimeout_ms = 1000\n"
     );
     fs::write(&config, text).unwrap_or_else(|e| panic!("{}: {e}", config.display()));
     config
 }
 
-fn quiet(config: &Path, folder: &Path) -> String {
-    let run = folder.join("quiet");
-    let arguments = ["train", &config.display().to_string(), "-q", "--run-dir", &run.display().to_string()];
+/// The digest of this many undisturbed steps.
+fn quiet(config: &Path, folder: &Path, steps: usize) -> String {
+    let (run, steps) = (folder.join("quiet"), format!("train.max_steps={steps}"));
+    let arguments = ["train", &config.display().to_string(), "-q", "--run-dir", &run.display().to_string(), "--set", &steps];
     Running::start("worker", &arguments).wait().succeeded();
     digest(&run)
 }
@@ -211,7 +212,6 @@ fn serve(config: &Path, run: &Path, port: u16, workers: &str, more: &[&str]) -> 
 fn a_worker_whose_copy_of_the_data_breaks_leaves_and_the_others_go_on() {
     let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
     let config = with_pictures(folder.path());
-    let expected = quiet(&config, folder.path());
     let [good, copy, other, run] = ["data", "copy", "other", "run"].map(|name| folder.path().join(name));
     pictures::class_folders(&copy, 3, 24, 6);
     pictures::class_folders(&other, 3, 23, 6);
@@ -229,11 +229,13 @@ fn a_worker_whose_copy_of_the_data_breaks_leaves_and_the_others_go_on() {
     fs::remove_dir_all(copy.join("train/class 0")).unwrap_or_else(|e| panic!("{e}"));
     let left = broken.wait();
     assert!(!left.status.success() && left.stderr.contains("class 0"), "{}", left.stderr);
-    let run = coordinator.wait().succeeded();
+    record::wait_for_ring(&run, 2);
+    let run = Scenario::stop(coordinator);
     for worker in workers {
         worker.wait().succeeded();
     }
-    assert_eq!(run.digest(), expected, "{}", run.stderr);
+    // The undisturbed run reads the same pictures.
+    assert_eq!(run.digest(), quiet(&config, folder.path(), run.steps().len()), "{}", run.stderr);
     assert_audited(&run.path);
     // The reason is in the log and on the record.
     let journal = fs::read_to_string(run.path.join("journal.jsonl")).unwrap_or_default();
@@ -247,7 +249,6 @@ fn a_worker_whose_copy_of_the_data_breaks_leaves_and_the_others_go_on() {
 fn a_run_is_not_resumed_over_other_data() {
     let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
     let config = with_pictures(folder.path());
-    let expected = quiet(&config, folder.path());
     let run = folder.path().join("run");
     let port = free_port();
     let mut coordinator = serve(&config, &run, port, "1", &[]);
@@ -277,10 +278,12 @@ fn a_run_is_not_resumed_over_other_data() {
     }
 
     let before = record::committed(&run);
-    let coordinator = serve(&config, &run, port, "1", &["--resume"]);
+    let mut coordinator = serve(&config, &run, port, "1", &["--resume"]);
     let worker = join(&addr, &token, &[]);
-    let resumed = coordinator.wait().succeeded();
+    coordinator.wait_for_steps(before as usize + 20);
+    let resumed = Scenario::stop(coordinator);
     worker.wait().succeeded();
+    let expected = quiet(&config, folder.path(), resumed.steps().len());
     assert_eq!(resumed.digest(), expected, "{before} steps before: {}", resumed.stderr);
     assert_audited(&run);
 }

@@ -17,8 +17,6 @@ use cluster_tests::{Running, record, resident_mb, until};
 use common::audit::TrainedSamples;
 use common::wire::messages::{BulkReply, BulkRequest, ToCoordinator, ToWorker};
 
-/// More steps than any run gets to: each is stopped.
-const STEPS: usize = 1_000_000;
 const WORKERS: u32 = 2;
 
 /// A step that no run of these tests reaches.
@@ -29,7 +27,7 @@ const MEMORY_MB: f64 = 50.0;
 
 /// The run has checkpoints to fall back to, and to tamper with.
 fn scenario() -> Scenario {
-    Scenario::new(STEPS).set("train.checkpoint_steps=40").set("cluster.stall_ms=3000")
+    Scenario::endless().set("train.checkpoint_steps=40").set("cluster.stall_ms=3000")
 }
 
 /// A run that trains, so slowly that there is time for every attack.

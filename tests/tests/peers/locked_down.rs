@@ -20,8 +20,7 @@ fn token(arguments: &[&str]) -> String {
 
 #[test]
 fn a_revoked_token_sends_its_workers_away_and_lets_nobody_in() {
-    let scenario = Scenario::new(200);
-    let expected = scenario.quiet();
+    let scenario = Scenario::endless();
     let mut coordinator = scenario.serve(free_port(), 2, &[]);
     let (addr, first) = join_line(&scenario.run_dir());
     let run_dir = scenario.run_dir().display().to_string();
@@ -43,9 +42,9 @@ fn a_revoked_token_sends_its_workers_away_and_lets_nobody_in() {
     join(&addr, &second, &[]).wait().failed(1, &["this token was revoked"]);
     Running::start("coordinator", &["token", "revoke", &run_dir, "00000000"]).wait().failed(1, &["no token `00000000`"]);
 
-    let run = coordinator.wait().succeeded();
+    let run = Scenario::stop(coordinator);
     good.wait().succeeded();
-    scenario.assert_whole(&run, &expected);
+    scenario.assert_undisturbed(&run);
     assert_eq!(events(&run.path, "revoked"), 1, "the journal remembers it should tokens.json be lost");
     for secret in [&first, &second, &expired] {
         assert!(!run.stderr.contains(secret.as_str()), "a token is in the log");
@@ -101,7 +100,7 @@ async fn enrol_wrongly(address: SocketAddr, token: &Token, times: usize) -> u64 
 /// that is asserted leaves room for other tests on the machine.
 #[test]
 fn strangers_cost_little_time_and_little_memory() {
-    let scenario = Scenario::new(1900);
+    let scenario = Scenario::endless();
     let mut coordinator = scenario.serve(free_port(), 1, &[]);
     let (addr, token) = join_line(&scenario.run_dir());
     let ring_port = free_port();
@@ -134,7 +133,7 @@ fn strangers_cost_little_time_and_little_memory() {
     assert!(refused == 1000 && sent as f64 > 5000.0 * took.as_secs_f64(), "{sent} datagrams and {refused} refusals in {took:?}");
     assert!(loud > quiet + 100, "only {} steps while strangers tried to enrol", loud - quiet);
 
-    let run = coordinator.wait().succeeded();
+    let run = Scenario::stop(coordinator);
     worker.wait().succeeded();
     let times = run.column("step_ms");
     let (calm, disturbed) = (median(times[50..quiet].to_vec()), median(times[quiet..loud].to_vec()));
@@ -171,9 +170,9 @@ fn stretch(coordinator: &Running, pids: [u32; 2]) -> (usize, usize, f64) {
 }
 
 /// A thousand strangers connect as if to enrol and send nothing, and a peer whose
-/// token was revoked holds 90 silent ring connections to a worker. At first each
-/// stranger that is turned away comes back, and then all stay away once they were
-/// turned away, which happens to whoever is idle for some seconds.
+/// token was revoked holds 90 silent ring connections to a worker. At first they are idle:
+/// whoever is turned away, which happens after some seconds, stays away. Then all come
+/// back, again and again.
 /// What the steps cost is printed; the bounds that are asserted leave room for other
 /// tests on the machine.
 #[test]
@@ -183,7 +182,7 @@ fn silent_strangers_keep_nobody_out() {
     const CROWD: usize = 200;
     const RINGS: usize = 90;
     const JOINS_WITHIN: Duration = Duration::from_secs(5);
-    let scenario = Scenario::new(1_000_000).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000000");
+    let scenario = Scenario::endless();
     let mut coordinator = scenario.serve(free_port(), 2, &[]);
     let (addr, token) = join_line(&scenario.run_dir());
     let run = scenario.run_dir();
@@ -210,7 +209,7 @@ fn silent_strangers_keep_nobody_out() {
     let listed = self::token(&["list", &directory]);
     let id = listed.lines().last().and_then(|line| line.split_whitespace().next()).unwrap_or_else(|| panic!("{listed}"));
     let runtime = runtime_aside();
-    let (counts, orders) = (Arc::new(strangers::Counts::default()), tokio::sync::watch::Sender::new(Order::ComeBack));
+    let (counts, orders) = (Arc::new(strangers::Counts::default()), tokio::sync::watch::Sender::new(Order::StayAway));
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&addr, &second)));
     let holding = runtime.spawn(hostile.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
@@ -232,55 +231,41 @@ fn silent_strangers_keep_nobody_out() {
         assert!(arriving.elapsed() < Duration::from_secs(180), "only {counts:?} after {:?}", arriving.elapsed());
         std::thread::sleep(Duration::from_millis(100));
     }
+    let idle_stretch = stretch(&coordinator, pids);
+    println!("while strangers are idle: {counts:?}, {} ring connections are open", count(&held));
+    orders.send_replace(Order::ComeBack);
+    let all = count(&counts.tried);
+    until("strangers that come back", Duration::from_secs(60), || (count(&counts.tried) > all + CROWD / 4).then_some(()));
     let coming = stretch(&coordinator, pids);
     let during = pids.map(resident_mb);
     println!("while strangers come back: {counts:?}, {} ring connections are open", count(&held));
     let busy_join = one_more(&mut workers);
-    let with_busy_join = coordinator.step_count();
-
-    orders.send_replace(Order::StayAway);
     stop.store(true, Ordering::Relaxed);
-    // Whoever was on the way is in or turned away once nobody new has been counted.
-    let mut tried = 0;
-    until("strangers that stay away", Duration::from_secs(60), || {
-        std::thread::sleep(Duration::from_secs(1));
-        let before = std::mem::replace(&mut tried, count(&counts.tried));
-        (before == tried).then_some(())
-    });
-    let idle_stretch = stretch(&coordinator, pids);
-    println!("while strangers are idle: {counts:?}, {} ring connections are open", count(&held));
     // The coordinator waits some seconds for a request, and then turns a stranger away.
     assert!(count(&counts.tried) >= CROWD && count(&counts.ended) >= CROWD, "hardly anybody came");
     orders.send_replace(Order::Stop);
     runtime.block_on(async { assert!(holding.await.is_ok() && idle.await.is_ok(), "the strangers failed") });
-    let gone = stretch(&coordinator, pids);
-
-    coordinator.signal(libc::SIGINT);
-    let run = coordinator.wait().succeeded();
+    let run = Scenario::stop(coordinator);
     for worker in workers.into_iter().chain([first]) {
         worker.wait().succeeded();
     }
     let times = run.column("step_ms");
     let of = |(from, to, cpu_ms): (usize, usize, f64)| Stretch { step_ms: median(times[from..to].to_vec()), cpu_ms };
     let grown = [during[0] - before[0], during[1] - before[1]];
-    assert!(coming.1 > coming.0 && idle_stretch.0 >= with_busy_join, "{coming:?} {idle_stretch:?}");
-    let [calm, coming, idle_stretch, gone] = [calm, coming, idle_stretch, gone].map(of);
+    let [calm, idle_stretch, coming] = [calm, idle_stretch, coming].map(of);
     println!(
         "a newcomer is in the ring after {busy_join:.1?} ({calm_join:.1?} without strangers); \
          memory of coordinator and worker + {:.1} and + {:.1} MB",
         grown[0], grown[1]
     );
-    for (what, stretch) in [
-        ("three workers, before strangers came", &calm),
-        ("three workers, strangers come back all the time", &coming),
-        ("four workers, strangers were idle and do not come back", &idle_stretch),
-        ("four workers, strangers have gone", &gone),
-    ] {
+    for (what, stretch) in
+        [("before strangers came", &calm), ("strangers are idle", &idle_stretch), ("strangers come back all the time", &coming)]
+    {
         println!("{what}: a step takes {:.2} ms, of it {:.2} ms on the processors", stretch.step_ms, stretch.cpu_ms);
     }
     assert!(busy_join < JOINS_WITHIN.max(calm_join * 3), "a newcomer was kept out for {busy_join:?}");
     assert!(grown.iter().all(|mb| *mb < 50.0), "memory grew by {grown:?} MB");
     assert!(coming.step_ms < 2.0 * calm.step_ms, "a step took {:.2} ms before and {:.2} ms meanwhile", calm.step_ms, coming.step_ms);
-    assert!(idle_stretch.step_ms < 1.5 * gone.step_ms, "a step takes {:.2} ms, and {:.2} ms later", idle_stretch.step_ms, gone.step_ms);
+    assert!(idle_stretch.step_ms < 1.5 * calm.step_ms, "a step took {:.2} ms before, {:.2} ms now", calm.step_ms, idle_stretch.step_ms);
     assert!(run.stderr.lines().count() < 300, "the log has {} lines", run.stderr.lines().count());
 }

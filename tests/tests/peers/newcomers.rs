@@ -11,7 +11,7 @@ use cluster_tests::chaos::Chaos;
 use cluster_tests::chaos::conditions::{Conditions, Node};
 use cluster_tests::hostile::member::{AsDonor, Behaviour, Counts, InRing, play};
 use cluster_tests::hostile::{HostilePeer, runtime};
-use cluster_tests::scenario::{Scenario, assert_audited, free_port, join};
+use cluster_tests::scenario::{ENDLESS, Scenario, assert_audited, free_port, join};
 use cluster_tests::{aside, join_line, record, until};
 
 /// How long a newcomer is bad, and how long the ring is measured without it.
@@ -24,9 +24,6 @@ const COST: Duration = Duration::from_secs(3);
 /// An honest newcomer is in the ring within this time, whatever newcomers came before it.
 const LET_IN: Duration = Duration::from_secs(30);
 
-/// More steps than any machine gets through; each run is stopped.
-const STEPS: usize = 100_000;
-
 /// A network so slow that it decides how long a step takes, and not other load on
 /// this machine.
 fn pace() -> Conditions {
@@ -34,7 +31,7 @@ fn pace() -> Conditions {
 }
 
 fn scenario() -> Scenario {
-    Scenario::new(STEPS).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000")
+    Scenario::endless()
 }
 
 /// A run that trains; `quiet` is its speed in steps a second before any newcomer came.
@@ -155,7 +152,7 @@ fn one_that_cannot_be_reached_is_left_out() {
 /// each other: one of them trains, and the log says why the other does not.
 #[test]
 fn one_that_is_reached_by_another_network_is_left_out() {
-    let scenario = Scenario::new(STEPS).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000");
+    let scenario = Scenario::endless();
     let port = free_port();
     let coordinator = scenario.serve_on(&format!("[::]:{port}"), 2, &[], &[]);
     let token = join_line(&scenario.run_dir()).1;
@@ -217,7 +214,7 @@ fn a_slow_one_does_not_hold_the_ring_up() {
 #[test]
 fn a_hostile_one_forms_no_ring_and_gives_no_state() {
     let scenario = scenario();
-    let behaviour = Behaviour { claim: STEPS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
+    let behaviour = Behaviour { claim: ENDLESS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
     let comes = |chaos: &mut Chaos<'_>| {
         let runtime = runtime();
         let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
