@@ -4,7 +4,7 @@
 # but cargo and a C compiler, and is slower.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libtorch build data train test test-flex lint bench bench-gpu chaos fuzz clean-runs
+.PHONY: help setup libtorch build data train test test-flex test-cuda lint bench bench-gpu chaos fuzz clean-runs
 
 ifdef FLEX
 TARGET := target/flex
@@ -44,6 +44,9 @@ test: libtorch ## all tests
 
 test-flex: setup ## build without libtorch, train and test on the flex device
 	scripts/test-flex.sh
+
+test-cuda: setup ## build with CUDA's libtorch, check what a machine without a GPU can tell
+	scripts/test-cuda.sh
 
 lint: libtorch ## format, clippy, docs, licences
 	cargo fmt --all --check

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts libtorch in place and tells cargo where it is.
 #
-#   scripts/libtorch.sh          find or fetch libtorch, write .cargo/config.toml
+#   scripts/libtorch.sh                    find or fetch libtorch, write .cargo/config.toml
+#   scripts/libtorch.sh cpu|cuda [VERSION]  fetch this one, and print its folder
 #
 # The order: $LIBTORCH if set; a copy in the user's cache directory; the torch
 # wheel by pip; the official zip where pip is missing. Nothing is installed
@@ -9,7 +10,8 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-version=2.9.0
+wanted=${1:-}
+version=${2:-2.9.0}
 cudart=nvidia-cuda-runtime-cu12==12.8.90
 cupti=nvidia-cuda-cupti-cu12==12.8.90
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/ringleader
@@ -20,6 +22,10 @@ fail() { printf 'libtorch: error: %s\n' "$*" >&2; exit 1; }
 # Records the place for every later cargo command in this checkout. An
 # exported LIBTORCH still wins, because cargo's [env] does not override it.
 record() {
+    if [ -n "$wanted" ]; then
+        printf '%s\n' "$1"
+        return
+    fi
     mkdir -p .cargo
     printf '# Written by scripts/libtorch.sh; an exported LIBTORCH overrides it.\n[env]\nLIBTORCH = "%s"\n' "$1" > .cargo/config.toml.new
     if cmp -s .cargo/config.toml.new .cargo/config.toml; then rm .cargo/config.toml.new; else mv .cargo/config.toml.new .cargo/config.toml; fi
@@ -28,13 +34,19 @@ record() {
 
 has_libtorch() { [ -e "$1/lib/libtorch_cpu.so" ] && [ -d "$1/include/torch" ]; }
 
-if [ -n "${LIBTORCH:-}" ]; then
+if [ -z "$wanted" ] && [ -n "${LIBTORCH:-}" ]; then
     has_libtorch "$LIBTORCH" || fail "LIBTORCH=$LIBTORCH has no lib/libtorch_cpu.so and include/torch; unset it to fetch a copy"
     record "$LIBTORCH"
     exit 0
 fi
 
-if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then kind=cuda; else kind=cpu; fi
+if [ -n "$wanted" ]; then
+    kind=$wanted
+elif [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then
+    kind=cuda
+else
+    kind=cpu
+fi
 place=$cache/libtorch-$version-$kind
 if [ -e "$place/.complete" ] && has_libtorch "$place"; then
     record "$place"

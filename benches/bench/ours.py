@@ -75,10 +75,9 @@ class Ours:
         precision: str,
         steps: int,
         threads: int,
-        env: Optional[Mapping[str, str]] = None,
     ) -> Task:
         words = ["step", "--config", config, *args, "--threads", threads, "--precision", precision, "--steps", steps]
-        return self.bench(words, threads, precision, env)
+        return self.bench(words, threads, precision)
 
     def ring(self, size: int, world: int, wire: str, rounds: int, more: Sequence[object] = ()) -> Task:
         """Each rank is a process of its own with one thread."""
@@ -93,7 +92,7 @@ class Ours:
 
     def train(self, config: str, sets: Mapping[str, object], threads: int, device: str = "cpu") -> Task:
         """`worker train`, to its end."""
-        argv = [self.worker, "train", config, "--device", device, "-q"]
+        argv = [self.worker, "train", config, "--devices", device, "-q"]
         return self.training(argv, {**sets, "train.threads": threads}, threads, LIMIT_S)
 
     def training(self, argv: Sequence[str], sets: Mapping[str, object], threads: int, limit_s: float) -> Task:

@@ -39,10 +39,10 @@ class Peers:
             setting=setting or "default",
         )
 
-    def alexnet(self, args: Sequence[object], threads: int, world: int = 1, bf16: bool = False) -> list[Task]:
-        """AlexNet's steps in every setting."""
+    def alexnet(self, args: Sequence[object], threads: int, world: int = 1, bf16: bool = False, graph: bool = False) -> list[Task]:
+        """AlexNet's steps in every setting; with `graph`, also each as a CUDA graph."""
         tasks = []
-        for flags, names in settings(bf16, compress=world > 1):
+        for flags, names in settings(bf16, compress=world > 1, graph=graph):
             words = [*args, "--threads", threads, *flags]
             tasks.append(self.task("alexnet.py", words, threads, world, ", ".join(names)))
         return tasks
@@ -92,8 +92,8 @@ class Peers:
         return found
 
 
-def settings(bf16: bool, compress: bool) -> Iterable[tuple[list[str], list[str]]]:
-    """Flags and names of every combination; `compress` adds gradients that travel as bf16."""
+def settings(bf16: bool, compress: bool, graph: bool) -> Iterable[tuple[list[str], list[str]]]:
+    """Flags and names of every combination; `compress` adds gradients that travel as bf16, `graph` CUDA graphs."""
     first, name = (["--bf16"], ["bf16 autocast"]) if bf16 else ([], ["f32"])
     for layout, layout_name in LAYOUTS:
         for optimizer, optimizer_name in OPTIMIZERS:
@@ -102,3 +102,5 @@ def settings(bf16: bool, compress: bool) -> Iterable[tuple[list[str], list[str]]
             yield flags, names
             if compress and optimizer:
                 yield [*flags, "--compress"], [*names, "bf16 gradients"]
+            if graph and layout and optimizer:
+                yield [*flags, "--graph"], [*names, "CUDA graph"]

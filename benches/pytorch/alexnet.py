@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import Callable
 
 import torch
 import torch.distributed as dist
@@ -34,8 +35,29 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="f32 arithmetic by TF32, on a GPU")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--fused", action="store_true", help="the fused optimizer")
+    parser.add_argument("--graph", action="store_true", help="the whole step as one CUDA graph, in one process")
     parser.add_argument("--compress", action="store_true", help="gradients travel as bf16 (DDP's bf16_compress_hook)")
     return parser.parse_args()
+
+
+def captured(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+    """The same step, replayed from a CUDA graph."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    # What is allocated and chosen in the first steps must not be part of the graph.
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def main() -> None:
@@ -67,18 +89,24 @@ def main() -> None:
         model.parameters(), 0.001, momentum=0.9, weight_decay=5e-4, fused=True if args.fused else None
     )
 
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        # A graph must not keep casts of weights from one step to the next.
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16, cache_enabled=not args.graph):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    if args.graph:
+        step = captured(step)
     times = []
     for _ in range(args.warmup + args.steps):
         if world > 1:
             dist.barrier()
         start = time.perf_counter()
-        optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16):
-            loss = F.cross_entropy(model(images).float(), labels)
-        loss.backward()
-        optimizer.step()
         # Waits for all that was queued on a GPU, the update included.
-        value = loss.item()
+        value = step().item()
         times.append(time.perf_counter() - start)
 
     peak = float(peak_rss_bytes())

@@ -25,7 +25,8 @@ use crate::serve::LauncherEvent;
 #[derive(Debug, Clone)]
 pub struct Launch {
     pub workers: u32,
-    pub devices: Vec<String>,
+    /// What the worker's `--devices` reads; each worker takes its share.
+    pub devices: String,
     pub binary: PathBuf,
     /// The folder that workers read, except those that stream.
     pub data: Option<PathBuf>,
@@ -254,10 +255,9 @@ fn part_of(trace: &Path, rank: u32) -> PathBuf {
 }
 
 fn command(launch: &Launch, rank: u32, addr: SocketAddr) -> Command {
-    let device = launch.devices.get(rank as usize % launch.devices.len().max(1)).map_or("auto", String::as_str);
     let mut command = Command::new(&launch.binary);
     command.arg("join").arg(addr.to_string()).args(["--token-file", "-", "--supervised", "--preferred-rank"]).arg(rank.to_string());
-    command.args(["--device", device]);
+    command.args(["--devices", &launch.devices, "--share"]).arg(format!("{}/{}", rank + 1, launch.workers));
     if let Some(data) = data_for(launch, rank) {
         command.arg("--data").arg(data);
     }

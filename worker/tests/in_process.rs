@@ -70,7 +70,7 @@ fn options(served: &Served, rank: u32) -> JoinOptions {
         coordinator: served.addr,
         token: served.token.clone(),
         data: None,
-        device: "auto".to_owned(),
+        devices: worker::engine::device::ComputeDevice::parse("auto").unwrap_or_else(|e| panic!("{e}")).into(),
         ring_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
         preferred_rank: Some(rank),

@@ -38,7 +38,7 @@ fn train(path: &Path, resume: bool, stop: bool, set: &[&str]) -> anyhow::Result<
     let source = dataset::open(&config.data, config.seed, &|_| {})?;
     let run_dir = RunDir::open(Some(path), resume, &config)?;
     let device = ComputeDevice::parse("cpu")?;
-    run(SingleRun { config, source, run_dir, device, quiet: true, stop: Arc::new(AtomicBool::new(stop)) })
+    run(SingleRun { config, source, run_dir, devices: device.into(), quiet: true, stop: Arc::new(AtomicBool::new(stop)) })
 }
 
 /// The steps after which there is an evaluation.

@@ -81,10 +81,10 @@ pub struct LocalArgs {
     /// How many worker processes to start.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: u32,
-    /// The device of each worker: auto, cpu, cuda:N or flex; a shorter list is
-    /// repeated.
-    #[arg(long, value_name = "DEVICE,...", value_delimiter = ',', default_value = "auto")]
-    pub devices: Vec<String>,
+    /// The devices, between commas, of which each worker takes its share: cuda:N, cpu or
+    /// flex; auto is every GPU that there is, else the CPU.
+    #[arg(long, value_name = "DEVICE,...", default_value = "auto")]
+    pub devices: String,
     /// Write where the workers' time goes, a row for each thread and rank, for
     /// ui.perfetto.dev.
     #[arg(long, value_name = "FILE")]

@@ -71,6 +71,39 @@ fn kills_change_no_bit_of_a_run_on_devices() {
     assert!(run.summary()["recoveries"].as_array().is_some_and(|all| !all.is_empty()));
 }
 
+/// Several devices are one rank, which computes what as many ranks compute.
+#[test]
+fn devices_of_one_worker_train_what_workers_train() {
+    let sets = [
+        "train.threads=2",
+        "data.train=400",
+        "data.val=30",
+        "train.max_steps=10",
+        "train.optimizer=adamw",
+        "train.lr=0.001",
+        "cluster.wire=f32",
+    ];
+    let run = |workers: u32, devices: &str, sets: &[&str]| {
+        let cluster = LocalCluster::new("configs/alexnet-synthetic.toml").workers(workers).set_all(sets);
+        cluster.arg("--devices").arg(devices).run().succeeded()
+    };
+    let two = run(2, "cpu,cpu", &sets);
+    for (workers, devices) in [(1, "cpu,cpu"), (1, "cpu,cpu,cpu"), (2, "cpu,cpu,cpu,cpu")] {
+        let group = run(workers, devices, &sets);
+        let what = format!("{workers} workers on {devices}");
+        assert_close(&two.column("loss"), &group.column("loss"), 2e-3, &what);
+        assert_eq!(group.summary()["world"], workers, "{what}");
+    }
+    let exact = |workers, devices| {
+        let sets = [&sets[1..], &["train.reproducible=true", "train.shards=4", "train.global_batch=32"]].concat();
+        run(workers, devices, &sets).digest()
+    };
+    let alone = exact(1, RESIDENT);
+    for (workers, devices) in [(1, "cpu,cpu"), (2, "cpu,cpu,cpu,cpu")] {
+        assert_eq!(exact(workers, devices), alone, "{workers} workers on {devices}");
+    }
+}
+
 /// Parts of a batch have the dropout masks that their samples have in the whole one.
 #[test]
 fn batches_computed_in_parts_train_the_same() {

@@ -1,7 +1,7 @@
 //! `worker doctor`: reports what this build and this machine support, to find out why
 //! something does not work.
 
-use crate::engine::device::{ComputeDevice, cpu_has_bf16};
+use crate::engine::device::{ComputeDevice, cpu_has_bf16, cuda_arithmetic};
 
 /// A line for each thing that a run depends on.
 pub fn report() -> String {
@@ -25,6 +25,9 @@ pub fn report() -> String {
             Err(e) => format!("not here: {e}"),
         };
         rows.push((name, line));
+    }
+    if let Some(arithmetic) = cuda_arithmetic() {
+        rows.push(("on CUDA", arithmetic));
     }
     rows.iter().map(|(name, value)| format!("{name:>12}  {value}\n")).collect()
 }

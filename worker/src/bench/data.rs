@@ -112,7 +112,7 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     let threads = args.threads.unwrap_or_else(cores) as usize;
     let options = LoaderOptions { threads, prefetch_steps: PREFETCH_STEPS };
     let input = Input { source, pixels, on_corrupt: CorruptPolicy::Skip };
-    let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options)?;
+    let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options, Vec::new())?;
     // Each thread allocates memory for its first batch, which is not counted. Batches
     // that were begun before the count make up for those that are unfinished at its
     // end.

@@ -13,10 +13,12 @@ use serde::Serialize;
 
 use super::report::{cores, median, print_line, show};
 use crate::analysis::summary;
-use crate::engine::device::ComputeDevice;
-use crate::models::{DropoutGroup, InputShape};
+use crate::data::{BatchName, Finish, Inputs, MaskGroup, Masks, Pictures};
+use crate::engine::Delivery;
+use crate::engine::device::{Devices, Share};
+use crate::models::InputShape;
 use crate::optim::Update;
-use crate::replica::Replica;
+use crate::replica::{BatchPart, Replica};
 
 #[derive(Debug, Clone, Args)]
 pub struct StepArgs {
@@ -44,12 +46,18 @@ pub struct StepArgs {
     /// The number format of forward and backward [default: f32, or the config's].
     #[arg(long, value_enum)]
     pub precision: Option<Precision>,
-    /// Steps that are counted; one more comes before them.
+    /// Steps before those that are counted.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub warm_up: u64,
+    /// Steps that are counted.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub steps: u64,
     /// auto, cpu, cuda:N or flex.
-    #[arg(long, default_value = "auto", value_parser = ComputeDevice::parse)]
-    pub device: ComputeDevice,
+    #[arg(long, default_value = "auto", alias = "device", value_parser = |text: &str| Devices::parse(text, Share::WHOLE))]
+    pub devices: Devices,
+    /// Leave the input on the device, as a benchmark that loads nothing does.
+    #[arg(long)]
+    pub resident: bool,
     /// Print the result as one line of JSON, and nothing else.
     #[arg(long)]
     pub json: bool,
@@ -138,21 +146,28 @@ struct Step {
 
 fn measure(args: &StepArgs) -> Result<StepResult> {
     let (model, train, input) = subject(args)?;
-    args.device.set_threads(train.compute_threads(1));
-    let mut replica = Replica::new(&model, &train, input, 1, args.device)?;
+    args.devices.prepare(&train)?;
+    let mut replica = Replica::new(&model, &train, input, 1, args.devices.clone())?;
     let parameters = replica.layout().total();
     if !args.json {
-        print_line(&format!("{}; {parameters} parameters", args.device.describe()))?;
+        print_line(&format!("{}; {parameters} parameters", args.devices.describe()))?;
     }
     let batch = args.batch as usize;
     let mut rng = seed::stream(1, "bench", &[]);
-    let images: Vec<f32> = (0..batch * input.values()).map(|_| seed::unit(&mut rng) - 0.5).collect();
+    let bytes: Vec<u8> = (0..batch * input.values()).map(|_| seed::below(&mut rng, 256) as u8).collect();
+    let finishes = vec![Finish { affine: [[1.0 / 255.0, -0.5, -1.0, 1.0]; 3], erased: None }; batch];
+    let inputs = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &finishes });
     let labels: Vec<i32> = (0..batch).map(|_| seed::below(&mut rng, input.classes as u32) as i32).collect();
+    // As in training, masks come from other threads, and the next batch is known.
+    let masks = [0, 1].map(|seed| Masks::drawn(replica.dropouts(), &[MaskGroup { seed, samples: batch }]));
+    let name = |step: u64| BatchName { loader: u64::MAX, step: if args.resident { 0 } else { step }, part: 0 };
+    let part =
+        |step: u64| BatchPart { inputs, labels: &labels, masks: masks[(name(step).step % 2) as usize].all(), name: Some(name(step)) };
     let mut steps = Vec::new();
-    for step in 0..=args.steps {
+    for step in 0..args.warm_up + args.steps {
         let start = Instant::now();
-        let dropout = [DropoutGroup::new(step, batch)];
-        let sums = replica.add_gradient(&images, &labels, 1.0 / batch as f32, &dropout)?;
+        let scale = 1.0 / batch as f32;
+        let sums = replica.gradients(&[part(step)], Some(&part(step + 1)), scale, Delivery::Keep, &mut |_, _, _| ())?;
         let (phases, gradient) = (replica.phases(), start.elapsed().as_secs_f64());
         // The learning rate is small enough for the weights to stay finite on random
         // pictures.
@@ -171,8 +186,8 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
                 report.grad_norm
             ))?;
         }
-        // The first step allocates memory and compiles oneDNN's kernels.
-        if step > 0 {
+        // The first step allocates memory and chooses kernels.
+        if step >= args.warm_up {
             steps.push(one);
         }
     }
@@ -189,6 +204,6 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
         update_ms: ms(|s| s.update),
         peak_rss_bytes: peak_rss_bytes(),
         parameters: parameters as u64,
-        device: args.device.to_string(),
+        device: args.devices.to_string(),
     })
 }

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use common::run_dir::Resume;
 use common::ui::LogArgs;
 
+use crate::engine::device::Share;
+
 /// Trains image classifiers: alone, or as one worker of a cluster.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
@@ -52,9 +54,10 @@ pub struct TrainArgs {
     /// Where the run's files go [default: runs/NAME, or runs/NAME-2 and so on].
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// auto, cpu, cuda:N or flex.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// The devices that compute, between commas: cuda:N, cpu or flex; auto takes every GPU
+    /// that there is, else the CPU.
+    #[arg(long, alias = "device", value_name = "DEVICE,...", default_value = "auto")]
+    pub devices: String,
     /// Change one key of the config, for example train.epochs=3.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
@@ -80,9 +83,13 @@ pub struct JoinArgs {
     /// A local copy of the data; without it, samples come from the coordinator.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// auto, cpu, cuda:N or flex.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// The devices that compute, between commas: cuda:N, cpu or flex; auto takes every GPU
+    /// that there is, else the CPU.
+    #[arg(long, alias = "device", value_name = "DEVICE,...", default_value = "auto")]
+    pub devices: String,
+    /// Of these devices, take one worker's share: 2/3 is the second of three workers.
+    #[arg(long, value_name = "N/OF", default_value = "1/1")]
+    pub share: Share,
     /// Where to listen for the ring (UDP); port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
     pub ring_listen: SocketAddr,

@@ -22,12 +22,12 @@ use crate::bench;
 use crate::cluster::join::{JoinOptions, join};
 use crate::cluster::registry;
 use crate::cluster::supervised::end_with_stdin;
-use crate::engine::device::ComputeDevice;
+use crate::engine::device::{Devices, Share};
 use crate::training::single::{self, SingleRun};
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
-    crate::engine::device::keep_memory();
+    crate::engine::device::prepare_process();
     match cli.command {
         Command::Train(args) => train(args, cli.log.quiet),
         Command::Join(args) => join_command(args),
@@ -50,7 +50,7 @@ pub fn run(cli: Cli) -> Result<()> {
 fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let _trace = trace::to_file(args.trace);
     let config = Config::load(&args.config, &args.overrides)?;
-    let device = ComputeDevice::parse(&args.device)?;
+    let devices = Devices::parse(&args.devices, Share::WHOLE)?;
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
@@ -65,7 +65,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let path = run_dir.path().to_owned();
     let stop = Arc::new(AtomicBool::new(false));
     stop_when_told(Arc::clone(&stop))?;
-    let outcome = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, device, quiet, stop })?;
+    let outcome = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, devices: devices.clone(), quiet, stop })?;
     // The run's files are complete, so an error in drawing its pictures must not fail
     // the command.
     let mut lines = Vec::new();
@@ -73,7 +73,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
         lines.push(format!("stopped; go on with --resume --run-dir {}", path.display()));
     }
     lines.push(describe(&outcome.summary, &path));
-    match after_training::results(&path, source.as_ref(), device) {
+    match after_training::results(&path, source.as_ref(), devices.first()) {
         Ok(more) => lines.extend(more),
         Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
     }
@@ -124,7 +124,7 @@ fn join_command(args: JoinArgs) -> Result<()> {
         coordinator,
         token,
         data: args.data,
-        device: args.device,
+        devices: Devices::parse(&args.devices, args.share)?,
         ring_listen,
         advertise: args.advertise,
         preferred_rank: args.preferred_rank,

@@ -22,6 +22,7 @@ use crate::cluster::link::{self, CurrentRing, Link, Order};
 use crate::cluster::member::{self, Member};
 use crate::cluster::replay_log::{Outbox, ReplayLog};
 use crate::cluster::state_transfer::Donor;
+use crate::engine::device::Devices;
 
 /// Messages to the coordinator that may wait to be written.
 const QUEUE: usize = 256;
@@ -33,7 +34,7 @@ pub struct JoinOptions {
     pub token: Token,
     /// A local copy of the data; without one, samples are streamed.
     pub data: Option<PathBuf>,
-    pub device: String,
+    pub devices: Devices,
     /// Where to listen for the predecessor in the ring.
     pub ring_listen: SocketAddr,
     /// The address for other workers to connect to, if not the one that the coordinator
@@ -110,7 +111,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         config: run.config.clone(),
         info: run.info.clone(),
         data: options.data,
-        device: options.device,
+        devices: options.devices,
         cache_dir: options.cache_dir,
         cache_bytes: options.cache_bytes,
     };

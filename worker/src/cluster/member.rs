@@ -21,7 +21,7 @@ use super::{checkpoints, state_transfer};
 use crate::cluster::link::{Link, Order};
 use crate::cluster::streamed_source::StreamedSource;
 use crate::data::LoadError;
-use crate::engine::device::ComputeDevice;
+use crate::engine::device::Devices;
 use crate::replica::{Replica, ReplicaError, State};
 use crate::training::exchange::{Exchange, Summation};
 use crate::training::job::Job;
@@ -33,7 +33,7 @@ pub struct Member {
     pub config: Config,
     pub info: DatasetInfo,
     pub data: Option<PathBuf>,
-    pub device: String,
+    pub devices: Devices,
     pub cache_dir: PathBuf,
     pub cache_bytes: u64,
 }
@@ -80,12 +80,11 @@ impl Standing {
 }
 
 fn run_inner(mut member: Member, link: Link) -> Result<()> {
-    let device = ComputeDevice::parse(&member.device)?;
     let source = open_source(&member, &link)?;
-    device.prepare(Job::threads(&member.config), member.config.train.precision);
+    member.devices.prepare(&member.config.train)?;
     let input = Job::input(&member.config, &member.info);
-    let replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, device)?;
-    let mut standing = Standing { replica, device: device.describe(), committed: 0 };
+    let replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, member.devices.clone())?;
+    let mut standing = Standing { replica, device: member.devices.describe(), committed: 0 };
     let mut report = ClusterRecord::new(&link, member.config.records_samples());
     standing.ready(&link, 0)?;
     // The generation that this worker is in, or has finished the run in.

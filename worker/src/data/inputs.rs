@@ -2,6 +2,8 @@
 //! are after crop, resize and flip, a quarter of the memory of numbers; each has a
 //! [`Finish`], which makes normalised numbers of its bytes where the model computes.
 
+use std::ops::Range;
+
 use common::simd::f32_to_bf16;
 use common::vectorised;
 
@@ -44,6 +46,19 @@ impl Inputs<'_> {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl<'a> Inputs<'a> {
+    /// Those of these places, if they are the inputs of `n` samples.
+    pub fn part(&self, places: &Range<usize>, n: usize) -> Self {
+        let range = |len: usize| len / n.max(1) * places.start..len / n.max(1) * places.end;
+        match self {
+            Self::Numbers(numbers) => Self::Numbers(&numbers[range(numbers.len())]),
+            Self::Pictures(Pictures { bytes, finishes }) => {
+                Self::Pictures(Pictures { bytes: &bytes[range(bytes.len())], finishes: &finishes[places.clone()] })
+            }
+        }
     }
 }
 
@@ -97,16 +112,10 @@ impl InputBuffer {
 
     /// All inputs.
     pub fn all(&self) -> Inputs<'_> {
-        self.part(0, 1, 1)
-    }
-
-    /// The inputs of the samples `from..to` of `n`.
-    pub fn part(&self, from: usize, to: usize, n: usize) -> Inputs<'_> {
-        let range = |len: usize| len / n.max(1) * from..len / n.max(1) * to;
         if self.finishes.is_empty() {
-            Inputs::Numbers(&self.numbers[range(self.numbers.len())])
+            Inputs::Numbers(&self.numbers)
         } else {
-            Inputs::Pictures(Pictures { bytes: &self.bytes[range(self.bytes.len())], finishes: &self.finishes[range(self.finishes.len())] })
+            Inputs::Pictures(Pictures { bytes: &self.bytes, finishes: &self.finishes })
         }
     }
 }
@@ -204,10 +213,10 @@ mod tests {
         assert_eq!([1, 0, 2].map(|value| buffer.add_picture(4, picture(value)).is_ok()), [true, false, true]);
         let both = [1, 1, 1, 1, 2, 2, 2, 2];
         assert_eq!(buffer.all(), Inputs::Pictures(Pictures { bytes: &both, finishes: &[finish; 2] }));
-        assert_eq!(buffer.part(1, 2, 2), Inputs::Pictures(Pictures { bytes: &both[4..], finishes: &[finish] }));
+        assert_eq!(buffer.all().part(&(1..2), 2), Inputs::Pictures(Pictures { bytes: &both[4..], finishes: &[finish] }));
         buffer.clear();
         assert!(buffer.all().is_empty());
         buffer.add_numbers([1.0, 2.0, 3.0, 4.0].into_iter());
-        assert_eq!(buffer.part(0, 1, 2), Inputs::Numbers(&[1.0, 2.0]));
+        assert_eq!(buffer.all().part(&(0..1), 2), Inputs::Numbers(&[1.0, 2.0]));
     }
 }

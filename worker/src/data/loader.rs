@@ -11,7 +11,8 @@ use common::seed;
 
 use super::augment::Recipe;
 use super::decode::decode;
-use super::pipeline::{Batch, LoadError, LoaderOptions, Make, Pipeline, Skipped};
+use super::masks::{Dropout, MaskGroup};
+use super::pipeline::{Batch, BatchName, LoadError, LoaderOptions, Make, Pipeline, Skipped};
 use super::render::Renderer;
 
 /// The training batches of some shards, step after step.
@@ -27,7 +28,8 @@ pub struct Input {
 
 impl TrainLoader {
     /// Starts to make the batches of steps `steps` for `shards`. Augmentation is
-    /// drawn from `seed`, step, shard and place in the shard's part of the step.
+    /// drawn from `seed`, step, shard and place in the shard's part of the step, and so are
+    /// the masks for `dropouts`.
     pub fn start(
         input: Input,
         plan: Plan,
@@ -35,10 +37,11 @@ impl TrainLoader {
         seed: u64,
         steps: Range<u64>,
         options: LoaderOptions,
+        dropouts: Vec<Dropout>,
     ) -> Result<Self, LoadError> {
         let make = || {
             let mut maker = Maker { input: input.clone(), renderer: Renderer::default() };
-            let (plan, shards) = (plan.clone(), shards.clone());
+            let (plan, shards, dropouts) = (plan.clone(), shards.clone(), dropouts.clone());
             let mut orders: (Option<u64>, Vec<Vec<u32>>) = (None, Vec::new());
             Box::new(move |step: u64, batch: &mut Batch| {
                 let at = plan.position(step);
@@ -59,15 +62,30 @@ impl TrainLoader {
                     }
                     batch.shards.push((shard, from..batch.labels.len()));
                 }
+                let group = |(shard, places): &(u32, Range<usize>)| MaskGroup {
+                    seed: seed::derive(seed, "dropout", &[step, (*shard).into()]),
+                    samples: places.len(),
+                };
+                batch.masks.draw(&dropouts, &batch.shards.iter().map(group).collect::<Vec<_>>());
                 Ok(())
             }) as Make
         };
         Pipeline::start(steps.start, steps.end, options, make).map(Self)
     }
 
+    /// The name of a part of one of its batches.
+    pub fn name(&self, step: u64, part: usize) -> BatchName {
+        BatchName { loader: self.0.number(), step, part }
+    }
+
     /// The batch of the next step.
     pub fn next_batch(&mut self) -> Result<Batch, LoadError> {
         self.0.next_batch()?.ok_or(LoadError::Ended)
+    }
+
+    /// The batch of the next step, if it is made.
+    pub fn made_batch(&mut self) -> Option<Batch> {
+        self.0.made_batch()
     }
 
     /// Gives a used batch back; without this the loader runs out of buffers.

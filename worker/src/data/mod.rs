@@ -9,6 +9,7 @@ mod decode;
 mod encode;
 mod inputs;
 mod loader;
+mod masks;
 mod pipeline;
 mod render;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use decode::{DecodeError, Picture, decode};
 pub use encode::write_png;
 pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
+pub use masks::{Dropout, MaskGroup, MaskRows, Masks};
 pub(crate) use pipeline::panic_message;
-pub use pipeline::{Batch, LoadError, LoaderOptions, Skipped};
+pub use pipeline::{Batch, BatchName, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

@@ -16,6 +16,17 @@ use common::trace;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::inputs::{InputBuffer, Inputs};
+use super::masks::Masks;
+
+/// Tells batches apart, and parts of them: two that are equal have the same content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchName {
+    /// The loader: each has a number of its own in this process. The same step has other
+    /// samples where another loader makes it for other shards.
+    pub loader: u64,
+    pub step: u64,
+    pub part: usize,
+}
 
 /// Samples of one step, or of one part of an evaluation.
 #[derive(Debug, Default, PartialEq)]
@@ -32,6 +43,8 @@ pub struct Batch {
     pub shards: Vec<(u32, Range<usize>)>,
     /// Samples that were left out because they do not decode.
     pub skipped: Vec<Skipped>,
+    /// What dropout keeps of each sample.
+    pub masks: Masks,
 }
 
 /// A sample that was left out.
@@ -80,6 +93,7 @@ pub(super) type Make = Box<dyn FnMut(u64, &mut Batch) -> Result<(), LoadError> +
 
 /// Batches `first..end`, made by threads and returned in order.
 pub(super) struct Pipeline {
+    number: u64,
     next: u64,
     end: u64,
     free: Sender<Batch>,
@@ -123,7 +137,14 @@ impl Pipeline {
             };
             std::thread::Builder::new().name(format!("decode-{n}")).spawn(work).map_err(LoadError::Threads)?;
         }
-        Ok(Self { next: first, end, free, made, early: BTreeMap::new() })
+        static PIPELINES: AtomicU64 = AtomicU64::new(0);
+        let number = PIPELINES.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { number, next: first, end, free, made, early: BTreeMap::new() })
+    }
+
+    /// Its number in this process.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// The next batch in order; none after the last.
@@ -141,6 +162,16 @@ impl Pipeline {
         }
     }
 
+    /// The next batch in order, if it is made and nothing is wrong with it.
+    pub(super) fn made_batch(&mut self) -> Option<Batch> {
+        while let Ok((number, result)) = self.made.try_recv() {
+            self.early.insert(number, result);
+        }
+        let entry = self.early.first_entry().filter(|entry| *entry.key() == self.next && entry.get().is_ok())?;
+        self.next += 1;
+        entry.remove().ok()
+    }
+
     /// Takes a used batch back, so that its memory is used again.
     pub(super) fn recycle(&self, batch: Batch) {
         let _ = self.free.try_send(batch);
@@ -150,7 +181,7 @@ impl Pipeline {
 impl Batch {
     /// Inputs and labels of the samples at these places.
     pub fn part(&self, places: &Range<usize>) -> (Inputs<'_>, &[i32]) {
-        (self.inputs.part(places.start, places.end, self.labels.len()), &self.labels[places.clone()])
+        (self.inputs.all().part(places, self.labels.len()), &self.labels[places.clone()])
     }
 
     fn clear(&mut self, step: u64) {

@@ -238,10 +238,12 @@ fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
     Input { source: Arc::new(folder), pixels: pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]), on_corrupt }
 }
 
+const DROPOUT: Dropout = Dropout { values: 3, probability: 0.5 };
+
 fn all(input: &Input, threads: usize) -> Vec<Batch> {
     let plan = Plan::new(3, 37, 5, 10);
     let options = LoaderOptions { threads, prefetch_steps: 2 };
-    let mut loader = TrainLoader::start(input.clone(), plan, 1..4, 9, 2..8, options).unwrap();
+    let mut loader = TrainLoader::start(input.clone(), plan, 1..4, 9, 2..8, options, vec![DROPOUT]).unwrap();
     (2..8)
         .map(|_| {
             let batch = loader.next_batch().unwrap();
@@ -261,7 +263,35 @@ fn batches_do_not_depend_on_the_number_of_threads() {
     for batch in &one {
         assert_eq!(batch.inputs.all().len(), batch.labels.len() * 3 * 8 * 8);
         assert_eq!(batch.shards.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(batch.masks.all().samples(), batch.labels.len());
+        for (shard, places) in &batch.shards {
+            let group = MaskGroup { seed: seed::derive(9, "dropout", &[batch.step, (*shard).into()]), samples: places.len() };
+            let own = Masks::drawn(&[DROPOUT], &[group]);
+            assert!(batch.masks.rows(places).places().eq(own.all().places()), "the masks of a shard are its own");
+        }
         assert!(batch.ids.iter().zip(&batch.labels).all(|(id, label)| (id % 2) as i32 == *label));
+    }
+}
+
+#[test]
+fn a_batch_that_is_made_is_handed_out_early_and_an_error_is_not() {
+    let options = LoaderOptions { threads: 2, prefetch_steps: 4 };
+    let start = || {
+        TrainLoader::start(input(Folder::with(37, &[11]), CorruptPolicy::Stop), Plan::new(3, 37, 5, 10), 0..5, 9, 0..4, options, Vec::new())
+    };
+    let (mut waiting, mut early) = (start().unwrap(), start().unwrap());
+    for step in 0.. {
+        let expected = waiting.next_batch();
+        let until = Instant::now() + Duration::from_millis(if expected.is_ok() { 10_000 } else { 300 });
+        let made = std::iter::from_fn(|| (Instant::now() < until).then(|| early.made_batch())).flatten().next();
+        match expected {
+            Ok(batch) => assert_eq!((Some(&batch), batch.step), (made.as_ref(), step)),
+            Err(error) => {
+                assert!(made.is_none());
+                assert_eq!(early.next_batch().unwrap_err().to_string(), error.to_string());
+                break;
+            }
+        }
     }
 }
 
@@ -274,6 +304,7 @@ fn a_damaged_picture_stops_or_is_left_out_and_named() {
         9,
         0..4,
         LoaderOptions { threads: 2, prefetch_steps: 2 },
+        Vec::new(),
     )
     .unwrap();
     let error = (0..4).find_map(|_| loader.next_batch().map(|b| loader.recycle(b)).err()).expect("one batch holds it").to_string();

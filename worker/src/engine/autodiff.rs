@@ -11,7 +11,7 @@ use common::config::Precision;
 use common::ring::Span;
 
 use super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch, lap};
-use crate::data::Inputs;
+use crate::data::{Dropout, Inputs};
 use crate::models::{InputShape, Model, ParamLayout, Pass};
 use crate::optim::{Optimizer, Threads, Update, UpdateReport};
 
@@ -35,7 +35,7 @@ impl AutodiffEngine {
         let model = Model::new(setup.model, setup.input, &device);
         let layout = ParamLayout::of(&model);
         let precision = match setup.train.precision {
-            Precision::F32 => FloatDType::F32,
+            Precision::F32 | Precision::Tf32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
         };
         let optimizer = Optimizer::new(setup.train, setup.weights.len(), Threads::new(setup.threads)?);
@@ -136,12 +136,21 @@ impl Engine for AutodiffEngine {
 }
 
 impl AutodiffEngine {
+    /// What dropout multiplies by.
+    fn masks(&self, batch: TrainBatch<'_>) -> Vec<Tensor<2>> {
+        let tensor = |(dropout, mask): (Dropout, &[u8])| {
+            let values: Vec<f32> = mask.iter().map(|&kept| f32::from(kept) * dropout.scale()).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [batch.labels.len(), dropout.values]), &self.device).cast(self.precision)
+        };
+        batch.masks.places().map(tensor).collect()
+    }
+
     /// Forward pass, loss and backward pass.
     fn pass(&self, batch: TrainBatch<'_>, sink: Sink<'_>) -> Result<(Sums, Phases), EngineError> {
         let mut phases = Phases::default();
         let start = Instant::now();
         let model = self.model()?;
-        let mut pass = Pass::train(batch.dropout);
+        let mut pass = Pass::train(self.masks(batch));
         let features = model.features(self.images(batch.images, &self.device), &mut pass);
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.

@@ -3,15 +3,17 @@
 //! All code for libtorch is in one module behind the feature `libtorch`, so that
 //! another burn backend can take its place.
 
-use common::config::Precision;
+use common::config::{Precision, TrainConfig};
 
 #[cfg(feature = "flex")]
 use super::autodiff;
 #[cfg(feature = "libtorch")]
 use super::libtorch;
 use super::machine::{Choice, Machine, RESIDENT_CPU};
-pub use super::machine::{DeviceError, NoCuda};
+pub use super::machine::{DeviceError, NoCuda, Share};
 use super::{Engine, EngineError, EngineSetup};
+#[cfg(feature = "libtorch")]
+use crate::models::not_deterministic_on_cuda;
 
 /// A device that this build and this machine have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +32,37 @@ pub enum ComputeDevice {
     Flex,
 }
 
-/// Prepares the process for the large tensors of training. Must be called before other
-/// threads start.
-pub fn keep_memory() {
+/// This machine as the build sees it.
+fn machine() -> Machine {
     #[cfg(feature = "libtorch")]
-    libtorch::keep_memory();
+    return Machine::here(libtorch::cuda_devices(), libtorch::CUDA_BUILD);
+    #[cfg(not(feature = "libtorch"))]
+    return Machine::here(0, false);
+}
+
+/// Prepares the process for training: for large tensors, and for CUDA. Must be called
+/// before other threads start.
+pub fn prepare_process() {
+    #[cfg(feature = "libtorch")]
+    {
+        libtorch::keep_memory();
+        libtorch::shim::prepare_process();
+    }
+}
+
+/// How CUDA computes, in words; none without libtorch.
+pub fn cuda_arithmetic() -> Option<String> {
+    #[cfg(feature = "libtorch")]
+    {
+        let set = |train: &TrainConfig| libtorch::shim::Arithmetic::of(train);
+        let (usual, reproducible) = (set(&TrainConfig::default()), set(&TrainConfig { reproducible: true, ..TrainConfig::default() }));
+        let f32_is = if usual.tf32 { "f32 products are TF32" } else { "f32 is f32; TF32 with train.precision = \"tf32\"" };
+        let kernels = if usual.benchmark { "cuDNN takes its fastest kernels" } else { "cuDNN takes its usual kernels" };
+        let exact = if reproducible.deterministic { "deterministic ones with train.reproducible" } else { "with train.reproducible too" };
+        Some(format!("{f32_is}; {kernels}, {exact}"))
+    }
+    #[cfg(not(feature = "libtorch"))]
+    None
 }
 
 impl ComputeDevice {
@@ -45,14 +73,14 @@ impl ComputeDevice {
     /// # Errors
     /// The name is unknown, or this build or this machine has no such device.
     pub fn parse(text: &str) -> Result<Self, DeviceError> {
-        #[cfg(feature = "libtorch")]
-        let machine = Machine::here(libtorch::cuda_devices(), libtorch::CUDA_BUILD);
-        #[cfg(not(feature = "libtorch"))]
-        let machine = Machine::here(0, false);
-        let (choice, warning) = machine.choose(text)?;
+        let (choice, warning) = machine().choose(text)?;
         if let Some(warning) = warning {
             tracing::warn!("{warning}");
         }
+        Self::of(choice)
+    }
+
+    fn of(choice: Choice) -> Result<Self, DeviceError> {
         match choice {
             #[cfg(feature = "libtorch")]
             Choice::Cpu => Ok(Self::Cpu),
@@ -92,7 +120,7 @@ impl ComputeDevice {
     }
 
     /// The engine that computes on this device.
-    pub(crate) fn engine(self, setup: EngineSetup<'_>) -> Result<Box<dyn Engine>, EngineError> {
+    fn engine(self, setup: EngineSetup<'_>) -> Result<Box<dyn Engine>, EngineError> {
         Ok(match self {
             #[cfg(feature = "libtorch")]
             Self::Cpu => Box::new(libtorch::host::HostEngine::new(setup)?),
@@ -105,14 +133,13 @@ impl ComputeDevice {
         })
     }
 
-    /// Prepares for the training of a run: sets the number of threads, and warns if the
-    /// device emulates the precision.
-    pub fn prepare(self, threads: usize, precision: Precision) {
-        self.set_threads(threads);
-        if self.emulates(precision) {
-            tracing::warn!(
-                "this processor has no bf16 arithmetic: libtorch makes it out of f32, which takes several times as long; set train.precision = \"f32\""
-            );
+    /// Whether it computes on the processor's cores.
+    fn is_cpu(self) -> bool {
+        match self {
+            #[cfg(feature = "libtorch")]
+            Self::Cuda(_) => false,
+            #[allow(unreachable_patterns)]
+            _ => true,
         }
     }
 
@@ -138,6 +165,102 @@ impl ComputeDevice {
             #[cfg(feature = "flex")]
             Self::Flex => format!("CPU with burn-flex, {} compute threads", rayon::current_num_threads()),
         }
+    }
+}
+
+/// The devices of one worker: one, or several that train one replica together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices {
+    first: ComputeDevice,
+    others: Vec<ComputeDevice>,
+}
+
+impl From<ComputeDevice> for Devices {
+    fn from(first: ComputeDevice) -> Self {
+        Self { first, others: Vec::new() }
+    }
+}
+
+impl Devices {
+    /// Reads names, as in [`ComputeDevice::parse`], between commas; or `auto`, which means
+    /// all CUDA devices that libtorch sees. Of what is named, this process takes `share`.
+    ///
+    /// # Errors
+    /// A name is unknown, this build or this machine has no such device, or there are too
+    /// few for all shares.
+    pub fn parse(text: &str, share: Share) -> Result<Self, DeviceError> {
+        let (choices, warning) = machine().choose_all(text, share)?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        let mut devices = choices.into_iter().map(ComputeDevice::of);
+        let first = devices.next().ok_or(DeviceError::None)??;
+        Ok(Self { first, others: devices.collect::<Result<_, _>>()? })
+    }
+
+    /// The device for what one device does alone.
+    pub fn first(&self) -> ComputeDevice {
+        self.first
+    }
+
+    fn all(&self) -> impl Iterator<Item = ComputeDevice> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
+    }
+
+    /// Prepares for the training of a run: sets the number of threads and how CUDA
+    /// computes, and warns if a CPU emulates the precision.
+    ///
+    /// # Errors
+    /// A GPU has no such arithmetic, or failed.
+    pub fn prepare(&self, train: &TrainConfig) -> Result<(), DeviceError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Devices that compute on the cores share the worker's threads.
+        let cpus = self.all().filter(|device| device.is_cpu()).count().max(1);
+        self.first.set_threads((train.compute_threads(cores) / cpus).max(1));
+        if self.all().any(|device| device.emulates(train.precision)) {
+            tracing::warn!(
+                "this processor has no bf16 arithmetic: libtorch makes it out of f32, which takes several times as long; set train.precision = \"f32\""
+            );
+        }
+        #[cfg(feature = "libtorch")]
+        for device in self.all() {
+            let ComputeDevice::Cuda(index) = device else { continue };
+            let failed = |error: EngineError| DeviceError::Failed { device: device.to_string(), cause: error.to_string() };
+            libtorch::shim::Arithmetic::of(train).set().map_err(failed)?;
+            if train.precision == Precision::Bf16 && !libtorch::shim::has_bf16(index).map_err(failed)? {
+                return Err(DeviceError::NoBf16 { index });
+            }
+        }
+        Ok(())
+    }
+
+    /// The engine that computes on these devices.
+    pub(crate) fn engine(&self, setup: EngineSetup<'_>) -> Result<Box<dyn Engine>, EngineError> {
+        #[cfg(feature = "libtorch")]
+        if setup.train.reproducible
+            && self.all().any(|device| !device.is_cpu())
+            && let Some(layer) = not_deterministic_on_cuda(setup.model, setup.input)
+        {
+            return Err(EngineError::NotDeterministic { layer });
+        }
+        #[cfg(feature = "libtorch")]
+        if !self.others.is_empty() {
+            let cuda = |device| if let ComputeDevice::Cuda(index) = device { Some(index) } else { None };
+            return Ok(Box::new(libtorch::group::GroupEngine::new(&setup, &self.all().map(cuda).collect::<Vec<_>>())?));
+        }
+        self.first.engine(setup)
+    }
+
+    /// One line for logs.
+    pub fn describe(&self) -> String {
+        self.all().map(ComputeDevice::describe).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+/// The names that [`Devices::parse`] reads.
+impl std::fmt::Display for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.all().map(|device| device.to_string()).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -177,6 +300,9 @@ mod tests {
         for text in ["auto", "cpu", RESIDENT_CPU, "flex"] {
             if let Ok(device) = ComputeDevice::parse(text) {
                 assert_eq!(ComputeDevice::parse(&device.to_string()), Ok(device));
+            }
+            if let Ok(devices) = Devices::parse(&format!("{text},{text}"), Share::WHOLE) {
+                assert_eq!(Devices::parse(&devices.to_string(), Share::WHOLE), Ok(devices));
             }
         }
     }

@@ -2,6 +2,7 @@
 //! there. Decided from facts that a test can make up.
 
 use std::path::Path;
+use std::str::FromStr;
 
 /// Why a CUDA device cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +35,42 @@ pub enum DeviceError {
     None,
     #[error("device `cuda:{index}` cannot be used: {reason}")]
     Cuda { index: usize, reason: NoCuda },
+    #[error("device `cuda:{index}` has no bf16 arithmetic: set train.precision = \"f32\", or \"tf32\"")]
+    NoBf16 { index: usize },
+    #[error("device `{device}` failed: {cause}")]
+    Failed { device: String, cause: String },
+    #[error("device `{0}` works alone: several devices of one worker are CUDA devices, or cpu")]
+    Alone(String),
+    #[error(
+        "{workers} workers on this machine cannot share {devices} unasked: start fewer workers, or give each its device; who is named twice is shared, as in --devices {example}"
+    )]
+    TooFew { workers: u32, devices: String, example: String },
+}
+
+/// Which of the devices of a machine a worker takes: the part number `index`, from 0, of
+/// `of` parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    index: u32,
+    of: u32,
+}
+
+impl Share {
+    /// All of them.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+}
+
+/// Reads `2/3`: the second of three.
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(number, of)| Some((number.parse::<u32>().ok()?, of.parse::<u32>().ok()?)));
+        match numbers {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { index: number - 1, of }),
+            _ => Err(format!("`{text}` is no share: write 2/3 for the second of three")),
+        }
+    }
 }
 
 /// The device that a name means.
@@ -63,6 +100,8 @@ pub(super) struct Machine {
     pub(super) gpus: usize,
     /// CUDA_VISIBLE_DEVICES.
     pub(super) visible: Option<String>,
+    /// This process among those of a Slurm step that have been given the same devices.
+    pub(super) slurm: Option<Share>,
 }
 
 impl Machine {
@@ -76,7 +115,36 @@ impl Machine {
             driver: Path::new("/proc/driver/nvidia/version").exists(),
             gpus: nvidia_gpus(Path::new("/sys/bus/pci/devices")),
             visible: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
+            slurm: slurm_share(|name| std::env::var(name).ok()),
         }
+    }
+
+    /// What the names between the commas of `text` mean for the worker that takes `share`
+    /// of the devices, and a warning for the user if there is one.
+    pub(super) fn choose_all(&self, text: &str, share: Share) -> Result<(Vec<Choice>, Option<String>), DeviceError> {
+        let (mut all, mut warning) = (Vec::new(), None);
+        let mut share = share;
+        if text == "auto" && self.libtorch && self.seen > 0 {
+            all.extend((0..self.seen).map(Choice::Cuda));
+            share = self.slurm.filter(|_| share == Share::WHOLE).unwrap_or(share);
+        } else {
+            for name in text.split(',') {
+                let (choice, about) = self.choose(name)?;
+                all.push(choice);
+                warning = warning.or(about);
+            }
+        }
+        let (index, of, len) = (share.index as usize, share.of as usize, all.len());
+        let mine: Vec<Choice> = match all[..] {
+            // Cores are shared by whoever computes on them.
+            [only] if !matches!(only, Choice::Cuda(_)) => vec![only],
+            _ if len < of => return Err(too_few(&all, share.of)),
+            _ => all[len * index / of..len * (index + 1) / of].to_vec(),
+        };
+        if mine.len() > 1 && mine.contains(&Choice::Flex) {
+            return Err(DeviceError::Alone("flex".to_owned()));
+        }
+        Ok((mine, warning))
     }
 
     /// What `text` means here, and a warning for the user if there is one.
@@ -129,6 +197,48 @@ impl Machine {
     }
 }
 
+fn too_few(devices: &[Choice], workers: u32) -> DeviceError {
+    let name = |choice: &Choice| match choice {
+        Choice::Cpu => "cpu".to_owned(),
+        Choice::ResidentCpu => RESIDENT_CPU.to_owned(),
+        Choice::Cuda(index) => format!("cuda:{index}"),
+        Choice::Flex => "flex".to_owned(),
+    };
+    let names: Vec<String> = devices.iter().map(name).collect();
+    let example: Vec<String> = names.iter().cycle().take(workers as usize).cloned().collect();
+    DeviceError::TooFew { workers, devices: names.join(" and "), example: example.join(",") }
+}
+
+/// The share of this process where Slurm has started several on this machine and has given
+/// all of them the same devices. `variable` reads the environment; srun documents the names.
+fn slurm_share(variable: impl Fn(&str) -> Option<String>) -> Option<Share> {
+    let bound = ["SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_BIND"];
+    if bound.into_iter().any(|name| variable(name).is_some()) {
+        return None;
+    }
+    let number = |name: &str| variable(name)?.parse::<u32>().ok();
+    let (index, node) = (number("SLURM_LOCALID")?, number("SLURM_NODEID")?);
+    let of = tasks_of_node(&variable("SLURM_STEP_TASKS_PER_NODE")?, node)?;
+    (index < of).then_some(Share { index, of })
+}
+
+/// The entry of a node in a list like `4(x2),3`: four on each of two nodes, three on the
+/// next.
+fn tasks_of_node(list: &str, node: u32) -> Option<u32> {
+    let mut before = 0;
+    for entry in list.split(',') {
+        let (tasks, nodes) = match entry.split_once("(x") {
+            Some((tasks, nodes)) => (tasks, nodes.strip_suffix(')')?.parse::<u32>().ok()?),
+            None => (entry, 1),
+        };
+        before += nodes;
+        if node < before {
+            return tasks.parse().ok();
+        }
+    }
+    None
+}
+
 /// Counts the display controllers of NVIDIA's among the PCI devices of a folder of sysfs.
 fn nvidia_gpus(devices: &Path) -> usize {
     let read = |device: &Path, file: &str| std::fs::read_to_string(device.join(file)).unwrap_or_default();
@@ -143,7 +253,7 @@ mod tests {
 
     /// A machine with two GPUs that libtorch sees.
     fn two() -> Machine {
-        Machine { libtorch: true, flex: true, cuda_build: true, seen: 2, driver: true, gpus: 2, visible: None }
+        Machine { libtorch: true, flex: true, cuda_build: true, seen: 2, driver: true, gpus: 2, visible: None, slurm: None }
     }
 
     fn refused(machine: &Machine, text: &str) -> String {
@@ -165,6 +275,54 @@ mod tests {
         for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0"] {
             assert_eq!(two().choose(text), Err(DeviceError::Unknown(text.to_owned())));
         }
+    }
+
+    fn share(text: &str) -> Share {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn workers_share_devices_and_nobody_shares_a_gpu_unasked() {
+        let gpus = |list: &[usize]| Ok((list.iter().map(|&n| Choice::Cuda(n)).collect::<Vec<_>>(), None));
+        let four = Machine { seen: 4, gpus: 4, ..two() };
+        assert_eq!(four.choose_all("auto", Share::WHOLE), gpus(&[0, 1, 2, 3]));
+        assert_eq!(four.choose_all("auto", share("2/2")), gpus(&[2, 3]));
+        assert_eq!(["1/3", "2/3", "3/3"].map(|s| four.choose_all("auto", share(s))), [gpus(&[0]), gpus(&[1]), gpus(&[2, 3])]);
+        assert_eq!(four.choose_all("cuda:3,cuda:1", Share::WHOLE), gpus(&[3, 1]));
+        assert_eq!(two().choose_all("cuda:0,cuda:0", share("2/2")), gpus(&[0]), "who names it twice shares it");
+        let refused = two().choose_all("auto", share("1/3")).unwrap_err().to_string();
+        assert!(refused.contains("3 workers") && refused.contains("--devices cuda:0,cuda:1,cuda:0"), "{refused}");
+        assert!(two().choose_all("cuda", share("1/2")).is_err());
+        for s in ["1/3", "3/3"] {
+            assert_eq!(two().choose_all("cpu", share(s)), Ok((vec![Choice::Cpu], None)));
+        }
+        assert_eq!(two().choose_all("cpu,cuda:1", share("1/2")), Ok((vec![Choice::Cpu], None)));
+        assert_eq!(two().choose_all("cpu,cpu", Share::WHOLE), Ok((vec![Choice::Cpu; 2], None)));
+        assert_eq!(two().choose_all("cpu,flex", Share::WHOLE), Err(DeviceError::Alone("flex".to_owned())));
+        assert_eq!(two().choose_all("cpu,,cpu", Share::WHOLE), Err(DeviceError::Unknown(String::new())));
+        let none = Machine { seen: 0, gpus: 0, driver: false, cuda_build: false, ..two() };
+        assert_eq!(none.choose_all("auto", share("2/3")), Ok((vec![Choice::Cpu], None)));
+        for text in ["", "2", "0/2", "3/2", "a/b", "1/0"] {
+            assert!(text.parse::<Share>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn under_slurm_the_tasks_of_a_machine_share_its_devices() {
+        let environment = |pairs: &'static [(&str, &str)]| {
+            move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
+        let second = environment(&[("SLURM_LOCALID", "1"), ("SLURM_NODEID", "2"), ("SLURM_STEP_TASKS_PER_NODE", "4(x2),2")]);
+        assert_eq!(slurm_share(second), Some(share("2/2")));
+        let bound = [("SLURM_LOCALID", "1"), ("SLURM_NODEID", "0"), ("SLURM_STEP_TASKS_PER_NODE", "2"), ("SLURM_GPUS_PER_TASK", "1")];
+        assert_eq!(slurm_share(|name| bound.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())), None);
+        assert_eq!(slurm_share(|_| None), None);
+        for (list, node, tasks) in [("3", 0, Some(3)), ("3", 1, None), ("4(x2),3", 1, Some(4)), ("4(x2),3", 2, Some(3)), ("x", 0, None)] {
+            assert_eq!(tasks_of_node(list, node), tasks, "{list} {node}");
+        }
+        let machine = Machine { slurm: Some(share("2/2")), ..two() };
+        assert_eq!(machine.choose_all("auto", Share::WHOLE), Ok((vec![Choice::Cuda(1)], None)));
+        assert_eq!(machine.choose_all("cuda:0", Share::WHOLE), Ok((vec![Choice::Cuda(0)], None)), "whoever names one means it");
     }
 
     #[test]

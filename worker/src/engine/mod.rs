@@ -11,14 +11,15 @@ mod loss;
 mod machine;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::time::Instant;
 
 use common::config::{ModelConfig, TrainConfig};
 use common::ring::Span;
 use common::trace;
 
-use crate::data::Inputs;
-use crate::models::{DropoutGroup, InputShape};
+use crate::data::{BatchName, Inputs, MaskRows};
+use crate::models::InputShape;
 use crate::optim::{NotFinite, Update, UpdateReport};
 pub use loss::{Loss, Sums};
 
@@ -32,6 +33,10 @@ pub enum EngineError {
         "`{device}` has too little memory to compute {samples} samples at a time ({cause}): set train.micro_batch to fewer, or to \"auto\""
     )]
     OutOfMemory { device: String, samples: usize, cause: String },
+    #[error(
+        "{layer} has no deterministic kernel on CUDA, which train.reproducible needs: set data.image_size to one after which it has nothing to do, such as 224, take another model, or compute on the CPU"
+    )]
+    NotDeterministic { layer: &'static str },
     #[error("an earlier failure left this replica without a usable model: make a new one")]
     Broken,
     #[error(transparent)]
@@ -41,6 +46,7 @@ pub enum EngineError {
 }
 
 /// What an engine is made for.
+#[derive(Clone)]
 pub(crate) struct EngineSetup<'a> {
     pub(crate) model: &'a ModelConfig,
     pub(crate) input: InputShape,
@@ -64,18 +70,35 @@ impl Images<'_> {
     pub(crate) fn shape(&self) -> [usize; 4] {
         [self.n, self.input.channels, self.input.image_size, self.input.image_size]
     }
+
+    /// Those of these places.
+    #[cfg(feature = "libtorch")]
+    pub(crate) fn part(&self, places: &Range<usize>) -> Self {
+        Self { values: self.values.part(places, self.n), n: places.len(), ..*self }
+    }
 }
 
-/// A batch to train on. It has at least one sample, and every label is a class.
+/// A batch to train on, or a part of one. It has at least one sample, and every label is a
+/// class.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TrainBatch<'a> {
     pub(crate) images: Images<'a>,
     /// `[n]`
     pub(crate) labels: &'a [i32],
-    /// Together they cover the batch.
-    pub(crate) dropout: &'a [DropoutGroup],
+    /// Of all samples.
+    pub(crate) masks: MaskRows<'a>,
     /// The loss whose gradient is computed is the sum over the batch times this.
     pub(crate) scale: f32,
+    /// By which it is known again; none if it comes only once.
+    pub(crate) name: Option<BatchName>,
+}
+
+impl<'a> TrainBatch<'a> {
+    /// The samples at these places of it.
+    #[cfg(feature = "libtorch")]
+    pub(crate) fn part(&self, places: &Range<usize>) -> Self {
+        Self { images: self.images.part(places), labels: &self.labels[places.clone()], masks: self.masks.part(places), ..*self }
+    }
 }
 
 /// The name of a vector of the optimizer's state, and its values.
@@ -83,6 +106,20 @@ pub(crate) type NamedVector<'a> = (&'static str, Cow<'a, [f32]>);
 
 /// Receives finished spans of the flat gradient: (offset, values).
 pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, Span<'_>);
+
+/// Receives finished spans of gradients: (number of the part, offset, values).
+pub(crate) type PartSink<'a> = &'a mut dyn FnMut(usize, usize, Span<'_>);
+
+/// Where the gradients of the parts of a batch go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nowhere: the engine holds their sum until the next update.
+    Keep,
+    /// Their sum, as that of the last part, to the sink.
+    Sum,
+    /// Each by itself to the sink.
+    Each,
+}
 
 /// The gradient of an update.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +130,7 @@ pub(crate) enum Gradient<'a> {
     Summed(&'a [Span<'a>]),
 }
 
-/// Seconds that the parts of the last `gradient` took.
+/// Seconds that the parts of a gradient took.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Phases {
     /// Input copy, forward pass and loss.
@@ -101,6 +138,22 @@ pub struct Phases {
     pub backward: f64,
     /// Time in the sink: copies to buckets.
     pub copy: f64,
+}
+
+impl Phases {
+    /// The longer one of each.
+    #[cfg(feature = "libtorch")]
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { forward: self.forward.max(other.forward), backward: self.backward.max(other.backward), copy: self.copy.max(other.copy) }
+    }
+}
+
+impl std::ops::AddAssign for Phases {
+    fn add_assign(&mut self, other: Self) {
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.copy += other.copy;
+    }
 }
 
 /// Ends a phase and records it in the trace; returns its seconds.
@@ -119,6 +172,39 @@ pub(crate) trait Engine: Send {
     /// before the gradient of the features is computed, and the engine holds none any
     /// more. Without one, the engine holds the sum until the next update.
     fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError>;
+
+    /// The gradients of the parts of a batch, one after the other or, with several
+    /// devices, at the same time. `next` is the first part of the next batch, if it is
+    /// known: its way to the device may begin.
+    fn gradients(
+        &mut self,
+        parts: &[TrainBatch<'_>],
+        _next: Option<&TrainBatch<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
+    ) -> Result<(Sums, Phases), EngineError> {
+        let (mut all, mut time) = (Sums::default(), Phases::default());
+        for (number, part) in parts.iter().enumerate() {
+            let last = number + 1 == parts.len();
+            let mut to = |offset: usize, span: Span<'_>| sink(number, offset, span);
+            let delivers = delivery == Delivery::Each || (delivery == Delivery::Sum && last);
+            let (sums, phases) = self.gradient(*part, if delivers { Some(&mut to) } else { None })?;
+            all += sums;
+            time += phases;
+        }
+        Ok((all, time))
+    }
+
+    /// How many parts it computes at the same time.
+    fn devices(&self) -> usize {
+        1
+    }
+
+    /// Takes a span of the summed gradient as soon as it is known, before the update with
+    /// all of it.
+    fn receive(&mut self, _offset: usize, _span: Span<'_>) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// Holds no gradient any more.
     fn forget(&mut self) -> Result<(), EngineError>;

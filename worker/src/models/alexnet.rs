@@ -14,6 +14,7 @@ use common::config::{AlexnetConfig, AlexnetPreset};
 use common::config::InputShape;
 
 use super::pass::Pass;
+use crate::data::Dropout;
 
 /// Five convolutions, three dense layers. Shapes below are those of the preset
 /// `notes` at 224 pixels; n is the batch.
@@ -72,7 +73,10 @@ impl Alexnet {
         let x = relu(self.conv4.forward(x)); // [n, 384, 13, 13]
         let x = relu(self.conv5.forward(x)); // [n, 384, 13, 13]
         let x = pool(x); // [n, 384, 6, 6]
-        let x = if self.torchvision { adaptive_avg_pool2d(x, [ADAPTIVE_SIZE, ADAPTIVE_SIZE]) } else { x };
+        let [_, _, side, _] = x.dims();
+        // A pool to the size that there is would change nothing.
+        let pools = self.torchvision && side != ADAPTIVE_SIZE;
+        let x = if pools { adaptive_avg_pool2d(x, [ADAPTIVE_SIZE, ADAPTIVE_SIZE]) } else { x };
         x.flatten(1, 3) // [n, 13824]
     }
 
@@ -92,6 +96,23 @@ impl Alexnet {
             self.dense3.forward(x) // [n, classes]
         }
     }
+}
+
+/// Where this model drops values.
+pub(super) fn dropouts(config: &AlexnetConfig) -> Vec<Dropout> {
+    let (widths, probability) = (config.widths(), config.dropout);
+    let hidden = widths.dense as usize;
+    let first = match config.preset {
+        AlexnetPreset::Torchvision => widths.convolutions[4] as usize * ADAPTIVE_SIZE * ADAPTIVE_SIZE,
+        AlexnetPreset::Notes | AlexnetPreset::Original => hidden,
+    };
+    if probability == 0.0 { Vec::new() } else { [first, hidden].map(|values| Dropout { values, probability }).to_vec() }
+}
+
+/// Whether this model has an adaptive pool that does something: on CUDA, its backward pass
+/// has no deterministic kernel.
+pub(super) fn pools_adaptively(config: &AlexnetConfig, input: InputShape) -> bool {
+    config.preset == AlexnetPreset::Torchvision && last_pool_size(input.image_size) != ADAPTIVE_SIZE
 }
 
 /// Overlapping pools: windows of 3x3 with stride 2.

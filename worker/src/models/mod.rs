@@ -24,5 +24,5 @@ pub use layout::{ParamLayout, ParamSpec};
 pub use lenet::Lenet;
 pub use linear::{Perceptron, Softmax};
 pub use mlp::Mlp;
-pub use model::Model;
-pub use pass::{DropoutGroup, Pass};
+pub use model::{Model, not_deterministic_on_cuda};
+pub use pass::Pass;

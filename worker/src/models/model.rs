@@ -9,6 +9,7 @@ use super::lenet::Lenet;
 use super::linear::{Perceptron, Softmax};
 use super::mlp::Mlp;
 use super::pass::Pass;
+use crate::data::Dropout;
 
 /// A network in two parts, so that the backward pass can be cut between them and
 /// the gradients of the classifier (most of the bytes of AlexNet) can travel
@@ -22,6 +23,14 @@ pub enum Model {
     Alexnet(Box<Alexnet>),
 }
 
+/// What in the network of `config` has no deterministic kernel on CUDA.
+pub fn not_deterministic_on_cuda(config: &ModelConfig, input: InputShape) -> Option<&'static str> {
+    match config {
+        ModelConfig::Alexnet(config) if super::alexnet::pools_adaptively(config, input) => Some("adaptive average pooling"),
+        _ => None,
+    }
+}
+
 impl Model {
     /// The network of `config`. Its weights must be set before they are used: see
     /// [`super::initial_weights`].
@@ -32,6 +41,15 @@ impl Model {
             ModelConfig::Mlp(config) => Self::Mlp(Mlp::new(config, input, device)),
             ModelConfig::Lenet(config) => Self::Lenet(Box::new(Lenet::new(config, input, device))),
             ModelConfig::Alexnet(config) => Self::Alexnet(Box::new(Alexnet::new(config, input, device))),
+        }
+    }
+
+    /// The places where dropout acts in the network of `config`, in the order of its
+    /// forward pass.
+    pub fn dropouts(config: &ModelConfig) -> Vec<Dropout> {
+        match config {
+            ModelConfig::Alexnet(config) => super::alexnet::dropouts(config),
+            ModelConfig::Perceptron(_) | ModelConfig::Softmax(_) | ModelConfig::Mlp(_) | ModelConfig::Lenet(_) => Vec::new(),
         }
     }
 

@@ -183,7 +183,7 @@ fn three_steps_of_alexnet_are_pytorchs() {
     };
     let Steps { steps, weights } = figures().alexnet;
     for device in devices() {
-        let mut replica = Replica::new(&model, &train, INPUT, 1, device).unwrap();
+        let mut replica = Replica::new(&model, &train, INPUT, 1, device.clone()).unwrap();
         let layout = replica.layout().clone();
         assert_eq!(
             layout.params().iter().map(|p| p.name()).collect::<Vec<_>>(),

@@ -16,10 +16,10 @@ use common::digest::Digest;
 use common::ring::{Bucket, Span};
 use common::trace;
 
-use crate::data::Inputs;
-use crate::engine::device::ComputeDevice;
-use crate::engine::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Sums, TrainBatch};
-use crate::models::{DropoutGroup, InputShape, Model, ParamLayout, initial_weights};
+use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks};
+use crate::engine::device::Devices;
+use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Sums, TrainBatch};
+use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
 pub use error::ReplicaError;
 pub use state::State;
@@ -30,10 +30,23 @@ pub struct Replica {
     layout: ParamLayout,
     optimizer: OptimizerKind,
     loss: Loss,
+    dropouts: Vec<Dropout>,
     input: InputShape,
     /// Updates applied so far.
     step: u64,
     phases: Phases,
+}
+
+/// Neighbouring samples of a batch whose gradient is computed at once.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchPart<'a> {
+    pub inputs: Inputs<'a>,
+    /// `[n]`
+    pub labels: &'a [i32],
+    /// Of all samples.
+    pub masks: MaskRows<'a>,
+    /// By which it is known again if it was announced as the next one.
+    pub name: Option<BatchName>,
 }
 
 /// Zeros handed to the sink at a time for an empty batch.
@@ -43,7 +56,7 @@ impl Replica {
     /// A replica with the initial weights of `seed`, ready for step 0.
     ///
     /// The optimizer uses `train.threads` threads, by default all cores. Set the
-    /// device's own threads first: [`ComputeDevice::set_threads`].
+    /// devices' own threads first: [`Devices::prepare`].
     ///
     /// # Errors
     /// Threads could not be started, or the device has no room for the state.
@@ -52,14 +65,16 @@ impl Replica {
         train: &TrainConfig,
         input: InputShape,
         seed: u64,
-        device: ComputeDevice,
+        devices: impl Into<Devices>,
     ) -> Result<Self, ReplicaError> {
-        let layout = ParamLayout::of(&Model::new(model, input, &device.burn()));
+        let devices = devices.into();
+        let layout = ParamLayout::of(&Model::new(model, input, &devices.first().burn()));
         let weights = initial_weights(&layout, model, seed);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
-        let engine = device.engine(EngineSetup { model, input, train, weights, threads })?;
+        let engine = devices.engine(EngineSetup { model, input, train, weights, threads })?;
         let loss = Loss::of(model, train);
-        Ok(Self { engine, layout, optimizer: train.optimizer, loss, input, step: 0, phases: Phases::default() })
+        let dropouts = Model::dropouts(model);
+        Ok(Self { engine, layout, optimizer: train.optimizer, loss, dropouts, input, step: 0, phases: Phases::default() })
     }
 
     pub fn layout(&self) -> &ParamLayout {
@@ -90,8 +105,8 @@ impl Replica {
     /// The gradient of `scale` times the summed loss goes to `sink` as spans (offset in
     /// the flat vector, values) that together cover it once. The spans of the
     /// classifier go to `sink` before the gradient of the features is computed. Label
-    /// smoothing and dropout are active; the groups of `dropout`, each with its seed,
-    /// cover the batch. The loss may be NaN or infinite; [`update`](Self::update)
+    /// smoothing and dropout are active; `masks` are of the batch's samples and of the
+    /// model's [`dropouts`](Self::dropouts). The loss may be NaN or infinite; [`update`](Self::update)
     /// refuses the gradient that results.
     ///
     /// # Errors
@@ -101,19 +116,11 @@ impl Replica {
         inputs: impl Into<Inputs<'a>>,
         labels: &[i32],
         scale: f32,
-        dropout: &[DropoutGroup],
+        masks: MaskRows<'_>,
         sink: &mut dyn FnMut(usize, Span<'_>),
     ) -> Result<Sums, ReplicaError> {
-        let batch = self.train_batch(inputs.into(), labels, scale, dropout)?;
-        if labels.is_empty() {
-            let total = self.layout.total();
-            (0..total).step_by(ZEROS.len()).for_each(|at| sink(at, Span::F32(&ZEROS[..ZEROS.len().min(total - at)])));
-            self.phases = Phases::default();
-            return Ok(Sums::default());
-        }
-        let (sums, phases) = self.engine.gradient(batch, Some(sink))?;
-        self.phases = phases;
-        Ok(sums)
+        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+        self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, offset, span| sink(offset, span))
     }
 
     /// As [`gradient`](Self::gradient), but the gradient stays where it was computed,
@@ -127,15 +134,68 @@ impl Replica {
         inputs: impl Into<Inputs<'a>>,
         labels: &[i32],
         scale: f32,
-        dropout: &[DropoutGroup],
+        masks: MaskRows<'_>,
     ) -> Result<Sums, ReplicaError> {
-        let batch = self.train_batch(inputs.into(), labels, scale, dropout)?;
-        if labels.is_empty() {
-            return Ok(Sums::default());
+        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+        self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _, _| ())
+    }
+
+    /// Forward and backward of the parts of a batch, whose gradients go where `delivery`
+    /// says; see [`gradient`](Self::gradient) and [`add_gradient`](Self::add_gradient). The
+    /// sink gets the number of the part, too. Parts may be computed at the same time, and
+    /// their spans come in any order. `next` is the first part of the next batch, if it is
+    /// known: it may be sent to the device meanwhile.
+    ///
+    /// # Errors
+    /// A part does not fit the model, or the device failed.
+    pub fn gradients(
+        &mut self,
+        parts: &[BatchPart<'_>],
+        next: Option<&BatchPart<'_>>,
+        scale: f32,
+        delivery: Delivery,
+        sink: &mut dyn FnMut(usize, usize, Span<'_>),
+    ) -> Result<Sums, ReplicaError> {
+        let mut batches = Vec::with_capacity(parts.len());
+        // The engine computes what has samples; the other gradients are zeros.
+        let (mut filled, mut empty) = (Vec::new(), Vec::new());
+        for (number, part) in parts.iter().enumerate() {
+            let batch = self.train_batch(part, scale)?;
+            if part.labels.is_empty() {
+                empty.push(number);
+            } else {
+                filled.push(number);
+                batches.push(batch);
+            }
         }
-        let (sums, phases) = self.engine.gradient(batch, None)?;
+        let zeros = match delivery {
+            Delivery::Keep => &[],
+            Delivery::Sum => &empty[..if filled.is_empty() { empty.len().min(1) } else { 0 }],
+            Delivery::Each => &empty[..],
+        };
+        let total = self.layout.total();
+        for &part in zeros {
+            (0..total).step_by(ZEROS.len()).for_each(|at| sink(part, at, Span::F32(&ZEROS[..ZEROS.len().min(total - at)])));
+        }
+        let (sums, phases) = if batches.is_empty() {
+            (Sums::default(), Phases::default())
+        } else {
+            // What is wrong with the next batch is said when it is its turn.
+            let next = next.filter(|part| !part.labels.is_empty()).and_then(|part| self.train_batch(part, scale).ok());
+            self.engine.gradients(&batches, next.as_ref(), delivery, &mut |number, offset, span| sink(filled[number], offset, span))?
+        };
         self.phases = phases;
         Ok(sums)
+    }
+
+    /// The places where dropout acts, of which batches need masks.
+    pub fn dropouts(&self) -> &[Dropout] {
+        &self.dropouts
+    }
+
+    /// How many parts of a batch are computed at the same time.
+    pub fn devices(&self) -> usize {
+        self.engine.devices()
     }
 
     /// Computes the gradient of so many black pictures and forgets it: fails as a step of
@@ -145,9 +205,19 @@ impl Replica {
     /// The device failed; out of memory is [`EngineError::OutOfMemory`].
     pub fn rehearse(&mut self, samples: usize) -> Result<(), ReplicaError> {
         let numbers = vec![0.0; samples * self.input.values()];
-        let outcome = self.add_gradient(&numbers, &vec![0; samples], 1.0, &[DropoutGroup::new(0, samples)]);
+        let masks = Masks::drawn(&self.dropouts, &[MaskGroup { seed: 0, samples }]);
+        let outcome = self.add_gradient(&numbers, &vec![0; samples], 1.0, masks.all());
         self.engine.forget()?;
         outcome.map(drop)
+    }
+
+    /// Takes a span of the summed gradient as soon as it is known, so that it can be on its
+    /// way to the device before [`update`](Self::update), which is given all of it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn receive(&mut self, offset: usize, span: Span<'_>) -> Result<(), ReplicaError> {
+        Ok(self.engine.receive(offset, span)?)
     }
 
     /// Applies an update with the summed gradient of all workers, given as buckets:
@@ -261,19 +331,14 @@ impl Replica {
         Ok(state::weights_blake3(&self.layout, &self.weights()?))
     }
 
-    fn train_batch<'a>(
-        &self,
-        inputs: Inputs<'a>,
-        labels: &'a [i32],
-        scale: f32,
-        dropout: &'a [DropoutGroup],
-    ) -> Result<TrainBatch<'a>, ReplicaError> {
+    fn train_batch<'a>(&self, part: &BatchPart<'a>, scale: f32) -> Result<TrainBatch<'a>, ReplicaError> {
+        let BatchPart { inputs, labels, masks, name } = *part;
         let images = self.batch(inputs, labels)?;
-        let grouped: usize = dropout.iter().map(DropoutGroup::samples).sum();
-        if grouped != labels.len() {
-            return Err(ReplicaError::Groups { grouped, labels: labels.len() });
+        let fits = masks.places().map(|(dropout, _)| dropout).eq(self.dropouts.iter().copied());
+        if masks.samples() != labels.len() || !fits {
+            return Err(ReplicaError::Masks { masks: masks.samples(), labels: labels.len() });
         }
-        Ok(TrainBatch { images, labels, dropout, scale })
+        Ok(TrainBatch { images, labels, masks, scale, name })
     }
 
     fn batch<'a>(&self, inputs: Inputs<'a>, labels: &[i32]) -> Result<Images<'a>, ReplicaError> {

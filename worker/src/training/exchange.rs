@@ -7,9 +7,10 @@
 //!
 //! It depends neither on burn nor on sockets.
 
+use crate::engine::Delivery;
 use common::config::{Precision, TrainConfig, WireEncoding};
 use common::ring::fixed::{Scale, exponent};
-use common::ring::{BucketLayout, Ring, RingError, STATISTICS, Span, Values};
+use common::ring::{Bucket, BucketLayout, Ring, RingError, STATISTICS, Span, Values};
 
 /// The statistics bucket: the values that ranks sum besides the gradient.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -121,8 +122,8 @@ struct Exact {
     shards: u32,
     /// The flat gradient of each shard of this rank; memory is kept between steps.
     parts: Vec<Vec<f32>>,
-    /// How many of them are complete; the next one is being filled.
-    complete: usize,
+    /// How many of them belong to this step.
+    used: usize,
 }
 
 impl Exchange {
@@ -130,7 +131,7 @@ impl Exchange {
         let compact = summation == Summation::Bf16;
         let missing = (0..layout.len()).map(|b| layout.range(b).len()).collect();
         let exact = match summation {
-            Summation::Exact { shards } => Some(Exact { shards, parts: Vec::new(), complete: 0 }),
+            Summation::Exact { shards } => Some(Exact { shards, parts: Vec::new(), used: 0 }),
             Summation::F32 | Summation::Bf16 => None,
         };
         Self { ring, layout, round: 0, sent_from: layout.len(), buckets: Vec::new(), compact, missing, exact }
@@ -142,10 +143,15 @@ impl Exchange {
         self.exact.is_none() && self.ring.as_ref().is_none_or(|ring| ring.world() == 1)
     }
 
-    /// Whether it takes the gradient of each part of a batch by itself, instead of their
-    /// sum.
-    pub fn takes_parts(&self) -> bool {
-        self.exact.is_some()
+    /// Where the gradients of the parts of a batch belong.
+    pub fn delivery(&self) -> Delivery {
+        if self.exact.is_some() {
+            Delivery::Each
+        } else if self.is_alone() {
+            Delivery::Keep
+        } else {
+            Delivery::Sum
+        }
     }
 
     fn make_buckets(&mut self) {
@@ -156,13 +162,15 @@ impl Exchange {
     }
 
     /// Takes a finished span of the flat gradient; spans may come in any order,
-    /// together they cover it once (in each part, in reproducible mode).
-    pub fn add(&mut self, offset: usize, span: Span<'_>) -> Result<(), RingError> {
+    /// together they cover it once. In reproducible mode, those of each `part` of the
+    /// batch (a shard) do; else the part does not matter.
+    pub fn add(&mut self, part: usize, offset: usize, span: Span<'_>) -> Result<(), RingError> {
         if let Some(exact) = &mut self.exact {
-            if exact.parts.len() == exact.complete {
+            while exact.parts.len() <= part {
                 exact.parts.push(vec![0.0; self.layout.elements()]);
             }
-            span.read(&mut exact.parts[exact.complete][offset..offset + span.len()]);
+            exact.used = exact.used.max(part + 1);
+            span.read(&mut exact.parts[part][offset..offset + span.len()]);
             return Ok(());
         }
         self.make_buckets();
@@ -185,18 +193,12 @@ impl Exchange {
         Ok(())
     }
 
-    /// The gradient of a part of the batch (a shard, in reproducible mode) is complete.
-    pub fn end_part(&mut self) {
-        if let Some(exact) = &mut self.exact {
-            exact.complete += 1;
-        }
-    }
-
-    /// Waits until every bucket and the statistics are summed over all ranks.
-    pub fn finish(&mut self, mine: StepTotals) -> Result<StepTotals, RingError> {
+    /// Waits until every bucket and the statistics are summed over all ranks. `receive` gets
+    /// the offset and the values of each bucket as soon as it is summed.
+    pub fn finish(&mut self, mine: StepTotals, receive: &mut dyn FnMut(usize, Span<'_>)) -> Result<StepTotals, RingError> {
         if let Some(mut exact) = self.exact.take() {
-            let outcome = self.finish_exact(&exact, mine);
-            exact.complete = 0;
+            let outcome = self.finish_exact(&exact, mine, receive);
+            exact.used = 0;
             self.exact = Some(exact);
             return outcome;
         }
@@ -206,15 +208,16 @@ impl Exchange {
                 self.buckets[b] = ring.wait(self.round, b)?;
             }
             self.missing[b] = self.buckets[b].len();
+            receive(self.layout.range(b).start, self.buckets[b].span());
         }
         self.sent_from = self.layout.len();
         self.round += 1;
         Ok(totals)
     }
 
-    fn finish_exact(&mut self, exact: &Exact, mine: StepTotals) -> Result<StepTotals, RingError> {
+    fn finish_exact(&mut self, exact: &Exact, mine: StepTotals, receive: &mut dyn FnMut(usize, Span<'_>)) -> Result<StepTotals, RingError> {
         self.make_buckets();
-        let parts = &exact.parts[..exact.complete];
+        let parts = &exact.parts[..exact.used];
         let own = (0..self.layout.len()).map(|b| {
             let all = parts.iter().map(|part| exponent(&part[self.layout.range(b)]));
             all.fold(exponent(&[]), f32::max)
@@ -248,6 +251,7 @@ impl Exchange {
                 None => sums.fill(f32::NAN),
             }
             self.buckets[b] = sums.into();
+            receive(self.layout.range(b).start, self.buckets[b].span());
         }
         self.round += 1;
         Ok(totals)
@@ -318,14 +322,13 @@ mod tests {
         let sum = |order: &[usize]| {
             let mut exchange = Exchange::new(None, layout, Summation::Exact { shards: 4 });
             for _ in 0..2 {
-                for &p in order {
+                for (place, &p) in order.iter().enumerate() {
                     let values = part(p);
                     for span in [20..50, 0..20] {
-                        exchange.add(span.start, Span::F32(&values[span])).unwrap_or_else(|e| panic!("{e}"));
+                        exchange.add(place, span.start, Span::F32(&values[span])).unwrap_or_else(|e| panic!("{e}"));
                     }
-                    exchange.end_part();
                 }
-                exchange.finish(StepTotals::default()).unwrap_or_else(|e| panic!("{e}"));
+                exchange.finish(StepTotals::default(), &mut |_, _| ()).unwrap_or_else(|e| panic!("{e}"));
             }
             whole(&mut exchange)
         };
@@ -340,9 +343,8 @@ mod tests {
     #[test]
     fn a_nan_in_one_part_spoils_its_bucket_and_no_other() {
         let mut exchange = Exchange::new(None, BucketLayout::new(4, 8), Summation::Exact { shards: 2 });
-        exchange.add(0, Span::F32(&[1.0, f32::NAN, 2.0, 3.0])).unwrap_or_else(|e| panic!("{e}"));
-        exchange.end_part();
-        exchange.finish(StepTotals::default()).unwrap_or_else(|e| panic!("{e}"));
+        exchange.add(0, 0, Span::F32(&[1.0, f32::NAN, 2.0, 3.0])).unwrap_or_else(|e| panic!("{e}"));
+        exchange.finish(StepTotals::default(), &mut |_, _| ()).unwrap_or_else(|e| panic!("{e}"));
         let sums = whole(&mut exchange);
         assert!(sums[..2].iter().all(|v| v.is_nan()));
         assert_eq!(sums[2..], [2.0, 3.0]);
@@ -357,10 +359,10 @@ mod tests {
                 // Small integers, which bf16 holds exactly.
                 let flat: Vec<f32> = (0..50).map(|i| (i + round * 100) as f32).collect();
                 for span in [30..50, 0..9, 9..30] {
-                    exchange.add(span.start, Span::F32(&flat[span])).unwrap_or_else(|e| panic!("{e}"));
+                    exchange.add(0, span.start, Span::F32(&flat[span])).unwrap_or_else(|e| panic!("{e}"));
                 }
                 let mine = StepTotals { count: 3, ..StepTotals::default() };
-                assert_eq!(exchange.finish(mine).ok(), Some(mine));
+                assert_eq!(exchange.finish(mine, &mut |_, _| ()).ok(), Some(mine));
                 assert_eq!(whole(&mut exchange), flat);
             }
         }

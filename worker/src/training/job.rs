@@ -8,10 +8,9 @@ use common::config::{Config, MicroBatch};
 use common::dataset::{DatasetInfo, SampleSource};
 use common::plan::{Plan, evaluation_range, owned_shards};
 use common::recorder::{Length, plan};
-use common::seed;
 
 use crate::data::{Input, LoaderOptions};
-use crate::models::{DropoutGroup, InputShape};
+use crate::models::InputShape;
 use crate::training::schedule::learning_rate;
 
 /// Batches that may wait, decoded, for the model.
@@ -26,14 +25,6 @@ pub struct Job {
     pub length: Length,
     pub rank: u32,
     pub world: u32,
-}
-
-/// Neighbouring samples of a batch whose gradient is computed at once.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
-    /// Their places in the batch.
-    pub places: Range<usize>,
-    pub dropout: Vec<DropoutGroup>,
 }
 
 impl Job {
@@ -84,29 +75,16 @@ impl Job {
         learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
     }
 
-    /// The parts of a batch whose gradients are computed one after the other: of at most
-    /// `most` samples, or, for reproducible sums, of a shard each. There is at least one.
-    /// `shards` says which places of the batch belong to which shard.
-    pub fn parts(&self, step: u64, shards: &[(u32, Range<usize>)], most: usize) -> Vec<Part> {
-        let part = |places: Range<usize>| {
-            let common = |shard: &Range<usize>| places.start.max(shard.start)..places.end.min(shard.end);
-            let groups = shards.iter().filter(|(_, shard)| !common(shard).is_empty());
-            // Dropout depends on the step and the shard alone, so that it is the same in
-            // any world.
-            let group = |(shard, all): &(u32, Range<usize>)| {
-                let seed = seed::derive(self.config.seed, "dropout", &[step, u64::from(*shard)]);
-                let common = common(all);
-                DropoutGroup::new(seed, all.len()).part(common.start - all.start..common.end - all.start)
-            };
-            let dropout = groups.map(group).collect();
-            Part { places, dropout }
-        };
+    /// The places of the parts of a batch whose gradients are computed one after the other:
+    /// of at most `most` samples, or, for reproducible sums, of a shard each. There is at
+    /// least one. `shards` says which places of the batch belong to which shard.
+    pub fn parts(&self, shards: &[(u32, Range<usize>)], most: usize) -> Vec<Range<usize>> {
         if self.config.train.reproducible {
-            return shards.iter().map(|(_, places)| part(places.clone())).collect();
+            return shards.iter().map(|(_, places)| places.clone()).collect();
         }
-        let (start, end) = (shards.first().map_or(0, |s| s.1.start), shards.last().map_or(0, |s| s.1.end));
-        let starts = (start..end.max(start + 1)).step_by(most.max(1));
-        starts.map(|start| part(start..end.min(start.saturating_add(most.max(1))))).collect()
+        let end = shards.last().map_or(0, |(_, places)| places.end);
+        let starts = (0..end.max(1)).step_by(most.max(1));
+        starts.map(|start| start..end.min(start.saturating_add(most.max(1)))).collect()
     }
 
     /// The most samples of a step that this rank has.
@@ -153,30 +131,22 @@ mod tests {
     }
 
     #[test]
-    fn parts_cover_the_batch_and_keep_their_place_in_the_shards() {
+    fn parts_cover_the_batch() {
         let job = job(&[]);
         let shards = [(0, 0..8), (1, 8..8), (2, 8..13)];
         for most in [1, 2, 3, 5, 8, 100] {
-            let parts = job.parts(7, &shards, most);
-            assert!(parts.iter().all(|part| part.places.len() <= most));
-            let places: Vec<usize> = parts.iter().flat_map(|part| part.places.clone()).collect();
+            let parts = job.parts(&shards, most);
+            assert!(parts.iter().all(|part| (1..=most).contains(&part.len())));
+            let places: Vec<usize> = parts.into_iter().flatten().collect();
             assert_eq!(places, (0..13).collect::<Vec<_>>());
-            for part in &parts {
-                assert_eq!(part.dropout.iter().map(DropoutGroup::samples).sum::<usize>(), part.places.len());
-            }
         }
-        let [first, second, third] = &job.parts(7, &shards, 5)[..] else { panic!("13 samples in parts of 5") };
-        let whole = &job.parts(7, &shards, 100)[0].dropout;
-        assert_eq!(first.dropout, [whole[0].clone().part(0..5)]);
-        assert_eq!(second.dropout, [whole[0].clone().part(5..8), whole[1].clone().part(0..2)]);
-        assert_eq!(third.dropout, [whole[1].clone().part(2..5)]);
-        assert_eq!(job.parts(7, &[(0, 0..0)], 5), [Part { places: 0..0, dropout: vec![] }], "a rank without samples has a gradient too");
+        let none: Vec<_> = job.parts(&[(0, 0..0)], 5).iter().map(std::iter::ExactSizeIterator::len).collect();
+        assert_eq!(none, [0], "a rank without samples has a gradient too");
     }
 
     #[test]
     fn reproducible_parts_are_the_shards() {
         let job = job(&["train.reproducible=true"]);
-        let parts = job.parts(7, &[(0, 0..8), (2, 8..13)], 1);
-        assert_eq!(parts.iter().map(|part| part.places.clone()).collect::<Vec<_>>(), [0..8, 8..13]);
+        assert_eq!(job.parts(&[(0, 0..8), (2, 8..13)], 1), [0..8, 8..13]);
     }
 }

@@ -7,13 +7,13 @@ use super::job::Job;
 use crate::engine::EngineError;
 use crate::replica::{Replica, ReplicaError};
 
-/// The most samples of a step that this worker computes at a time, as the config says. For
-/// "auto", it rehearses a step.
+/// The most samples of a step that this worker computes at a time, as many on each of its
+/// devices as the config says. For "auto", it rehearses a step.
 pub(super) fn micro_batch(job: &Job, replica: &mut Replica) -> Result<usize> {
     let whole = job.largest_batch();
     match job.config.train.micro_batch {
         None => Ok(whole),
-        Some(MicroBatch::Samples(samples)) => Ok(samples as usize),
+        Some(MicroBatch::Samples(samples)) => Ok(samples as usize * replica.devices()),
         Some(MicroBatch::Auto(_)) => Ok(largest_that_fits(whole, |samples| replica.rehearse(samples))?),
     }
 }

@@ -18,7 +18,7 @@ use common::wire::messages::Finished;
 use super::record::{Record, STORE_RETRY, STORE_TIMEOUT, Snapshot, snapshot};
 use super::train::{Start, TrainingEnd, train};
 use crate::data::Batch;
-use crate::engine::device::ComputeDevice;
+use crate::engine::device::Devices;
 use crate::replica::{Replica, State};
 use crate::training::exchange::{Exchange, Summation};
 use crate::training::job::Job;
@@ -28,7 +28,7 @@ pub struct SingleRun {
     pub config: Config,
     pub source: Arc<dyn SampleSource>,
     pub run_dir: RunDir,
-    pub device: ComputeDevice,
+    pub devices: Devices,
     pub quiet: bool,
     /// Becomes true when a user asks the run to stop after this step.
     pub stop: Arc<AtomicBool>,
@@ -44,11 +44,11 @@ pub struct Outcome {
 
 /// Trains to the end, or until it is stopped.
 pub fn run(run: SingleRun) -> Result<Outcome> {
-    let SingleRun { config, source, mut run_dir, device, quiet, stop } = run;
+    let SingleRun { config, source, mut run_dir, devices, quiet, stop } = run;
     let job = Job::new(config, source.info().clone(), 0, 1).map_err(|e| anyhow!(e))?;
-    device.prepare(Job::threads(&job.config), job.config.train.precision);
+    devices.prepare(&job.config.train)?;
     let input = Job::input(&job.config, &job.info);
-    let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, device)?;
+    let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, devices)?;
     let mut first = 0;
     if let Some(checkpoint) = run_dir.newest_checkpoint()? {
         first = checkpoint.step;

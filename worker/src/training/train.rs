@@ -10,18 +10,18 @@ use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
 use common::metrics::Evaluation;
 use common::trace;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::clock::StepClock;
 use super::early_stop::EarlyStop;
 use super::exchange::{Exchange, StepTotals};
-use super::job::{Job, Part};
+use super::job::Job;
 use super::micro_batch::micro_batch;
 use super::record::{Record, snapshot};
-use crate::data::{EvalLoader, TrainLoader};
-use crate::engine::Sums;
+use crate::data::{Batch, EvalLoader, TrainLoader};
 use crate::optim::Update;
-use crate::replica::Replica;
+use crate::replica::{BatchPart, Replica};
 
 /// Training has reached a state from which no worker can go on.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,9 @@ pub fn train(
         job.config.seed,
         first..job.length.steps,
         job.loader_options(),
+        replica.dropouts().to_vec(),
     )?;
+    let mut ahead = None;
     let mut early_stop = EarlyStop::new(job, first);
     let (mut step, mut stored) = (first, start.stored);
     // The evaluation and the checkpoint after the last step of an earlier generation,
@@ -86,32 +88,25 @@ pub fn train(
     }
     while step < job.length.steps {
         let mut clock = StepClock::start(step);
-        let batch = loader.next_batch()?;
+        let batch = ahead.take().map_or_else(|| loader.next_batch(), Ok)?;
         clock.data_arrived();
 
         let planned = job.plan.global_count(step);
         let scale = 1.0 / planned as f32;
-        let mut mine = Sums::default();
-        let parts = job.parts(step, &batch.shards, micro_batch);
-        for (number, Part { places, dropout }) in parts.iter().enumerate() {
-            let (inputs, labels) = batch.part(places);
-            let last = number + 1 == parts.len();
-            if exchange.is_alone() || !(last || exchange.takes_parts()) {
-                mine += replica.add_gradient(inputs, labels, scale, dropout)?;
-                continue;
+        // The next batch is on its way to the device while this one is computed.
+        ahead = loader.made_batch();
+        let next = ahead.as_ref().map(|batch| parts_of(job, &loader, batch, micro_batch));
+        let parts = parts_of(job, &loader, &batch, micro_batch);
+        let mut sent = Ok(());
+        let mine = replica.gradients(&parts, next.iter().flatten().next(), scale, exchange.delivery(), &mut |part, offset, span| {
+            if sent.is_ok() {
+                sent = exchange.add(part, offset, span);
             }
-            let mut sent = Ok(());
-            mine += replica.gradient(inputs, labels, scale, dropout, &mut |offset, span| {
-                if sent.is_ok() {
-                    sent = exchange.add(offset, span);
-                }
-            })?;
-            sent?;
-            exchange.end_part();
-        }
+        })?;
+        sent?;
         clock.gradient_computed();
 
-        let all = exchange.finish(StepTotals {
+        let mine = StepTotals {
             loss: mine.loss,
             top1: mine.top1.into(),
             top5: mine.top5.into(),
@@ -119,7 +114,14 @@ pub fn train(
             checksum: checksum(&batch.ids),
             stop: record.stop_requested(),
             pause: record.pause_requested(),
+        };
+        let mut received = Ok(());
+        let all = exchange.finish(mine, &mut |offset, span| {
+            if received.is_ok() {
+                received = replica.receive(offset, span);
+            }
         })?;
+        received?;
         clock.gradient_summed();
 
         if !all.loss.is_finite() {
@@ -166,6 +168,15 @@ pub fn train(
         }
     }
     Ok(TrainingEnd::Run { step })
+}
+
+/// The parts of a batch that are computed one after the other.
+fn parts_of<'a>(job: &Job, loader: &TrainLoader, batch: &'a Batch, micro_batch: usize) -> Vec<BatchPart<'a>> {
+    let part = |(number, places): (usize, Range<usize>)| {
+        let (inputs, labels) = batch.part(&places);
+        BatchPart { inputs, labels, masks: batch.masks.rows(&places), name: Some(loader.name(batch.step, number)) }
+    };
+    job.parts(&batch.shards, micro_batch).into_iter().enumerate().map(part).collect()
 }
 
 /// Says which checkpoint of a run that cannot go on is kept: the one after `stored`

@@ -5,14 +5,14 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use common::config::Precision;
 use common::ring::Span;
 use common::simd::f32_to_bf16;
 use tch::{Kind, Tensor};
 
 use super::super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch};
-use super::network::{Network, to_host};
-use super::{slice, slice_mut, span};
+use super::network::{Feed, Network, to_host};
+use super::{input, slice, slice_mut, span};
+use crate::data::{Dropout, Inputs};
 use crate::models::ParamLayout;
 use crate::optim::{Optimizer, Threads, Update, UpdateReport};
 
@@ -20,6 +20,7 @@ pub(crate) struct HostEngine {
     network: Network,
     loss: Loss,
     optimizer: Optimizer,
+    threads: Threads,
     /// f32 master weights. In f32, the model computes with the same memory.
     master: Tensor,
     /// The bf16 weights that the model computes with.
@@ -32,13 +33,27 @@ impl HostEngine {
     pub(crate) fn new(setup: EngineSetup<'_>) -> Result<Self, EngineError> {
         let master = Tensor::f_from_slice(&setup.weights)?;
         let kind = super::kind_of(setup.train.precision);
-        let mirror = if setup.train.precision == Precision::F32 { None } else { Some(master.f_to_kind(kind)?) };
+        let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
         let threads = Threads::new(setup.threads)?;
-        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master), Some(threads.clone()))?;
-        let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads);
+        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
+        let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads.clone());
         let kept = network.layout.params().iter().map(|_| None).collect();
-        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, master, mirror, kept })
+        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept })
     }
+
+    /// The number format that the model computes in.
+    fn kind(&self) -> Kind {
+        self.mirror.as_ref().map_or(Kind::Float, Tensor::kind)
+    }
+}
+
+/// As the model takes them.
+fn images(images: Images<'_>, kind: Kind, threads: &Threads) -> Result<Tensor, EngineError> {
+    let channels_last = match images.values {
+        Inputs::Numbers(numbers) => input::of_numbers(images, numbers, kind, tch::Device::Cpu)?,
+        Inputs::Pictures(pictures) => input::on_host(pictures, images.input, kind, threads)?,
+    };
+    Ok(channels_last.f_permute([0, 3, 1, 2])?)
 }
 
 /// The memory of both kinds of weights, to be written.
@@ -78,14 +93,25 @@ fn collect(
 
 impl Engine for HostEngine {
     fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
-        let Self { network, loss, kept, .. } = self;
-        let head = |logits: &Tensor| {
+        let kind = self.kind();
+        let Self { network, loss, threads, kept, .. } = self;
+        let feed = || {
+            let mask = |(dropout, mask): (Dropout, &[u8])| {
+                let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;
+                input::mask(&bytes, dropout, kind)
+            };
+            let masks = batch.masks.places().map(mask).collect::<Result<_, _>>()?;
+            Ok(Feed { images: images(batch.images, kind, threads)?, masks, target: () })
+        };
+        let head = |logits: &Tensor, ()| {
             let values = to_host(logits)?;
             let mut slope = vec![0.0; values.len()];
             let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
             Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
         };
-        network.gradient(batch, head, |range, grads| collect(&network.layout, kept, range, grads, &mut sink))
+        let take = |range, grads| collect(&network.layout, kept, range, grads, &mut sink);
+        let (sums, times) = network.gradient(batch.labels.len(), feed, head, take)?;
+        Ok((sums, times.phases()?))
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
@@ -111,7 +137,7 @@ impl Engine for HostEngine {
     }
 
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
-        self.network.logits(images)
+        self.network.logits(images.n, || self::images(images, self.kind(), &self.threads))
     }
 
     fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {

@@ -2,14 +2,20 @@
 
 use tch::{Kind, Tensor};
 
-use super::super::EngineError;
+use super::super::{EngineError, Images};
 use super::slice_mut;
-use crate::data::Pictures;
+use crate::data::{Dropout, Finish, Pictures};
 use crate::models::InputShape;
 use crate::optim::Threads;
 
 fn shape(n: usize, input: InputShape) -> [i64; 4] {
     [n, input.image_size, input.image_size, input.channels].map(|n| n as i64)
+}
+
+/// Numbers that come as such, channels first.
+pub(super) fn of_numbers(images: Images<'_>, numbers: &[f32], kind: Kind, device: tch::Device) -> Result<Tensor, EngineError> {
+    let host = Tensor::f_from_slice(numbers)?.f_view(images.shape().map(|n| n as i64))?;
+    Ok(host.f_to_device(device)?.f_to_kind(kind)?.f_permute([0, 2, 3, 1])?.f_contiguous()?)
 }
 
 /// In one pass over the bytes, in host memory.
@@ -32,19 +38,28 @@ pub(super) fn on_host(pictures: Pictures<'_>, input: InputShape, kind: Kind, thr
     Ok(numbers)
 }
 
-/// On the device, to which the bytes go as they are. Every operation is rounded as on the
-/// host, so the numbers are the same.
+/// On the device, to which the bytes go as they are.
 pub(super) fn on_device(pictures: Pictures<'_>, input: InputShape, kind: Kind, device: tch::Device) -> Result<Tensor, EngineError> {
     let n = pictures.finishes.len();
     let bytes = Tensor::f_from_slice(pictures.bytes)?.f_view(shape(n, input))?.f_to_device(device)?;
-    let constants: Vec<f32> =
-        (0..4).flat_map(|i| pictures.finishes.iter().flat_map(move |f| f.affine[..input.channels].iter().map(move |c| c[i]))).collect();
-    let constants = Tensor::f_from_slice(&constants)?.f_to_device(device)?.f_view([4, n as i64, 1, 1, input.channels as i64])?;
+    let constants = Tensor::f_from_slice(&constants(pictures, input))?.f_to_device(device)?;
+    finish(&bytes, &constants.f_view([4, n as i64, 1, 1, input.channels as i64])?, pictures.finishes, kind)
+}
+
+/// The constants of the finishes: `[4, n, channels]`.
+pub(super) fn constants(pictures: Pictures<'_>, input: InputShape) -> Vec<f32> {
+    (0..4).flat_map(|i| pictures.finishes.iter().flat_map(move |f| f.affine[..input.channels].iter().map(move |c| c[i]))).collect()
+}
+
+/// Numbers of bytes `[n, size, size, channels]` on their device, by constants
+/// `[4, n, 1, 1, channels]`. Every operation is rounded as on the host, so the numbers are
+/// the same.
+pub(super) fn finish(bytes: &Tensor, constants: &Tensor, finishes: &[Finish], kind: Kind) -> Result<Tensor, EngineError> {
     let [scale, offset, low, high] = [0, 1, 2, 3].map(|i| constants.f_select(0, i));
     let mut numbers = bytes.f_to_kind(Kind::Float)?;
     let _ = numbers.f_mul_(&scale?)?.f_add_(&offset?)?;
     let numbers = numbers.f_clamp_tensor(Some(low?), Some(high?))?;
-    for (at, finish) in pictures.finishes.iter().enumerate() {
+    for (at, finish) in finishes.iter().enumerate() {
         if let Some([left, top, width, height]) = finish.erased.map(|part| part.map(|n| n as i64)) {
             let _ = numbers.f_select(0, at as i64)?.f_narrow(0, top, height)?.f_narrow(1, left, width)?.f_zero_()?;
         }
@@ -52,11 +67,15 @@ pub(super) fn on_device(pictures: Pictures<'_>, input: InputShape, kind: Kind, d
     Ok(numbers.f_to_kind(kind)?)
 }
 
+/// What dropout multiplies by, of a mask's bytes.
+pub(super) fn mask(bytes: &Tensor, dropout: Dropout, kind: Kind) -> Result<Tensor, EngineError> {
+    Ok(bytes.f_to_kind(kind)?.f_mul_scalar(f64::from(dropout.scale()))?)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::data::Finish;
 
     #[test]
     fn host_and_device_make_the_same_numbers() {

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::super::{EngineError, Loss};
+use super::super::{EngineError, Loss, Sums};
 
 /// What [`Loss::sums`] returns, still on the device.
 pub(super) struct DeviceSums {
@@ -65,6 +65,15 @@ pub(super) fn sums(loss: Loss, logits: &Tensor, labels: &Tensor, scale: f32) -> 
     let total = |tensor: &Tensor| tensor.f_sum(Kind::Double);
     let sums = Tensor::f_stack(&[total(&losses)?, total(&first)?, total(&five)?], 0)?;
     Ok(DeviceSums { sums, slope: slope.f_mul_scalar(f64::from(scale))? })
+}
+
+/// Reads [`DeviceSums::sums`] of so many samples, and whatever follows them.
+pub(super) fn read(sums: &Tensor, samples: usize) -> Result<(Sums, Vec<f64>), EngineError> {
+    let values: Vec<f64> = Vec::try_from(sums)?;
+    let [loss, top1, top5, ref rest @ ..] = values[..] else {
+        return Err(EngineError::Compute("statistics are missing".to_owned()));
+    };
+    Ok((Sums { loss, top1: top1 as u32, top5: top5 as u32, count: samples as u32 }, rest.to_vec()))
 }
 
 #[cfg(test)]

@@ -1,13 +1,20 @@
-//! All code for libtorch: threads, CUDA checks, and two engines. [`host`] keeps the
-//! state in host memory, for the CPU; [`resident`] keeps it on the device. No other
-//! module names libtorch, tch or burn-tch.
+//! All code for libtorch: threads, CUDA checks, and its engines. [`host`] keeps the
+//! state in host memory, for the CPU; [`resident`] keeps it on the device; [`group`] has
+//! several devices. No other module names libtorch, tch or burn-tch.
 #![allow(deprecated)] // burn-tch is deprecated upstream as a whole.
 
+pub(super) mod group;
 pub(super) mod host;
 mod input;
+#[cfg(test)]
+mod late;
 mod loss;
 mod network;
+mod parcel;
 pub(super) mod resident;
+pub(crate) mod shim;
+mod streams;
+mod update;
 
 use burn::tensor::Device;
 use common::config::Precision;
@@ -61,7 +68,8 @@ impl From<TchError> for EngineError {
 /// The number format of forward and backward pass.
 fn kind_of(precision: Precision) -> Kind {
     match precision {
-        Precision::F32 => Kind::Float,
+        // TF32 is how a device multiplies, not how values are stored.
+        Precision::F32 | Precision::Tf32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     }
 }

@@ -18,29 +18,57 @@ use burn::tensor::Tensor as BurnTensor;
 use common::config::ModelConfig;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{EngineError, Images, Phases, TrainBatch, lap};
-use super::input;
-use crate::data::{Inputs, panic_message};
+use super::super::{EngineError, Phases, lap};
+use super::shim::Event;
+use crate::data::panic_message;
 use crate::models::{InputShape, Model, ParamLayout, Pass};
-use crate::optim::Threads;
 
 pub(super) struct Network {
     model: Model,
     pub(super) layout: ParamLayout,
     /// The model's parameters, in the order of the layout: views of the flat weights.
     leaves: Vec<Tensor>,
-    kind: Kind,
     device: tch::Device,
-    /// Where numbers are made of pictures: by these threads of the host, or else on the
-    /// device.
-    threads: Option<Threads>,
+}
+
+/// What a pass over a batch needs, on the device and in the number format of the pass.
+pub(super) struct Feed<T> {
+    /// `[n, channels, size, size]`, stored with the channels last: libtorch's CPU pools are
+    /// vectorised over channels only, and all later layers keep the order of their input.
+    pub(super) images: Tensor,
+    /// For each dropout, what it multiplies by: `[n, values]`.
+    pub(super) masks: Vec<Tensor>,
+    /// What the loss needs.
+    pub(super) target: T,
+}
+
+/// How long the phases of a pass took.
+pub(super) struct Times {
+    /// By the host's clock: on a CUDA device, the time that it took to give the device its
+    /// work.
+    phases: Phases,
+    /// On a CUDA device: before and after the forward pass, after the backward pass of the
+    /// classifier, before and after that of the features.
+    events: Vec<Event>,
+}
+
+impl Times {
+    /// What the device took. It must have done the pass.
+    pub(super) fn phases(&self) -> Result<Phases, EngineError> {
+        let [start, forward, classifier, features @ ..] = &self.events[..] else { return Ok(self.phases) };
+        let mut backward = forward.elapsed(classifier)?;
+        if let [before, after] = features {
+            backward += before.elapsed(after)?;
+        }
+        Ok(Phases { forward: start.elapsed(forward)?, backward, ..self.phases })
+    }
 }
 
 impl Network {
     /// `flat`: the weights that the model computes with. Whoever writes into them
-    /// changes the model. With `threads`, the device must be the CPU.
-    pub(super) fn new(config: &ModelConfig, input: InputShape, flat: &Tensor, threads: Option<Threads>) -> Result<Self, EngineError> {
-        let (kind, device) = (flat.kind(), flat.device());
+    /// changes the model.
+    pub(super) fn new(config: &ModelConfig, input: InputShape, flat: &Tensor) -> Result<Self, EngineError> {
+        let device = flat.device();
         let cuda = if let tch::Device::Cuda(index) = device { Some(index) } else { None };
         let model = Model::new(config, input, &super::device(cuda));
         let layout = ParamLayout::of(&model);
@@ -52,41 +80,26 @@ impl Network {
         };
         let leaves = layout.params().iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
         let model = model.map(&mut Loader { next: 0, leaves: &leaves });
-        Ok(Self { model, layout, leaves, kind, device, threads })
+        Ok(Self { model, layout, leaves, device })
     }
 
-    /// The batch on the device, in the run's precision, stored with the channels
-    /// last: libtorch's CPU pools are vectorised over channels only, and all later
-    /// layers keep the order of their input.
-    fn images(&self, images: Images<'_>) -> Result<Tensor, EngineError> {
-        let channels_last = match (images.values, &self.threads) {
-            (Inputs::Numbers(numbers), _) => {
-                let host = Tensor::f_from_slice(numbers)?.f_view(images.shape().map(|n| n as i64))?;
-                let device = host.f_to_device(self.device)?.f_to_kind(self.kind)?;
-                device.f_permute([0, 2, 3, 1])?.f_contiguous()?
-            }
-            (Inputs::Pictures(pictures), Some(threads)) => input::on_host(pictures, images.input, self.kind, threads)?,
-            (Inputs::Pictures(pictures), None) => input::on_device(pictures, images.input, self.kind, self.device)?,
-        };
-        Ok(channels_last.f_permute([0, 3, 1, 2])?)
-    }
-
-    /// Forward pass, `loss` and backward pass. `loss` turns f32 logits `[n, classes]`
-    /// into the gradient of the loss with respect to them, and something to return.
-    /// `take` gets the gradients of a range of parameters as soon as they are complete:
-    /// first of the classifier, then of the features.
-    pub(super) fn gradient<S>(
+    /// Forward pass, `loss` and backward pass over `samples` samples. `loss` turns f32
+    /// logits `[n, classes]` and the target into the gradient of the loss with respect to
+    /// the logits, and something to return. `take` gets the gradients of a range of parameters as soon as
+    /// they are complete: first of the classifier, then of the features.
+    pub(super) fn gradient<T, S>(
         &self,
-        batch: TrainBatch<'_>,
-        loss: impl FnOnce(&Tensor) -> Result<(Tensor, S), EngineError>,
+        samples: usize,
+        feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
+        loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
         take: impl FnMut(Range<usize>, Vec<Tensor>) -> Result<(), EngineError>,
-    ) -> Result<(S, Phases), EngineError> {
-        self.guarded(batch.labels.len(), || self.forward_and_backward(batch, loss, take))
+    ) -> Result<(S, Times), EngineError> {
+        self.guarded(samples, || self.forward_and_backward(feed, loss, take))
     }
 
     /// A failure of libtorch within `work` as an error, also where burn makes a panic of
     /// it.
-    fn guarded<T>(&self, samples: usize, work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    pub(super) fn guarded<T>(&self, samples: usize, work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
         let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(EngineError::Compute(panic_message(&*panic))));
         outcome.map_err(|error| match error {
             EngineError::Compute(cause) => self.explained(&cause, samples),
@@ -108,17 +121,26 @@ impl Network {
         }
     }
 
-    fn forward_and_backward<S>(
+    fn forward_and_backward<T, S>(
         &self,
-        batch: TrainBatch<'_>,
-        loss: impl FnOnce(&Tensor) -> Result<(Tensor, S), EngineError>,
+        feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
+        loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
         mut take: impl FnMut(Range<usize>, Vec<Tensor>) -> Result<(), EngineError>,
-    ) -> Result<(S, Phases), EngineError> {
+    ) -> Result<(S, Times), EngineError> {
         let mut phases = Phases::default();
+        let mut events = Vec::new();
+        let mut stamp = || -> Result<(), EngineError> {
+            if let tch::Device::Cuda(index) = self.device {
+                events.push(Event::timed(index)?);
+            }
+            Ok(())
+        };
+        stamp()?;
         let start = Instant::now();
-        let mut pass = Pass::train(batch.dropout);
+        let Feed { images, masks, target } = feed()?;
+        let mut pass = Pass::train(masks.into_iter().map(wrap).collect());
         let split = self.layout.feature_parameters();
-        let features = inner(self.model.features(wrap(self.images(batch.images)?), &mut pass))?;
+        let features = inner(self.model.features(wrap(images), &mut pass))?;
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
         let cut = features.f_detach()?.set_requires_grad(split > 0);
@@ -126,8 +148,9 @@ impl Network {
         // While this clone lives, burn does not write into the leaf in place.
         let kept = input.clone();
         let logits = inner(self.model.classifier(input, &mut pass))?.f_to_kind(Kind::Float)?;
-        let (slope, sums) = loss(&logits.f_detach()?)?;
+        let (slope, sums) = loss(&logits.f_detach()?, target)?;
         phases.forward = lap("forward", start);
+        stamp()?;
 
         let start = Instant::now();
         let root = logits.f_mul(&slope)?.f_sum(Kind::Float)?;
@@ -139,29 +162,32 @@ impl Network {
         let mut grads = backward(&root, &inputs)?;
         drop(root);
         phases.backward = lap("backward of the classifier", start);
+        stamp()?;
         let slope = grads.drain(self.leaves.len() - split..).next();
         let start = Instant::now();
         take(split..self.leaves.len(), grads)?;
         phases.copy = lap("gradient copy", start);
 
         if let Some(slope) = slope {
+            stamp()?;
             let start = Instant::now();
             let root = features.f_mul(&slope)?.f_sum(Kind::Float)?;
             drop(features);
             let grads = backward(&root, &self.leaves[..split].iter().collect::<Vec<_>>())?;
             phases.backward += lap("backward of the features", start);
+            stamp()?;
             let start = Instant::now();
             take(0..split, grads)?;
             phases.copy += lap("gradient copy", start);
         }
-        Ok((sums, phases))
+        Ok((sums, Times { phases, events }))
     }
 
     /// f32 logits `[n, classes]` without dropout, in host memory.
-    pub(super) fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
-        self.guarded(images.n, || {
+    pub(super) fn logits(&self, samples: usize, images: impl FnOnce() -> Result<Tensor, EngineError>) -> Result<Vec<f32>, EngineError> {
+        self.guarded(samples, || {
             no_grad(|| {
-                let logits = self.model.forward(wrap(self.images(images)?), &mut Pass::evaluate());
+                let logits = self.model.forward(wrap(images()?), &mut Pass::evaluate());
                 to_host(&inner(logits)?.f_to_kind(Kind::Float)?)
             })
         })

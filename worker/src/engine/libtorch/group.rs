@@ -1,0 +1,361 @@
+//! Several devices of one machine as one engine. Each has a thread and an engine of its
+//! own, and all hold the same weights. A batch is split among them. Each owns a part of
+//! the flat vectors, of which it alone has the optimizer's state: it sums the gradients of
+//! all devices there, always in the same order, updates the weights, and gives them to the
+//! others.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::ring::Span;
+use crossbeam_channel::{Sender, bounded};
+use tch::{Kind, Tensor, no_grad};
+
+use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch};
+use super::network::Times;
+use super::resident::ResidentEngine;
+use super::{loss, span, update};
+use crate::optim::{NotFinite, Threads, Update, UpdateReport};
+
+pub(crate) struct GroupEngine {
+    engines: Vec<Mutex<ResidentEngine>>,
+    /// Its thread number i works for engine number i.
+    pool: rayon::ThreadPool,
+    threads: Threads,
+}
+
+/// What a device's thread hands to the thread that has the sink.
+enum Message {
+    /// The device's gradient is final in this range.
+    Complete { device: usize, range: Range<usize>, gradient: Tensor },
+    /// Values of the gradient of one part, in host memory.
+    Part { number: usize, offset: usize, values: Tensor },
+}
+
+impl GroupEngine {
+    /// An engine on each of these CUDA devices, or on the CPU.
+    pub(crate) fn new(setup: &EngineSetup<'_>, devices: &[Option<usize>]) -> Result<Self, EngineError> {
+        let engine = |(number, &cuda): (usize, &Option<usize>)| {
+            let owned = chunk(&(0..setup.weights.len()), number, devices.len());
+            ResidentEngine::sharing(setup.clone(), cuda, owned).map(Mutex::new)
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(devices.len()).thread_name(|n| format!("device {n}"));
+        Ok(Self {
+            engines: devices.iter().enumerate().map(engine).collect::<Result<_, _>>()?,
+            pool: pool.build()?,
+            threads: Threads::new(setup.threads)?,
+        })
+    }
+
+    fn engine(&self, number: usize) -> MutexGuard<'_, ResidentEngine> {
+        // Only its thread, or the thread that waits for all of them, locks it.
+        self.engines[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has every thread work with its engine. The results are in the order of the devices.
+    fn each<T: Send>(&self, work: impl Fn(usize, &mut ResidentEngine) -> Result<T, EngineError> + Sync) -> Result<Vec<T>, EngineError> {
+        self.pool.broadcast(|thread| work(thread.index(), &mut self.engine(thread.index()))).into_iter().collect()
+    }
+
+    /// As `each`, and meanwhile gives what the threads send to `receive`, on this thread.
+    fn each_with<T: Send>(
+        &self,
+        work: impl Fn(usize, &mut ResidentEngine, &Sender<Message>) -> Result<T, EngineError> + Sync,
+        mut receive: impl FnMut(Message) -> Result<(), EngineError>,
+    ) -> Result<Vec<T>, EngineError> {
+        // A thread that is ahead waits, so that few gradients lie in memory.
+        let (send, messages) = bounded(self.engines.len());
+        let results: Vec<Mutex<Option<Result<T, EngineError>>>> = self.engines.iter().map(|_| Mutex::new(None)).collect();
+        let mut received = Ok(());
+        self.pool.in_place_scope(|scope| {
+            let (work, results) = (&work, &results);
+            scope.spawn_broadcast(move |_, thread| {
+                let number = thread.index();
+                let result = work(number, &mut self.engine(number), &send);
+                *results[number].lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            });
+            // This ends when all threads have dropped their sender.
+            for message in messages {
+                if received.is_ok() {
+                    received = receive(message);
+                }
+            }
+        });
+        let results = results.into_iter().map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let results = results.map(|result| result.unwrap_or(Err(EngineError::Broken))).collect::<Result<_, _>>()?;
+        received.map(|()| results)
+    }
+
+    /// Each part by one device; the spans go to the sink as they come.
+    fn parts_by_themselves(&self, parts: &[TrainBatch<'_>], sink: PartSink<'_>) -> Result<Vec<(Sums, Phases)>, EngineError> {
+        let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
+            let (mut all, mut time) = Default::default();
+            let following = |number: usize| parts.get(number + self.engines.len());
+            for (number, part) in parts.iter().enumerate().skip(device).step_by(self.engines.len()) {
+                let (statistics, times) = engine.accumulate(part, following(number), &mut |_, gradient, range| {
+                    let own = gradient.f_narrow(0, range.start as i64, range.len() as i64)?;
+                    // A copy also on the CPU: the next part overwrites it.
+                    let values = own.f_to_device(tch::Device::Cpu)?.f_to_dtype(own.kind(), false, true)?;
+                    // Nobody waits any more if the other side has failed.
+                    let _ = send.send(Message::Part { number, offset: range.start, values });
+                    Ok(())
+                })?;
+                add(&mut all, &mut time, &statistics, part.labels.len(), &times)?;
+                engine.forget()?;
+            }
+            Ok((all, time))
+        };
+        self.each_with(compute, |message| {
+            if let Message::Part { number, offset, values } = message {
+                sink(number, offset, span(&values)?);
+            }
+            Ok(())
+        })
+    }
+
+    /// Each part by all devices. With a sink, it gets the sum of their gradients.
+    fn parts_together(
+        &self,
+        parts: &[TrainBatch<'_>],
+        next: Option<&TrainBatch<'_>>,
+        mut sink: Option<Sink<'_>>,
+    ) -> Result<Vec<(Sums, Phases)>, EngineError> {
+        let count = self.engines.len();
+        let share = |part, device| share(part, device, count);
+        let has_any = |device: usize| parts.iter().any(|part| share(part, device).is_some());
+        let at_work = (0..count).filter(|&device| has_any(device)).count();
+        let delivers = sink.is_some();
+        let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
+            let (mut all, mut time) = Default::default();
+            let batches: Vec<TrainBatch<'_>> = parts.iter().filter_map(|part| share(part, device)).collect();
+            let next = next.and_then(|part| share(part, device));
+            for (number, batch) in batches.iter().enumerate() {
+                let is_last = number + 1 == batches.len();
+                let next = batches.get(number + 1).or(next.as_ref());
+                let (statistics, times) = engine.accumulate(batch, next, &mut |_, gradient, range| {
+                    if delivers && is_last {
+                        let _ = send.send(Message::Complete { device, range, gradient: gradient.shallow_clone() });
+                    }
+                    Ok(())
+                })?;
+                add(&mut all, &mut time, &statistics, batch.labels.len(), &times)?;
+            }
+            Ok((all, time))
+        };
+        let mut complete: Vec<(Range<usize>, Vec<Option<Tensor>>)> = Vec::new();
+        let results = self.each_with(compute, |message| {
+            let (Message::Complete { device, range, gradient }, Some(sink)) = (message, sink.as_mut()) else { return Ok(()) };
+            let at = complete.iter().position(|(of, _)| *of == range).unwrap_or_else(|| {
+                complete.push((range.clone(), (0..count).map(|_| None).collect()));
+                complete.len() - 1
+            });
+            complete[at].1[device] = Some(gradient);
+            if complete[at].1.iter().flatten().count() == at_work {
+                let (range, addends) = complete.swap_remove(at);
+                let addends: Vec<Tensor> = addends.into_iter().flatten().collect();
+                for (number, addend) in addends.iter().enumerate() {
+                    let chunk = chunk(&range, number, addends.len());
+                    let host = no_grad(|| sum(&addends, &chunk, addend.device()))?.f_to_device(tch::Device::Cpu)?;
+                    sink(chunk.start, span(&host)?);
+                }
+            }
+            Ok(())
+        })?;
+        if delivers {
+            self.each(|_, engine| engine.forget())?;
+        }
+        Ok(results)
+    }
+
+    /// The sum of what the engines hold, each device's own part on that device, and its
+    /// norm.
+    fn summed(&self) -> Result<(Vec<Tensor>, f64), EngineError> {
+        let held = self.handles(|engine| engine.held().map(Tensor::shallow_clone));
+        let parts = self.each(|number, engine| {
+            let held = held.of(number);
+            no_grad(|| {
+                let sum = sum(&held, &engine.owned(), engine.device())?;
+                let norm = f64::try_from(update::norm(&sum)?)?;
+                Ok((sum, norm))
+            })
+        })?;
+        let norm = parts.iter().map(|(_, norm)| norm.powi(2)).sum::<f64>().sqrt();
+        Ok((parts.into_iter().map(|(sum, _)| sum).collect(), norm))
+    }
+
+    /// Has each device update its own part and give the new weights to the others.
+    /// `gradient` returns its part of the gradient.
+    fn update_parts(
+        &self,
+        gradient: impl Fn(usize, &mut ResidentEngine) -> Result<Tensor, EngineError> + Sync,
+        norm: f64,
+        update: Update,
+    ) -> Result<UpdateReport, EngineError> {
+        let weights = self.handles(|engine| Some(engine.computing().shallow_clone()));
+        let reports = self.each(|number, engine| {
+            let gradient = gradient(number, engine)?;
+            let report = engine.update_owned(&gradient, norm, update)?;
+            let (all, owned) = (weights.of(number), engine.owned());
+            let part = |flat: &Tensor| flat.f_narrow(0, owned.start as i64, owned.len() as i64);
+            no_grad(|| {
+                let new = part(&all[number])?;
+                for (other, weights) in all.iter().enumerate() {
+                    if other != number {
+                        part(weights)?.f_copy_(&new)?;
+                    }
+                }
+                Ok(report)
+            })
+        })?;
+        reports.first().copied().ok_or(EngineError::Broken)
+    }
+
+    /// A tensor of each engine that has one, for all threads.
+    fn handles(&self, of: impl Fn(&ResidentEngine) -> Option<Tensor>) -> Handles {
+        let all = || (0..self.engines.len()).filter_map(|number| of(&self.engine(number))).collect();
+        Handles((0..self.engines.len()).map(|_| Mutex::new(all())).collect())
+    }
+}
+
+/// The same tensors for each thread: a handle can be given to one thread at a time only.
+struct Handles(Vec<Mutex<Vec<Tensor>>>);
+
+impl Handles {
+    fn of(&self, thread: usize) -> MutexGuard<'_, Vec<Tensor>> {
+        self.0[thread].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The samples of a part that one of `count` devices computes, if there are any.
+fn share<'a>(part: &TrainBatch<'a>, device: usize, count: usize) -> Option<TrainBatch<'a>> {
+    let places = chunk(&(0..part.labels.len()), device, count);
+    (!places.is_empty()).then(|| part.part(&places))
+}
+
+/// Chunk `number` of the `count` chunks of a range.
+fn chunk(range: &Range<usize>, number: usize, count: usize) -> Range<usize> {
+    let at = |number: usize| range.start + range.len() * number / count;
+    at(number)..at(number + 1)
+}
+
+/// The f32 sum of a range of flat vectors, in their order, on this device.
+fn sum(addends: &[Tensor], range: &Range<usize>, device: tch::Device) -> Result<Tensor, EngineError> {
+    let here = |flat: &Tensor| flat.f_narrow(0, range.start as i64, range.len() as i64)?.f_to_device(device);
+    let [first, rest @ ..] = addends else { return Ok(Tensor::f_zeros([range.len() as i64], (Kind::Float, device))?) };
+    let Some((second, rest)) = rest.split_first() else { return Ok(here(first)?.f_to_kind(Kind::Float)?) };
+    let mut sum = here(first)?.f_to_kind(Kind::Float)?.f_add(&here(second)?)?;
+    for addend in rest {
+        let _ = sum.f_add_(&here(addend)?)?;
+    }
+    Ok(sum)
+}
+
+/// Adds the statistics and the time of a part.
+fn add(all: &mut Sums, time: &mut Phases, statistics: &Tensor, samples: usize, times: &Times) -> Result<(), EngineError> {
+    *all += loss::read(statistics, samples)?.0;
+    *time += times.phases()?;
+    Ok(())
+}
+
+impl Engine for GroupEngine {
+    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        match sink {
+            None => self.gradients(&[batch], None, Delivery::Keep, &mut |_, _, _| ()),
+            Some(sink) => self.gradients(&[batch], None, Delivery::Sum, &mut |_, offset, span| sink(offset, span)),
+        }
+    }
+
+    fn gradients(
+        &mut self,
+        parts: &[TrainBatch<'_>],
+        next: Option<&TrainBatch<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
+    ) -> Result<(Sums, Phases), EngineError> {
+        let last = parts.len().saturating_sub(1);
+        let mut of_sum = |offset: usize, span: Span<'_>| sink(last, offset, span);
+        let results = match delivery {
+            Delivery::Keep => self.parts_together(parts, next, None)?,
+            Delivery::Sum => self.parts_together(parts, next, Some(&mut of_sum))?,
+            Delivery::Each => self.parts_by_themselves(parts, sink)?,
+        };
+        let (mut all, mut slowest) = (Sums::default(), Phases::default());
+        for (sums, phases) in results {
+            all += sums;
+            slowest = slowest.max(phases);
+        }
+        Ok((all, slowest))
+    }
+
+    fn receive(&mut self, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
+        (0..self.engines.len()).try_for_each(|number| self.engine(number).receive_span(offset, span))
+    }
+
+    fn devices(&self) -> usize {
+        self.engines.len()
+    }
+
+    fn forget(&mut self) -> Result<(), EngineError> {
+        self.each(|_, engine| engine.forget()).map(drop)
+    }
+
+    fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
+        match gradient {
+            // The same norm on every rank, whatever its devices.
+            Gradient::Summed(spans) => self.update_parts(|_, engine| engine.received(spans), self.threads.norm(spans)?, update),
+            Gradient::Own => {
+                let (parts, norm) = self.summed()?;
+                if !norm.is_finite() {
+                    for (number, part) in parts.iter().enumerate() {
+                        if !f64::try_from(update::norm(part)?)?.is_finite() {
+                            let at = self.engine(number).owned().start + update::first_not_finite(part)?.at;
+                            return Err(NotFinite { at }.into());
+                        }
+                    }
+                }
+                let parts: Vec<Mutex<Tensor>> = parts.into_iter().map(Mutex::new).collect();
+                let part = |number: usize| parts[number].lock().unwrap_or_else(PoisonError::into_inner).shallow_clone();
+                self.update_parts(|number, _| Ok(part(number)), norm, update)
+            }
+        }
+    }
+
+    fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
+        let logits = self.each(|number, engine| {
+            let places = chunk(&(0..images.n), number, self.engines.len());
+            if places.is_empty() { Ok(Vec::new()) } else { engine.logits(images.part(&places)) }
+        })?;
+        Ok(logits.concat())
+    }
+
+    fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        let parts = (0..self.engines.len()).map(|number| self.engine(number).owned_weights());
+        Ok(Cow::Owned(parts.collect::<Result<Vec<_>, _>>()?.concat()))
+    }
+
+    fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
+        let mut all: Vec<NamedVector<'_>> = self.engine(0).state_names().iter().map(|name| (*name, Cow::Owned(Vec::new()))).collect();
+        for number in 0..self.engines.len() {
+            for ((_, values), part) in all.iter_mut().zip(self.engine(number).owned_state()?) {
+                values.to_mut().extend(part);
+            }
+        }
+        Ok(all)
+    }
+
+    fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
+        let mut values = self.weights()?.into_owned();
+        write(&mut values);
+        (0..self.engines.len()).try_for_each(|number| self.engine(number).set_weights(&values))
+    }
+
+    fn write_optimizer_state(&mut self, write: &mut dyn FnMut(usize, &mut [f32])) -> Result<(), EngineError> {
+        let all: Vec<Vec<f32>> = self.optimizer_state()?.into_iter().map(|(_, values)| values.into_owned()).collect();
+        for (slot, mut values) in all.into_iter().enumerate() {
+            write(slot, &mut values);
+            (0..self.engines.len()).try_for_each(|number| self.engine(number).set_state(slot, &values))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,455 @@
+//! The engine whose state is on the device: master weights, optimizer state and gradient
+//! never leave it in a world of one. A step reads back only its statistics, once: loss,
+//! accuracy and the gradient's norm.
+//!
+//! An update is made of the same operations in the same order as the host's
+//! (`crate::optim`), each rounded by itself, so that it gives the same bits: ranks with
+//! either engine may be in one ring. libtorch's fused optimizers round differently.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use common::config::TrainConfig;
+use common::ring::Span;
+use tch::{Kind, Tensor, no_grad};
+
+use super::super::{
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch,
+};
+use super::network::{Feed, Network, Times, to_host};
+use super::parcel::{Parcel, Unpacked};
+use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams, Transfer};
+use super::{input, loss, slice_mut, span, update};
+use crate::data::Inputs;
+use crate::models::ParamLayout;
+use crate::optim::{Rule, Threads, Update, UpdateReport};
+
+/// Gets the flat gradient and a range of it that is final.
+pub(super) type Complete<'a> = &'a mut dyn FnMut(&mut dyn Streams, &Tensor, Range<usize>) -> Result<(), EngineError>;
+
+pub(crate) struct ResidentEngine {
+    network: Network,
+    loss: Loss,
+    train: TrainConfig,
+    threads: Threads,
+    /// f32 master weights, flat. In f32, the model computes with the same memory.
+    master: Tensor,
+    /// The bf16 weights that the model computes with, flat.
+    mirror: Option<Tensor>,
+    /// The part of the flat vector that this engine updates: all of it, unless it is one
+    /// of several that share the work.
+    owned: Range<usize>,
+    /// The vectors of the optimizer's state, of the part that is owned.
+    slots: Vec<Tensor>,
+    /// The gradient that waits for an update, flat, in the number format of the pass, or
+    /// in f32 if it has several addends.
+    kept: Tensor,
+    /// Whether `kept` holds a gradient.
+    holds: bool,
+    /// The norm of `kept`, once it is known.
+    norm: Option<f64>,
+    device: tch::Device,
+    streams: Box<dyn Streams>,
+    /// Batches on their way: the one that is computed and the next one.
+    parcels: [Parcel; 2],
+    /// The parcel that was used last.
+    turn: usize,
+    /// Host memory for `kept` on its way to the ring.
+    outbox: Option<Tensor>,
+    inbox: Inbox,
+}
+
+/// The summed gradient on its way from the ring: of the part that is owned, in the format
+/// in which it comes.
+#[derive(Default)]
+struct Inbox {
+    host: Option<Tensor>,
+    device: Option<Tensor>,
+    /// Values that have come for the next update.
+    received: usize,
+    last: Option<Transfer>,
+}
+
+/// Values that go to the host at a time: a fraction of a bucket of the ring, which can have
+/// the first ones while the others are on their way.
+const CROSSING: usize = 1 << 20;
+
+impl ResidentEngine {
+    /// An engine on the CUDA device `cuda`, else on the CPU.
+    pub(crate) fn new(setup: EngineSetup<'_>, cuda: Option<usize>) -> Result<Self, EngineError> {
+        let all = 0..setup.weights.len();
+        Self::sharing(setup, cuda, all)
+    }
+
+    /// The same on the CPU, with these streams.
+    #[cfg(test)]
+    fn on_streams(setup: EngineSetup<'_>, streams: Box<dyn Streams>) -> Result<Self, EngineError> {
+        Ok(Self { streams, ..Self::new(setup, None)? })
+    }
+
+    /// The same, of several engines that each update a part of the weights: this one `owned`.
+    pub(super) fn sharing(setup: EngineSetup<'_>, cuda: Option<usize>, owned: Range<usize>) -> Result<Self, EngineError> {
+        let device = cuda.map_or(tch::Device::Cpu, tch::Device::Cuda);
+        let total = setup.weights.len() as i64;
+        let master = Tensor::f_from_slice(&setup.weights)?.f_to_device(device)?;
+        let kind = super::kind_of(setup.train.precision);
+        let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
+        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
+        let zeros = |_| Tensor::f_zeros([owned.len() as i64], (Kind::Float, device));
+        let slots = setup.train.optimizer.state().iter().map(zeros).collect::<Result<_, _>>()?;
+        Ok(Self {
+            network,
+            loss: Loss::of(setup.model, setup.train),
+            train: setup.train.clone(),
+            threads: Threads::new(setup.threads)?,
+            master,
+            mirror,
+            owned,
+            slots,
+            kept: Tensor::f_zeros([total], (kind, device))?,
+            holds: false,
+            norm: None,
+            device,
+            streams: match cuda {
+                Some(index) => Box::new(CudaStreams::new(index)?),
+                None => Box::new(InlineStreams),
+            },
+            parcels: [Parcel::new(), Parcel::new()],
+            turn: 0,
+            outbox: None,
+            inbox: Inbox::default(),
+        })
+    }
+
+    pub(super) fn device(&self) -> tch::Device {
+        self.device
+    }
+
+    /// The gradient that waits for an update, flat.
+    pub(super) fn held(&self) -> Option<&Tensor> {
+        self.holds.then_some(&self.kept)
+    }
+
+    /// Sends a batch on its way to the device, unless it is. The copy begins after what the
+    /// device had to do before the mark.
+    fn send(&mut self, batch: &TrainBatch<'_>, after: &Mark) -> Result<(), EngineError> {
+        if !self.parcels.iter().any(|parcel| parcel.has(batch.name)) {
+            self.turn = 1 - self.turn;
+            self.parcels[self.turn].send(batch, &mut *self.streams, self.device, after)?;
+        }
+        Ok(())
+    }
+
+    /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
+    /// that waits. `complete` gets the flat gradient and, as soon as it is final, each
+    /// range of it. Meanwhile, the `next` batch is sent on its way. Returns the
+    /// [`loss::DeviceSums::sums`] of the batch.
+    pub(super) fn accumulate(
+        &mut self,
+        batch: &TrainBatch<'_>,
+        next: Option<&TrainBatch<'_>>,
+        complete: Complete<'_>,
+    ) -> Result<(Tensor, Times), EngineError> {
+        // What the next batch's memory was used for before is done at this mark.
+        let before = self.streams.mark()?;
+        self.send(batch, &before)?;
+        let current = self.parcels.iter().position(|parcel| parcel.has(batch.name)).unwrap_or(self.turn);
+        let add = self.holds;
+        if add && self.kept.kind() != Kind::Float {
+            self.kept = self.kept.f_to_kind(Kind::Float)?;
+        }
+        (self.holds, self.norm) = (true, None);
+        let kind = self.computing().kind();
+        let Self { network, loss, kept, streams, parcels, .. } = self;
+        let streams = RefCell::new(&mut **streams);
+        let feed = || {
+            let Unpacked { images, masks, labels } = parcels[current].unpack(&mut **streams.borrow_mut(), kind)?;
+            Ok(Feed { images, masks, target: labels })
+        };
+        let head = |logits: &Tensor, labels: Tensor| {
+            let found = loss::sums(*loss, logits, &labels, batch.scale)?;
+            Ok((found.slope, found.sums))
+        };
+        let done = network.gradient(batch.labels.len(), feed, head, |range, grads| {
+            no_grad(|| keep(&network.layout, kept, add, range.clone(), &grads))?;
+            let params = &network.layout.params()[range];
+            let (Some(first), Some(last)) = (params.first(), params.last()) else { return Ok(()) };
+            complete(&mut **streams.borrow_mut(), kept, first.range().start..last.range().end)
+        })?;
+        if let Some(next) = next {
+            self.send(next, &before)?;
+        }
+        Ok(done)
+    }
+
+    pub(super) fn owned(&self) -> Range<usize> {
+        self.owned.clone()
+    }
+
+    /// The flat weights that the model computes with.
+    pub(super) fn computing(&self) -> &Tensor {
+        self.mirror.as_ref().unwrap_or(&self.master)
+    }
+
+    /// Updates the part that is owned with its part of a flat gradient of this norm.
+    pub(super) fn update_owned(&mut self, gradient: &Tensor, norm: f64, update: Update) -> Result<UpdateReport, EngineError> {
+        let clipped = update.clip(self.train.clip_norm, norm);
+        let rule = Rule::new(&self.train, update.step, update.lr, clipped.factor);
+        let part = |flat: &Tensor| flat.f_narrow(0, self.owned.start as i64, self.owned.len() as i64);
+        let mirror = self.mirror.as_ref().map(part).transpose()?;
+        no_grad(|| update::apply(&rule, &part(&self.master)?, gradient, &self.slots, mirror.as_ref()))?;
+        self.forget()?;
+        Ok(clipped.report)
+    }
+
+    /// The part that is owned of the summed gradient, on the device: what has been received,
+    /// if that is all of it, else what these spans have, which cover the flat vector in
+    /// order.
+    pub(super) fn received(&mut self, spans: &[Span<'_>]) -> Result<Tensor, EngineError> {
+        if self.inbox.received != self.owned.len() {
+            self.inbox.received = 0;
+            let mut start = 0;
+            for span in spans {
+                self.receive_span(start, *span)?;
+                start += span.len();
+            }
+        }
+        self.inbox.received = 0;
+        if let Some(last) = self.inbox.last.take() {
+            self.streams.compute_after(&last)?;
+        }
+        match &self.inbox.device {
+            Some(device) => Ok(device.shallow_clone()),
+            None => Ok(Tensor::f_zeros([0], (Kind::Float, self.device))?),
+        }
+    }
+
+    /// Sends what is owned of a span of the summed gradient to the device.
+    pub(super) fn receive_span(&mut self, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
+        let (start, end) = (self.owned.start.max(offset), self.owned.end.min(offset + span.len()));
+        if start >= end {
+            return Ok(());
+        }
+        let kind = if let Span::F32(_) = span { Kind::Float } else { Kind::BFloat16 };
+        let (len, at) = (self.owned.len(), start - self.owned.start);
+        let fits = |memory: &Option<Tensor>| memory.as_ref().is_some_and(|memory| memory.kind() == kind);
+        if !fits(&self.inbox.host) {
+            self.inbox.host = Some(self.streams.host_memory(len, kind)?);
+        }
+        if !fits(&self.inbox.device) {
+            self.inbox.device = Some(Tensor::f_empty([len as i64], (kind, self.device))?);
+        }
+        let (Some(host), Some(device)) = (&mut self.inbox.host, &self.inbox.device) else { return Err(EngineError::Broken) };
+        let part = |flat: &Tensor| flat.f_narrow(0, at as i64, (end - start) as i64);
+        let mut place = part(host)?;
+        // Nothing reads this range now: its last copy came before an update whose weights
+        // this gradient was computed with.
+        match span.range(start - offset..end - offset) {
+            Span::F32(values) => {
+                // SAFETY: f32, contiguous, in host memory, and not read as said above.
+                let place: &mut [f32] = unsafe { slice_mut(&mut place, values.len()) };
+                place.copy_from_slice(values);
+            }
+            Span::Bf16(values) => {
+                // SAFETY: as above, of 16 bits each.
+                let place: &mut [u16] = unsafe { slice_mut(&mut place, values.len()) };
+                place.copy_from_slice(values);
+            }
+        }
+        let mark = self.streams.mark()?;
+        let transfer = self.streams.copy(Lane::ToDevice, &part(device)?, &place, &mark)?;
+        self.inbox.last = Some(transfer);
+        self.inbox.received += end - start;
+        Ok(())
+    }
+
+    /// The part of the master weights that is owned.
+    pub(super) fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
+        to_host(&self.master.f_narrow(0, self.owned.start as i64, self.owned.len() as i64)?)
+    }
+
+    /// The vectors of the optimizer's state, of the part that is owned.
+    pub(super) fn owned_state(&self) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.slots.iter().map(to_host).collect()
+    }
+
+    /// Puts these values in the place of the flat weights.
+    pub(super) fn set_weights(&mut self, values: &[f32]) -> Result<(), EngineError> {
+        no_grad(|| {
+            self.master.f_copy_(&Tensor::f_from_slice(values)?)?;
+            if let Some(mirror) = &mut self.mirror {
+                mirror.f_copy_(&self.master)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts what is owned of these values in the place of one vector of the optimizer's
+    /// state.
+    pub(super) fn set_state(&mut self, slot: usize, values: &[f32]) -> Result<(), EngineError> {
+        Ok(self.slots[slot].f_copy_(&Tensor::f_from_slice(&values[self.owned.clone()])?)?)
+    }
+
+    /// The names of the vectors of the optimizer's state.
+    pub(super) fn state_names(&self) -> &'static [&'static str] {
+        self.train.optimizer.state()
+    }
+}
+
+/// The pieces of a range, of at most so many values.
+fn pieces(range: &Range<usize>, most: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    let (start, end) = (range.start, range.end);
+    (0..range.len().div_ceil(most)).map(move |number| start + number * most..(start + (number + 1) * most).min(end))
+}
+
+/// Adds gradients of parameters to the flat one, or puts them there.
+fn keep(layout: &ParamLayout, flat: &Tensor, add: bool, range: Range<usize>, grads: &[Tensor]) -> Result<(), EngineError> {
+    for (param, grad) in layout.params()[range].iter().zip(grads) {
+        if grad.numel() != param.range().len() {
+            return Err(EngineError::NoGradient { parameter: param.name().to_owned() });
+        }
+        let mut place = flat.f_narrow(0, param.range().start as i64, grad.numel() as i64)?;
+        let grad = grad.f_reshape([-1])?;
+        if add {
+            let _ = place.f_add_(&grad)?;
+        } else {
+            place.f_copy_(&grad)?;
+        }
+    }
+    Ok(())
+}
+
+impl Engine for ResidentEngine {
+    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        match sink {
+            None => self.gradients(&[batch], None, Delivery::Keep, &mut |_, _, _| ()),
+            Some(sink) => self.gradients(&[batch], None, Delivery::Sum, &mut |_, offset, span| sink(offset, span)),
+        }
+    }
+
+    fn gradients(
+        &mut self,
+        parts: &[TrainBatch<'_>],
+        next: Option<&TrainBatch<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
+    ) -> Result<(Sums, Phases), EngineError> {
+        self.inbox.received = 0;
+        let (mut all, mut time) = (Sums::default(), Phases::default());
+        for (number, part) in parts.iter().enumerate() {
+            let is_last = number + 1 == parts.len();
+            let delivers = delivery == Delivery::Each || (delivery == Delivery::Sum && is_last);
+            let (mut outbox, mut leaving) = (self.outbox.take(), VecDeque::new());
+            let (statistics, times) = self.accumulate(part, parts.get(number + 1).or(next), &mut |streams, kept, range| {
+                if !delivers {
+                    return Ok(());
+                }
+                let host = match &outbox {
+                    Some(host) if host.kind() == kept.kind() => host,
+                    _ => outbox.insert(streams.host_memory(kept.numel(), kept.kind())?),
+                };
+                let mark = streams.mark()?;
+                for piece in pieces(&range, CROSSING).rev() {
+                    let part = |flat: &Tensor| flat.f_narrow(0, piece.start as i64, piece.len() as i64);
+                    let transfer = streams.copy(Lane::ToHost, &part(host)?, &part(kept)?, &mark)?;
+                    leaving.push_back((piece, transfer));
+                }
+                // What has come to the host is on its way to other ranks while the device
+                // computes the rest.
+                while let Some((piece, transfer)) = leaving.front() {
+                    if !streams.is_done(transfer)? {
+                        break;
+                    }
+                    sink(number, piece.start, span(host)?.range(piece.clone()));
+                    leaving.pop_front();
+                }
+                Ok(())
+            })?;
+            for (piece, transfer) in leaving {
+                self.streams.wait(&transfer)?;
+                let Some(host) = &outbox else { return Err(EngineError::Broken) };
+                sink(number, piece.start, span(host)?.range(piece));
+            }
+            self.outbox = outbox;
+            // The only wait of a step that is not for the ring.
+            let keeps = delivery == Delivery::Keep && is_last;
+            let read = if keeps { Tensor::f_cat(&[statistics, update::norm(&self.kept)?.f_unsqueeze(0)?], 0)? } else { statistics };
+            let (sums, rest) = loss::read(&read, part.labels.len())?;
+            self.norm = rest.first().copied();
+            if delivers {
+                self.forget()?;
+            }
+            all += sums;
+            time += times.phases()?;
+        }
+        Ok((all, time))
+    }
+
+    fn receive(&mut self, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
+        self.receive_span(offset, span)
+    }
+
+    fn forget(&mut self) -> Result<(), EngineError> {
+        (self.holds, self.norm) = (false, None);
+        let kind = super::kind_of(self.train.precision);
+        if self.kept.kind() != kind {
+            self.kept = self.kept.f_to_kind(kind)?;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
+        let (flat, norm) = match gradient {
+            // The same norm on every rank, whatever its device.
+            Gradient::Summed(spans) => (self.received(spans)?, self.threads.norm(spans)?),
+            Gradient::Own if !self.holds => (self.kept.f_zeros_like()?, 0.0),
+            Gradient::Own => {
+                let norm = self.norm.map_or_else(|| Ok(f64::try_from(update::norm(&self.kept)?)?), Ok::<_, EngineError>)?;
+                if !norm.is_finite() {
+                    return Err(update::first_not_finite(&self.kept)?.into());
+                }
+                (self.kept.shallow_clone(), norm)
+            }
+        };
+        self.update_owned(&flat, norm, update)
+    }
+
+    fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
+        let kind = self.computing().kind();
+        self.network.logits(images.n, || {
+            let channels_last = match images.values {
+                Inputs::Numbers(numbers) => input::of_numbers(images, numbers, kind, self.device)?,
+                Inputs::Pictures(pictures) => input::on_device(pictures, images.input, kind, self.device)?,
+            };
+            Ok(channels_last.f_permute([0, 3, 1, 2])?)
+        })
+    }
+
+    fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
+        Ok(Cow::Owned(self.owned_weights()?))
+    }
+
+    fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
+        Ok(self.state_names().iter().copied().zip(self.owned_state()?.into_iter().map(Cow::Owned)).collect())
+    }
+
+    fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
+        let mut values = self.owned_weights()?;
+        write(&mut values);
+        self.set_weights(&values)
+    }
+
+    fn write_optimizer_state(&mut self, write: &mut dyn FnMut(usize, &mut [f32])) -> Result<(), EngineError> {
+        for (slot, mut values) in self.owned_state()?.into_iter().enumerate() {
+            write(slot, &mut values);
+            self.set_state(slot, &values)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,89 @@
+//! Updates by libtorch's operations, and what they depend on, over flat vectors on one
+//! device.
+
+use tch::{Kind, Tensor};
+
+use super::super::EngineError;
+use crate::optim::{NotFinite, Rule};
+
+/// Values that an update works on at a time: enough to keep a GPU busy, and few enough for
+/// its temporary memory to be small beside the state. Those of a CPU stay in its caches.
+const PIECE: usize = 1 << 24;
+const CPU_PIECE: usize = 1 << 15;
+
+/// Updates weights by the rule, and the state of the optimizer with them, piece by piece.
+/// All vectors are of the same values; `mirror` is a copy of the weights in another format.
+pub(super) fn apply(
+    rule: &Rule,
+    weights: &Tensor,
+    gradient: &Tensor,
+    slots: &[Tensor],
+    mirror: Option<&Tensor>,
+) -> Result<(), EngineError> {
+    let (total, most) = (weights.numel(), if weights.device() == tch::Device::Cpu { CPU_PIECE } else { PIECE });
+    for start in (0..total).step_by(most) {
+        let piece = |flat: &Tensor| flat.f_narrow(0, start as i64, most.min(total - start) as i64);
+        let mut weights = piece(weights)?;
+        let mut slots = slots.iter().map(piece).collect::<Result<Vec<_>, _>>()?;
+        update_piece(rule, &mut weights, &piece(gradient)?.f_to_kind(Kind::Float)?, &mut slots)?;
+        if let Some(mirror) = mirror {
+            piece(mirror)?.f_copy_(&weights)?;
+        }
+    }
+    Ok(())
+}
+
+/// The first place of a flat vector that is not finite.
+pub(super) fn first_not_finite(flat: &Tensor) -> Result<NotFinite, EngineError> {
+    let bad = flat.f_isfinite()?.f_logical_not()?.f_to_kind(Kind::Uint8)?;
+    Ok(NotFinite { at: i64::try_from(bad.f_argmax(0, false)?)? as usize })
+}
+
+/// One update of some weights. See `crate::optim::kernels` for the formulas; every
+/// operation here is one of theirs.
+fn update_piece(rule: &Rule, weights: &mut Tensor, gradient: &Tensor, slots: &mut [Tensor]) -> Result<(), EngineError> {
+    let times = |tensor: &Tensor, factor: f32| tensor.f_mul_scalar(f64::from(factor));
+    match (rule, slots) {
+        (Rule::Sgd(step), [momentum]) => {
+            let mut direction = times(gradient, step.factor)?;
+            let _ = direction.f_add_(&times(weights, step.weight_decay)?)?;
+            let _ = momentum.f_mul_scalar_(f64::from(step.momentum))?.f_add_(&direction)?;
+            let _ = weights.f_sub_(&times(momentum, step.lr)?)?;
+        }
+        (Rule::Adam(step), [m, v]) => {
+            let mut g = times(gradient, step.factor)?;
+            let _ = g.f_add_(&times(weights, step.weight_decay)?)?;
+            let _ = m.f_mul_scalar_(f64::from(step.beta1))?.f_add_(&times(&g, step.rest1)?)?;
+            let _ = v.f_mul_scalar_(f64::from(step.beta2))?.f_add_(&times(&g, step.rest2)?.f_mul_(&g)?)?;
+            let mut root = square_root(v)?;
+            // By a tensor: on CUDA, a number would be multiplied by its rounded reciprocal.
+            let correct = Tensor::f_full([1], f64::from(step.root_correct2), (Kind::Float, root.device()))?;
+            let _ = root.f_div_(&correct)?.f_add_scalar_(f64::from(step.epsilon))?;
+            let change = times(m, step.rate)?.f_div_(&root)?;
+            let _ = weights.f_mul_scalar_(f64::from(step.shrink))?.f_sub_(&change)?;
+        }
+        _ => unreachable!("slots are made for the optimizer's kind"),
+    }
+    Ok(())
+}
+
+/// Correctly rounded. So are CUDA's own roots, but not those of the vector mathematics
+/// library that libtorch uses on the CPU; those of f64 are near enough to the truth for
+/// their f32 to be it.
+fn square_root(values: &Tensor) -> Result<Tensor, EngineError> {
+    match values.device() {
+        tch::Device::Cpu => Ok(values.f_to_kind(Kind::Double)?.f_sqrt()?.f_to_kind(Kind::Float)?),
+        _ => Ok(values.f_sqrt()?),
+    }
+}
+
+/// The Euclidean norm of a flat vector, summed in f64, on its device.
+pub(super) fn norm(flat: &Tensor) -> Result<Tensor, EngineError> {
+    let total = flat.numel();
+    let pieces = (0..total).step_by(PIECE).map(|start| {
+        let piece = flat.f_narrow(0, start as i64, PIECE.min(total - start) as i64)?;
+        piece.f_norm_scalaropt_dtype(2.0, Kind::Double)
+    });
+    let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+    Ok(Tensor::f_stack(&pieces, 0)?.f_square()?.f_sum(Kind::Double)?.f_sqrt()?)
+}
