@@ -146,12 +146,14 @@ impl HostilePeer {
     }
 
     /// Holds `count` silent ring connections to a worker, and replaces those that are
-    /// ended, until told to stop. `held` is the number of open ones.
+    /// ended, until told to stop: where one is refused, after a while. `held` is the number
+    /// of open ones.
     pub async fn holds_rings(
         self: Arc<Self>,
         worker: SocketAddr,
         name: String,
         count: usize,
+        refused: Duration,
         held: Arc<AtomicUsize>,
         stop: Arc<AtomicBool>,
     ) {
@@ -165,6 +167,7 @@ impl HostilePeer {
                         // moment.
                         tokio::time::sleep(STANDS).await;
                         if connection.close_reason().is_some() {
+                            tokio::time::sleep(refused).await;
                             continue;
                         }
                         held.fetch_add(1, Ordering::Relaxed);

@@ -238,7 +238,7 @@ fn silent_ring_connections_keep_nobody_out_and_end_with_their_token(chaos: &mut 
     let runtime = runtime();
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&address(chaos), &token)));
-    let holding = runtime.spawn(Arc::clone(&hostile).holds_rings(ring, name, 90, Arc::clone(&held), Arc::clone(&stop)));
+    let holding = runtime.spawn(Arc::clone(&hostile).holds_rings(ring, name, 90, Duration::ZERO, Arc::clone(&held), Arc::clone(&stop)));
     // Members expect connections of this peer once it is to be probed; it does not
     // answer the probe.
     let mut newcomer = runtime.block_on(hostile.speak());

@@ -181,6 +181,8 @@ fn silent_strangers_keep_nobody_out() {
     /// More than the coordinator has places for strangers.
     const CROWD: usize = 200;
     const RINGS: usize = 90;
+    /// After this time, whoever was refused by a worker tries again.
+    const COMES_BACK: Duration = Duration::from_secs(10);
     const JOINS_WITHIN: Duration = Duration::from_secs(5);
     let scenario = Scenario::endless();
     let mut coordinator = scenario.serve(free_port(), 2, &[]);
@@ -212,7 +214,7 @@ fn silent_strangers_keep_nobody_out() {
     let (counts, orders) = (Arc::new(strangers::Counts::default()), tokio::sync::watch::Sender::new(Order::StayAway));
     let (held, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let hostile = Arc::new(runtime.block_on(HostilePeer::enrolled(&addr, &second)));
-    let holding = runtime.spawn(hostile.holds_rings(ring, name, RINGS, Arc::clone(&held), Arc::clone(&stop)));
+    let holding = runtime.spawn(hostile.holds_rings(ring, name, RINGS, COMES_BACK, Arc::clone(&held), Arc::clone(&stop)));
     self::token(&["revoke", &directory, id]);
     let idle = {
         let (run, counts, orders) = (run.clone(), Arc::clone(&counts), orders.subscribe());
