@@ -35,8 +35,10 @@ data: build ## fetch Fashion-MNIST
 
 train: data ## train AlexNet on two local workers: the whole thing, one command
 	@if [ -e data/fashion-mnist/classes.txt ]; then config=configs/alexnet-fashion.toml; else config=configs/alexnet-synthetic.toml; fi; \
-	echo "$(BIN)/coordinator local $$config --workers 2"; \
-	$(BIN)/coordinator local $$config --workers 2
+	: the two workers share the only GPU of a machine; \
+	share=; if [ "$$(nvidia-smi -L 2>/dev/null | grep -c ^GPU)" = 1 ] && [ -z "$(FLEX)" ]; then share="--devices cuda:0,cuda:0"; fi; \
+	echo "$(BIN)/coordinator local $$config --workers 2 $$share"; \
+	$(BIN)/coordinator local $$config --workers 2 $$share
 
 test: libtorch ## all tests
 	cargo build --release --workspace

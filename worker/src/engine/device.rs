@@ -253,7 +253,10 @@ impl Devices {
 
     /// One line for logs.
     pub fn describe(&self) -> String {
-        self.all().map(ComputeDevice::describe).collect::<Vec<_>>().join(" and ")
+        match self.others.len() {
+            0 => self.first.describe(),
+            others => format!("{} devices, {self}: {}", others + 1, self.first.describe()),
+        }
     }
 }
 

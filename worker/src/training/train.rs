@@ -102,7 +102,8 @@ pub fn train(
             if sent.is_ok() {
                 sent = exchange.add(part, offset, span);
             }
-        })?;
+        });
+        let mine = mine.with_context(|| stopped(step, &*record, stored, job))?;
         sent?;
         clock.gradient_computed();
 
@@ -136,9 +137,7 @@ pub fn train(
         let lr = job.learning_rate(step);
         let update = Update { step, lr, factor: correction(planned, all.count) };
         let updated = if exchange.is_alone() { replica.update_with_own(update) } else { replica.update(exchange.gradient(), update) };
-        let updated = updated.with_context(|| {
-            format!("training stopped at step {step}{}", record.stored().map_or_else(String::new, |_| kept(stored, job)))
-        })?;
+        let updated = updated.with_context(|| stopped(step, &*record, stored, job))?;
         clock.updated();
 
         record.trained(step, &batch)?;
@@ -177,6 +176,11 @@ fn parts_of<'a>(job: &Job, loader: &TrainLoader, batch: &'a Batch, micro_batch: 
         BatchPart { inputs, labels, masks: batch.masks.rows(&places), name: Some(loader.name(batch.step, number)) }
     };
     job.parts(&batch.shards, micro_batch).into_iter().enumerate().map(part).collect()
+}
+
+/// Says where a run ends that cannot go on, and which checkpoint is kept.
+fn stopped(step: u64, record: &dyn Record, stored: u64, job: &Job) -> String {
+    format!("training stopped at step {step}{}", record.stored().map_or_else(String::new, |_| kept(stored, job)))
 }
 
 /// Says which checkpoint of a run that cannot go on is kept: the one after `stored`

@@ -152,6 +152,7 @@ char* ringleader_stream(int device, void** stream) {
   });
 }
 
+// Frees the handle of a stream; libtorch keeps the stream for others.
 void ringleader_free_stream(void* stream) {
   delete static_cast<c10::Stream*>(stream);
 }
@@ -186,6 +187,7 @@ char* ringleader_elapsed(const void* from, const void* to, double* ms) {
   return attempt([&] { *ms = static_cast<const c10::Event*>(from)->elapsedTime(*static_cast<const c10::Event*>(to)); });
 }
 
+// Frees an event, whether it has happened or not.
 void ringleader_free_event(void* event) {
   delete static_cast<c10::Event*>(event);
 }
