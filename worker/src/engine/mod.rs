@@ -11,6 +11,7 @@ mod loss;
 mod machine;
 
 use std::borrow::Cow;
+#[cfg(feature = "libtorch")]
 use std::ops::Range;
 use std::time::Instant;
 
