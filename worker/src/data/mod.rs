@@ -21,6 +21,7 @@ pub use encode::write_png;
 pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
 pub use masks::{Dropout, MaskGroup, MaskRows, Masks};
+#[cfg(feature = "libtorch")]
 pub(crate) use pipeline::panic_message;
 pub use pipeline::{Batch, BatchName, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

@@ -9,7 +9,9 @@ use common::config::{Precision, TrainConfig};
 use super::autodiff;
 #[cfg(feature = "libtorch")]
 use super::libtorch;
-use super::machine::{Choice, Machine, RESIDENT_CPU};
+#[cfg(any(feature = "libtorch", test))]
+use super::machine::RESIDENT_CPU;
+use super::machine::{Choice, Machine};
 pub use super::machine::{DeviceError, NoCuda, Share};
 use super::{Engine, EngineError, EngineSetup};
 #[cfg(feature = "libtorch")]

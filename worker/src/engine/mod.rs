@@ -91,6 +91,7 @@ pub(crate) struct TrainBatch<'a> {
     /// The loss whose gradient is computed is the sum over the batch times this.
     pub(crate) scale: f32,
     /// By which it is known again; none if it comes only once.
+    #[cfg_attr(not(feature = "libtorch"), allow(dead_code))]
     pub(crate) name: Option<BatchName>,
 }
 
