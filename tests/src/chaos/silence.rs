@@ -69,11 +69,6 @@ pub fn pace() -> Conditions {
     Conditions { delay: Duration::from_millis(6), ..Conditions::default() }
 }
 
-/// A run without any checkpoint before it is stopped.
-pub fn scenario() -> Scenario {
-    Scenario::endless()
-}
-
 /// The outcome of one silence.
 #[derive(Debug, Clone, Copy)]
 pub struct Survived {

@@ -7,9 +7,10 @@ use cluster_tests::chaos::Chaos;
 use cluster_tests::chaos::disk::SlowDisk;
 use cluster_tests::chaos::silence::{self, Silence, play};
 use cluster_tests::record;
+use cluster_tests::scenario::Scenario;
 
 fn survives(silence: Silence, millis: &[u64], seed: u64) {
-    let played = play(&silence::scenario(), silence, millis, seed);
+    let played = play(&Scenario::endless(), silence, millis, seed);
     for survived in &played.silences {
         println!("{silence} for {} ms at step {}: went on after {:.1?}", survived.millis, survived.held, survived.went_on_after);
     }
@@ -50,7 +51,7 @@ fn a_slow_disk_costs_no_worker_and_no_time() {
     let Some(disk) = SlowDisk::build() else { return };
     // At this interval no second checkpoint waits for the first one, which is slow on
     // purpose.
-    let scenario = silence::scenario().set("train.checkpoint_steps=100");
+    let scenario = Scenario::endless().set("train.checkpoint_steps=100");
     let mut chaos = Chaos::start_on(&scenario, silence::WORKERS as u32, 6, Some(disk));
     chaos.settle_conditions(silence::pace());
     // The rate is that of gradient bytes: the record on a slow disk may not have all

@@ -30,10 +30,6 @@ fn pace() -> Conditions {
     Conditions { delay: Duration::from_millis(2), ..Conditions::default() }
 }
 
-fn scenario() -> Scenario {
-    Scenario::endless()
-}
-
 /// A run that trains; `quiet` is its speed in steps a second before any newcomer came.
 struct Undisturbed<'a> {
     chaos: Chaos<'a>,
@@ -135,7 +131,7 @@ fn name_of(chaos: &Chaos<'_>, ring: SocketAddr) -> String {
 
 #[test]
 fn one_that_cannot_be_reached_is_left_out() {
-    let scenario = scenario();
+    let scenario = Scenario::endless();
     // Nothing listens at this address, and no reply says so.
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
     let comes = |chaos: &mut Chaos<'_>| {
@@ -167,7 +163,7 @@ fn one_that_is_reached_by_another_network_is_left_out() {
 
 #[test]
 fn one_that_dies_every_second_is_not_waited_for() {
-    let scenario = scenario();
+    let scenario = Scenario::endless();
     let comes = |chaos: &mut Chaos<'_>| {
         let start = Instant::now();
         let bad = chaos.newcomer(None);
@@ -189,7 +185,7 @@ fn one_that_dies_every_second_is_not_waited_for() {
 fn a_slow_one_does_not_hold_the_ring_up() {
     /// Bytes a second: some 30 s for a state of 10 MB, longer than the ring accepts.
     const NARROW: u32 = 300_000;
-    let scenario = scenario().set("model.width=0.25");
+    let scenario = Scenario::endless().set("model.width=0.25");
     let comes = |chaos: &mut Chaos<'_>| {
         // Newcomers get the next place.
         let node = Node::Worker(2);
@@ -213,7 +209,7 @@ fn a_slow_one_does_not_hold_the_ring_up() {
 
 #[test]
 fn a_hostile_one_forms_no_ring_and_gives_no_state() {
-    let scenario = scenario();
+    let scenario = Scenario::endless();
     let behaviour = Behaviour { claim: ENDLESS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
     let comes = |chaos: &mut Chaos<'_>| {
         let runtime = runtime();
@@ -235,7 +231,7 @@ fn a_hostile_one_forms_no_ring_and_gives_no_state() {
 /// workers that reach each other go on.
 fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Conditions)) {
     const WITHIN: Duration = Duration::from_secs(15);
-    let scenario = scenario();
+    let scenario = Scenario::endless();
     let mut chaos = Chaos::start(&scenario, 3, seed);
     chaos.settle_conditions(pace());
     chaos.coordinator().wait_for_steps(20);

@@ -10,7 +10,9 @@ use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::Precision;
 use common::ring::Span;
 
-use super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch, lap};
+use super::{
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch, in_turn, lap,
+};
 use crate::data::{Dropout, Inputs};
 use crate::models::{InputShape, Model, ParamLayout, Pass};
 use crate::optim::{Optimizer, Threads, Update, UpdateReport};
@@ -74,25 +76,14 @@ impl AutodiffEngine {
 }
 
 impl Engine for AutodiffEngine {
-    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
-        let mut kept = std::mem::take(&mut self.kept);
-        let add = !kept.is_empty();
-        let sink = match sink {
-            Some(sink) if !add => return self.pass(batch, sink),
-            sink => sink,
-        };
-        kept.resize(self.layout.total(), 0.0);
-        let result = self.pass(batch, &mut |at, span| {
-            let place = &mut kept[at..at + span.len()];
-            let mut values = vec![0.0; span.len()];
-            span.read(&mut values);
-            place.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
-        });
-        match sink {
-            Some(sink) => sink(0, Span::F32(&kept)),
-            None => self.kept = kept,
-        }
-        result
+    fn gradients(
+        &mut self,
+        parts: &[TrainBatch<'_>],
+        _next: Option<&TrainBatch<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
+    ) -> Result<(Sums, Phases), EngineError> {
+        in_turn(parts, delivery, sink, |part, sink| self.gradient(part, sink))
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
@@ -136,6 +127,29 @@ impl Engine for AutodiffEngine {
 }
 
 impl AutodiffEngine {
+    /// Adds the gradient of a part to the one that is held; hands the sum to the sink, if
+    /// there is one.
+    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        let mut kept = std::mem::take(&mut self.kept);
+        let add = !kept.is_empty();
+        let sink = match sink {
+            Some(sink) if !add => return self.pass(batch, sink),
+            sink => sink,
+        };
+        kept.resize(self.layout.total(), 0.0);
+        let result = self.pass(batch, &mut |at, span| {
+            let place = &mut kept[at..at + span.len()];
+            let mut values = vec![0.0; span.len()];
+            span.read(&mut values);
+            place.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
+        });
+        match sink {
+            Some(sink) => sink(0, Span::F32(&kept)),
+            None => self.kept = kept,
+        }
+        result
+    }
+
     /// What dropout multiplies by.
     fn masks(&self, batch: TrainBatch<'_>) -> Vec<Tensor<2>> {
         let tensor = |(dropout, mask): (Dropout, &[u8])| {

@@ -9,8 +9,6 @@ use common::config::{Precision, TrainConfig};
 use super::autodiff;
 #[cfg(feature = "libtorch")]
 use super::libtorch;
-#[cfg(any(feature = "libtorch", test))]
-use super::machine::RESIDENT_CPU;
 use super::machine::{Choice, Machine};
 pub use super::machine::{DeviceError, NoCuda, Share};
 use super::{Engine, EngineError, EngineSetup};
@@ -285,19 +283,21 @@ impl std::fmt::Display for ComputeDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             #[cfg(feature = "libtorch")]
-            Self::Cpu => f.write_str("cpu"),
+            Self::Cpu => Choice::Cpu,
             #[cfg(feature = "libtorch")]
-            Self::ResidentCpu => f.write_str(RESIDENT_CPU),
+            Self::ResidentCpu => Choice::ResidentCpu,
             #[cfg(feature = "libtorch")]
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Cuda(index) => Choice::Cuda(*index),
             #[cfg(feature = "flex")]
-            Self::Flex => f.write_str("flex"),
+            Self::Flex => Choice::Flex,
         }
+        .fmt(f)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::machine::RESIDENT_CPU;
     use super::*;
 
     #[test]

@@ -1,6 +1,7 @@
 //! What this build and this machine have to compute with, and which device a name means
 //! there. Decided from facts that a test can make up.
 
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -80,6 +81,18 @@ pub(super) enum Choice {
     ResidentCpu,
     Cuda(usize),
     Flex,
+}
+
+/// The name that [`Machine::choose`] reads.
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::ResidentCpu => f.write_str(RESIDENT_CPU),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Flex => f.write_str("flex"),
+        }
+    }
 }
 
 /// The name of the CPU with the engine that keeps its state on the device.
@@ -198,13 +211,7 @@ impl Machine {
 }
 
 fn too_few(devices: &[Choice], workers: u32) -> DeviceError {
-    let name = |choice: &Choice| match choice {
-        Choice::Cpu => "cpu".to_owned(),
-        Choice::ResidentCpu => RESIDENT_CPU.to_owned(),
-        Choice::Cuda(index) => format!("cuda:{index}"),
-        Choice::Flex => "flex".to_owned(),
-    };
-    let names: Vec<String> = devices.iter().map(name).collect();
+    let names: Vec<String> = devices.iter().map(Choice::to_string).collect();
     let example: Vec<String> = names.iter().cycle().take(workers as usize).cloned().collect();
     DeviceError::TooFew { workers, devices: names.join(" and "), example: example.join(",") }
 }

@@ -142,6 +142,17 @@ pub struct Phases {
     pub copy: f64,
 }
 
+impl Delivery {
+    /// Whether the gradient after part `number` of `parts` goes to the sink.
+    fn is_due(self, number: usize, parts: usize) -> bool {
+        match self {
+            Self::Keep => false,
+            Self::Sum => number + 1 == parts,
+            Self::Each => true,
+        }
+    }
+}
+
 impl Phases {
     /// The longer one of each.
     #[cfg(feature = "libtorch")]
@@ -165,37 +176,41 @@ pub(crate) fn lap(phase: &'static str, start: Instant) -> f64 {
     end.duration_since(start).as_secs_f64()
 }
 
+/// [`Engine::gradients`] of an engine in host memory: one part after the other, by
+/// `gradient`, which adds the gradient of a part to the one that is held and hands the sum
+/// to its sink, if it has one.
+fn in_turn(
+    parts: &[TrainBatch<'_>],
+    delivery: Delivery,
+    sink: PartSink<'_>,
+    mut gradient: impl FnMut(TrainBatch<'_>, Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError>,
+) -> Result<(Sums, Phases), EngineError> {
+    let (mut all, mut time) = (Sums::default(), Phases::default());
+    for (number, part) in parts.iter().enumerate() {
+        let mut to = |offset: usize, span: Span<'_>| sink(number, offset, span);
+        let (sums, phases) = gradient(*part, if delivery.is_due(number, parts.len()) { Some(&mut to) } else { None })?;
+        all += sums;
+        time += phases;
+    }
+    Ok((all, time))
+}
+
 /// Vectors are flat: in the order and of the length of [`crate::models::ParamLayout`].
 pub(crate) trait Engine: Send {
-    /// Forward pass, loss and backward pass of a batch, whose gradient is added to the
-    /// one that the engine holds.
+    /// Forward pass, loss and backward pass of the parts of a batch, one after the other
+    /// or, with several devices, at the same time. Their gradients are added to the one
+    /// that the engine holds, unless each is delivered by itself.
     ///
-    /// With a sink, it is handed every value of the sum once, those of the classifier
-    /// before the gradient of the features is computed, and the engine holds none any
-    /// more. Without one, the engine holds the sum until the next update.
-    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError>;
-
-    /// The gradients of the parts of a batch, one after the other or, with several
-    /// devices, at the same time. `next` is the first part of the next batch, if it is
-    /// known: its way to the device may begin.
+    /// What is delivered goes to the sink, every value once, those of the classifier before
+    /// the gradient of the features is computed, and the engine holds it no more. `next` is
+    /// the first part of the next batch, if it is known: its way to the device may begin.
     fn gradients(
         &mut self,
         parts: &[TrainBatch<'_>],
-        _next: Option<&TrainBatch<'_>>,
+        next: Option<&TrainBatch<'_>>,
         delivery: Delivery,
         sink: PartSink<'_>,
-    ) -> Result<(Sums, Phases), EngineError> {
-        let (mut all, mut time) = (Sums::default(), Phases::default());
-        for (number, part) in parts.iter().enumerate() {
-            let last = number + 1 == parts.len();
-            let mut to = |offset: usize, span: Span<'_>| sink(number, offset, span);
-            let delivers = delivery == Delivery::Each || (delivery == Delivery::Sum && last);
-            let (sums, phases) = self.gradient(*part, if delivers { Some(&mut to) } else { None })?;
-            all += sums;
-            time += phases;
-        }
-        Ok((all, time))
-    }
+    ) -> Result<(Sums, Phases), EngineError>;
 
     /// How many parts it computes at the same time.
     fn devices(&self) -> usize {

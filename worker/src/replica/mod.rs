@@ -43,7 +43,7 @@ pub struct BatchPart<'a> {
     pub inputs: Inputs<'a>,
     /// `[n]`
     pub labels: &'a [i32],
-    /// Of all samples.
+    /// Of all samples, and of the model's [`dropouts`](Replica::dropouts).
     pub masks: MaskRows<'a>,
     /// By which it is known again if it was announced as the next one.
     pub name: Option<BatchName>,
@@ -94,57 +94,22 @@ impl Replica {
         self.step
     }
 
-    /// Where the time of the last [`gradient`](Self::gradient) went.
+    /// Where the time of the last [`gradients`](Self::gradients) went.
     pub fn phases(&self) -> Phases {
         self.phases
     }
 
-    /// Forward and backward of one batch of n samples, which may be 0: `labels` are
-    /// `[n]`.
+    /// Forward and backward of the parts of a batch, each of n samples, which may be 0.
     ///
-    /// The gradient of `scale` times the summed loss goes to `sink` as spans (offset in
-    /// the flat vector, values) that together cover it once. The spans of the
-    /// classifier go to `sink` before the gradient of the features is computed. Label
-    /// smoothing and dropout are active; `masks` are of the batch's samples and of the
-    /// model's [`dropouts`](Self::dropouts). The loss may be NaN or infinite; [`update`](Self::update)
-    /// refuses the gradient that results.
-    ///
-    /// # Errors
-    /// The batch does not fit the model, or the device failed.
-    pub fn gradient<'a>(
-        &mut self,
-        inputs: impl Into<Inputs<'a>>,
-        labels: &[i32],
-        scale: f32,
-        masks: MaskRows<'_>,
-        sink: &mut dyn FnMut(usize, Span<'_>),
-    ) -> Result<Sums, ReplicaError> {
-        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
-        self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, offset, span| sink(offset, span))
-    }
-
-    /// As [`gradient`](Self::gradient), but the gradient stays where it was computed,
-    /// and is added to that of earlier batches until the next
-    /// [`update_with_own`](Self::update_with_own).
-    ///
-    /// # Errors
-    /// The batch does not fit the model, or the device failed.
-    pub fn add_gradient<'a>(
-        &mut self,
-        inputs: impl Into<Inputs<'a>>,
-        labels: &[i32],
-        scale: f32,
-        masks: MaskRows<'_>,
-    ) -> Result<Sums, ReplicaError> {
-        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
-        self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _, _| ())
-    }
-
-    /// Forward and backward of the parts of a batch, whose gradients go where `delivery`
-    /// says; see [`gradient`](Self::gradient) and [`add_gradient`](Self::add_gradient). The
-    /// sink gets the number of the part, too. Parts may be computed at the same time, and
-    /// their spans come in any order. `next` is the first part of the next batch, if it is
-    /// known: it may be sent to the device meanwhile.
+    /// The gradient of `scale` times the summed loss goes where `delivery` says: it stays
+    /// where it was computed and is added to that of earlier batches until the next
+    /// [`update_with_own`](Self::update_with_own), or it goes to `sink` as spans (number of
+    /// the part, offset in the flat vector, values) that together cover it once. The spans
+    /// of the classifier go to `sink` before the gradient of the features is computed.
+    /// Parts may be computed at the same time, and their spans come in any order. Label
+    /// smoothing and dropout are active. The loss may be NaN or infinite;
+    /// [`update`](Self::update) refuses the gradient that results. `next` is the first part
+    /// of the next batch, if it is known: it may be sent to the device meanwhile.
     ///
     /// # Errors
     /// A part does not fit the model, or the device failed.
@@ -206,7 +171,8 @@ impl Replica {
     pub fn rehearse(&mut self, samples: usize) -> Result<(), ReplicaError> {
         let numbers = vec![0.0; samples * self.input.values()];
         let masks = Masks::drawn(&self.dropouts, &[MaskGroup { seed: 0, samples }]);
-        let outcome = self.add_gradient(&numbers, &vec![0; samples], 1.0, masks.all());
+        let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], masks: masks.all(), name: None };
+        let outcome = self.gradients(&[part], None, 1.0, Delivery::Keep, &mut |_, _, _| ());
         self.engine.forget()?;
         outcome.map(drop)
     }
@@ -235,7 +201,7 @@ impl Replica {
     }
 
     /// Applies an update with the sum of the gradients that
-    /// [`add_gradient`](Self::add_gradient) has computed.
+    /// [`gradients`](Self::gradients) has computed and kept.
     ///
     /// # Errors
     /// The gradient is not finite; the weights are unchanged.
@@ -255,8 +221,7 @@ impl Replica {
         Ok(report)
     }
 
-    /// The sums of one batch without dropout and label smoothing; shapes as in
-    /// [`gradient`](Self::gradient).
+    /// The sums of one batch without dropout and label smoothing: `labels` are `[n]`.
     ///
     /// # Errors
     /// The batch does not fit the model, or the device failed.

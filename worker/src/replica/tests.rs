@@ -7,7 +7,7 @@ use common::seed;
 use super::*;
 #[cfg(feature = "libtorch")]
 use crate::engine::device::ComputeDevice;
-use crate::engine::device::Share;
+use crate::engine::{Sink, device::Share};
 
 const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
 const BATCH: usize = 6;
@@ -32,6 +32,18 @@ fn train() -> TrainConfig {
 
 fn replica(dropout: f64, train: &TrainConfig, device: &Devices) -> Replica {
     Replica::new(&model(dropout, AlexnetPreset::Notes), train, INPUT, 1, device.clone()).unwrap()
+}
+
+/// The gradient of one batch: to a sink, or added to what the engine holds.
+impl Replica {
+    fn gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>, sink: Sink<'_>) -> Result<Sums, ReplicaError> {
+        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+        self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, offset, span| sink(offset, span))
+    }
+    fn add_gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>) -> Result<Sums, ReplicaError> {
+        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+        self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _, _| ())
+    }
 }
 
 fn at(step: u64, lr: f64) -> Update {

@@ -95,10 +95,10 @@ pub fn train(
         let scale = 1.0 / planned as f32;
         // The next batch is on its way to the device while this one is computed.
         ahead = loader.made_batch();
-        let next = ahead.as_ref().map(|batch| parts_of(job, &loader, batch, micro_batch));
+        let next = ahead.as_ref().and_then(|batch| parts_of(job, &loader, batch, micro_batch).into_iter().next());
         let parts = parts_of(job, &loader, &batch, micro_batch);
         let mut sent = Ok(());
-        let mine = replica.gradients(&parts, next.iter().flatten().next(), scale, exchange.delivery(), &mut |part, offset, span| {
+        let mine = replica.gradients(&parts, next.as_ref(), scale, exchange.delivery(), &mut |part, offset, span| {
             if sent.is_ok() {
                 sent = exchange.add(part, offset, span);
             }

@@ -96,7 +96,7 @@ impl GroupEngine {
                 let (statistics, times) = engine.accumulate(part, following(number), &mut |_, gradient, range| {
                     let own = gradient.f_narrow(0, range.start as i64, range.len() as i64)?;
                     // A copy also on the CPU: the next part overwrites it.
-                    let values = own.f_to_device(tch::Device::Cpu)?.f_to_dtype(own.kind(), false, true)?;
+                    let values = own.f_to_device_(tch::Device::Cpu, own.kind(), false, true)?;
                     // Nobody waits any more if the other side has failed.
                     let _ = send.send(Message::Part { number, offset: range.start, values });
                     Ok(())
@@ -259,13 +259,6 @@ fn add(all: &mut Sums, time: &mut Phases, statistics: &Tensor, samples: usize, t
 }
 
 impl Engine for GroupEngine {
-    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
-        match sink {
-            None => self.gradients(&[batch], None, Delivery::Keep, &mut |_, _, _| ()),
-            Some(sink) => self.gradients(&[batch], None, Delivery::Sum, &mut |_, offset, span| sink(offset, span)),
-        }
-    }
-
     fn gradients(
         &mut self,
         parts: &[TrainBatch<'_>],

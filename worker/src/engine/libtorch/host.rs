@@ -9,7 +9,9 @@ use common::ring::Span;
 use common::simd::f32_to_bf16;
 use tch::{Kind, Tensor};
 
-use super::super::{Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, Phases, Sink, Sums, TrainBatch};
+use super::super::{
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch, in_turn,
+};
 use super::network::{Feed, Network, to_host};
 use super::{input, slice, slice_mut, span};
 use crate::data::{Dropout, Inputs};
@@ -39,6 +41,30 @@ impl HostEngine {
         let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads.clone());
         let kept = network.layout.params().iter().map(|_| None).collect();
         Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept })
+    }
+
+    /// Adds the gradient of a part to the one that is held; hands the sum to the sink, if
+    /// there is one.
+    fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+        let kind = self.kind();
+        let Self { network, loss, threads, kept, .. } = self;
+        let feed = || {
+            let mask = |(dropout, mask): (Dropout, &[u8])| {
+                let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;
+                input::mask(&bytes, dropout, kind)
+            };
+            let masks = batch.masks.places().map(mask).collect::<Result<_, _>>()?;
+            Ok(Feed { images: images(batch.images, kind, threads)?, masks, target: () })
+        };
+        let head = |logits: &Tensor, ()| {
+            let values = to_host(logits)?;
+            let mut slope = vec![0.0; values.len()];
+            let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
+            Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
+        };
+        let take = |range, grads| collect(&network.layout, kept, range, grads, &mut sink);
+        let (sums, times) = network.gradient(batch.labels.len(), feed, head, take)?;
+        Ok((sums, times.phases()?))
     }
 
     /// The number format that the model computes in.
@@ -92,26 +118,14 @@ fn collect(
 }
 
 impl Engine for HostEngine {
-    fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
-        let kind = self.kind();
-        let Self { network, loss, threads, kept, .. } = self;
-        let feed = || {
-            let mask = |(dropout, mask): (Dropout, &[u8])| {
-                let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;
-                input::mask(&bytes, dropout, kind)
-            };
-            let masks = batch.masks.places().map(mask).collect::<Result<_, _>>()?;
-            Ok(Feed { images: images(batch.images, kind, threads)?, masks, target: () })
-        };
-        let head = |logits: &Tensor, ()| {
-            let values = to_host(logits)?;
-            let mut slope = vec![0.0; values.len()];
-            let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
-            Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
-        };
-        let take = |range, grads| collect(&network.layout, kept, range, grads, &mut sink);
-        let (sums, times) = network.gradient(batch.labels.len(), feed, head, take)?;
-        Ok((sums, times.phases()?))
+    fn gradients(
+        &mut self,
+        parts: &[TrainBatch<'_>],
+        _next: Option<&TrainBatch<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
+    ) -> Result<(Sums, Phases), EngineError> {
+        in_turn(parts, delivery, sink, |part, sink| self.gradient(part, sink))
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {

@@ -15,7 +15,12 @@ fn shape(n: usize, input: InputShape) -> [i64; 4] {
 /// Numbers that come as such, channels first.
 pub(super) fn of_numbers(images: Images<'_>, numbers: &[f32], kind: Kind, device: tch::Device) -> Result<Tensor, EngineError> {
     let host = Tensor::f_from_slice(numbers)?.f_view(images.shape().map(|n| n as i64))?;
-    Ok(host.f_to_device(device)?.f_to_kind(kind)?.f_permute([0, 2, 3, 1])?.f_contiguous()?)
+    channels_last(&host.f_to_device(device)?, kind)
+}
+
+/// Of f32 `[n, channels, size, size]` on their device.
+pub(super) fn channels_last(numbers: &Tensor, kind: Kind) -> Result<Tensor, EngineError> {
+    Ok(numbers.f_to_kind(kind)?.f_permute([0, 2, 3, 1])?.f_contiguous()?)
 }
 
 /// In one pass over the bytes, in host memory.

@@ -140,9 +140,7 @@ impl Parcel {
         let InputShape { channels, image_size, .. } = content.input;
         let (channels, size) = (channels as i64, image_size as i64);
         let images = match &content.values {
-            Values::Numbers(place) => {
-                view(place, Kind::Float, &[n, channels, size, size])?.f_to_kind(kind)?.f_permute([0, 2, 3, 1])?.f_contiguous()?
-            }
+            Values::Numbers(place) => input::channels_last(&view(place, Kind::Float, &[n, channels, size, size])?, kind)?,
             Values::Pictures { bytes, constants, finishes } => {
                 let bytes = view(bytes, Kind::Uint8, &[n, size, size, channels])?;
                 let constants = view(constants, Kind::Float, &[4, n, 1, 1, channels])?;

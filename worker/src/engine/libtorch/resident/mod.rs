@@ -15,9 +15,7 @@ use common::config::TrainConfig;
 use common::ring::Span;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{
-    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch,
-};
+use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sums, TrainBatch};
 use super::network::{Feed, Network, Times, to_host};
 use super::parcel::{Parcel, Unpacked};
 use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams, Transfer};
@@ -54,7 +52,7 @@ pub(crate) struct ResidentEngine {
     streams: Box<dyn Streams>,
     /// Batches on their way: the one that is computed and the next one.
     parcels: [Parcel; 2],
-    /// The parcel that was used last.
+    /// The parcel that was filled last.
     turn: usize,
     /// Host memory for `kept` on its way to the ring.
     outbox: Option<Tensor>,
@@ -133,13 +131,14 @@ impl ResidentEngine {
     }
 
     /// Sends a batch on its way to the device, unless it is. The copy begins after what the
-    /// device had to do before the mark.
-    fn send(&mut self, batch: &TrainBatch<'_>, after: &Mark) -> Result<(), EngineError> {
-        if !self.parcels.iter().any(|parcel| parcel.has(batch.name)) {
-            self.turn = 1 - self.turn;
-            self.parcels[self.turn].send(batch, &mut *self.streams, self.device, after)?;
+    /// device had to do before the mark. Returns the number of its parcel.
+    fn send(&mut self, batch: &TrainBatch<'_>, after: &Mark) -> Result<usize, EngineError> {
+        if let Some(sent) = self.parcels.iter().position(|parcel| parcel.has(batch.name)) {
+            return Ok(sent);
         }
-        Ok(())
+        self.turn = 1 - self.turn;
+        self.parcels[self.turn].send(batch, &mut *self.streams, self.device, after)?;
+        Ok(self.turn)
     }
 
     /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
@@ -154,8 +153,7 @@ impl ResidentEngine {
     ) -> Result<(Tensor, Times), EngineError> {
         // What the next batch's memory was used for before is done at this mark.
         let before = self.streams.mark()?;
-        self.send(batch, &before)?;
-        let current = self.parcels.iter().position(|parcel| parcel.has(batch.name)).unwrap_or(self.turn);
+        let current = self.send(batch, &before)?;
         let add = self.holds;
         if add && self.kept.kind() != Kind::Float {
             self.kept = self.kept.f_to_kind(Kind::Float)?;
@@ -322,13 +320,6 @@ fn keep(layout: &ParamLayout, flat: &Tensor, add: bool, range: Range<usize>, gra
 }
 
 impl Engine for ResidentEngine {
-    fn gradient(&mut self, batch: TrainBatch<'_>, sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
-        match sink {
-            None => self.gradients(&[batch], None, Delivery::Keep, &mut |_, _, _| ()),
-            Some(sink) => self.gradients(&[batch], None, Delivery::Sum, &mut |_, offset, span| sink(offset, span)),
-        }
-    }
-
     fn gradients(
         &mut self,
         parts: &[TrainBatch<'_>],
@@ -339,8 +330,7 @@ impl Engine for ResidentEngine {
         self.inbox.received = 0;
         let (mut all, mut time) = (Sums::default(), Phases::default());
         for (number, part) in parts.iter().enumerate() {
-            let is_last = number + 1 == parts.len();
-            let delivers = delivery == Delivery::Each || (delivery == Delivery::Sum && is_last);
+            let delivers = delivery.is_due(number, parts.len());
             let (mut outbox, mut leaving) = (self.outbox.take(), VecDeque::new());
             let (statistics, times) = self.accumulate(part, parts.get(number + 1).or(next), &mut |streams, kept, range| {
                 if !delivers {
@@ -374,7 +364,7 @@ impl Engine for ResidentEngine {
             }
             self.outbox = outbox;
             // The only wait of a step that is not for the ring.
-            let keeps = delivery == Delivery::Keep && is_last;
+            let keeps = delivery == Delivery::Keep && number + 1 == parts.len();
             let read = if keeps { Tensor::f_cat(&[statistics, update::norm(&self.kept)?.f_unsqueeze(0)?], 0)? } else { statistics };
             let (sums, rest) = loss::read(&read, part.labels.len())?;
             self.norm = rest.first().copied();

@@ -33,11 +33,10 @@ fn everything() {
                 let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
                 let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
-                engine.gradient(batch, None).unwrap();
-                engine.gradient(batch, None).unwrap();
+                engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _, _| ()).unwrap();
                 engine.update(Gradient::Own, update).unwrap();
                 let mut flat = vec![0.0; layout.total()];
-                engine.gradient(batch, Some(&mut |at, span| span.read(&mut flat[at..at + span.len()]))).unwrap();
+                engine.gradients(&[batch], None, Delivery::Sum, &mut |_, at, span| span.read(&mut flat[at..at + span.len()])).unwrap();
                 engine.update(Gradient::Summed(&[Span::F32(&flat)]), update).unwrap();
                 engine.logits(images).unwrap();
             }
