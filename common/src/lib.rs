@@ -39,6 +39,9 @@ pub mod dataset;
 // Which samples a step consumes.
 pub mod plan;
 
+// What workers exchange of dense layers.
+pub mod dense;
+
 // Proof of what a run trained on.
 pub mod audit;
 

@@ -33,6 +33,10 @@ pub struct StepMetrics {
     pub compute_ms: f64,
     #[serde(with = "crate::json_number")]
     pub all_reduce_exposed_ms: f64,
+    /// Multiplying factors of dense layers, while other gradients may be on their way: a part
+    /// of the wait for the ring.
+    #[serde(default, with = "crate::json_number")]
+    pub product_ms: f64,
     #[serde(with = "crate::json_number")]
     pub update_ms: f64,
     #[serde(with = "crate::json_number")]

@@ -44,6 +44,11 @@ impl Plan {
         self.shards
     }
 
+    /// Samples that a step takes of a shard: fewer in the last step of an epoch.
+    pub fn per_shard(&self) -> u32 {
+        self.per_shard
+    }
+
     pub fn samples(&self) -> u32 {
         self.members.len() as u32
     }

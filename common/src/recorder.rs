@@ -12,10 +12,11 @@ use tokio::sync::watch;
 use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::dataset::{DatasetInfo, SampleSource};
+use crate::dense::dense_layers;
 use crate::metrics::Recovery;
 use crate::metrics::{Evaluation, StepMetrics};
 use crate::plan::Plan;
-use crate::run_dir::{DataDescription, Event, RunDir, RunDirError, Summary, SummaryBuilder};
+use crate::run_dir::{DataDescription, Dense, Event, RunDir, RunDirError, Summary, SummaryBuilder};
 use crate::status::Status;
 use crate::ui::{StepProgress, duration};
 use crate::wire::messages::{Finished, Member};
@@ -89,13 +90,15 @@ impl Recorder {
         run_dir.write_dataset(&DataDescription::of(source))?;
         let length = Length::of(config, plan);
         let epochs = length.steps.div_ceil(length.steps_per_epoch);
-        let mut summary = SummaryBuilder::new(&config.name, config.model.kind(), world);
+        let layers = dense_layers(config, source.info().input(config.data.pixels.image_size));
+        let summary = SummaryBuilder::new(&config.name, config.model.kind(), world);
+        let mut summary = summary.with_dense(layers, config.train.global_batch);
         let (steps, evaluations) = run_dir.metrics()?;
         summary.reload(&steps, &evaluations);
         let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), ..Status::default() };
         for event in run_dir.events()? {
             match event {
-                Event::Generation { workers, .. } => summary.generation(workers),
+                Event::Generation { workers, dense, .. } => summary.generation(workers, dense.as_ref()),
                 Event::Recovered(recovery) => {
                     summary.recovery(recovery);
                     status.recovered(recovery);
@@ -142,7 +145,7 @@ impl Recorder {
     /// A generation of `members` starts at `first_step`; a single-node run has no
     /// members. The steps from `first_step` on that are recorded will be trained again.
     /// True if the event is on disk, as for [`Recorder::event`].
-    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64) -> bool {
+    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64, dense: Option<Dense>) -> bool {
         let workers = members.len().max(1) as u32;
         self.early.split_off(&first_step);
         if self.recorded().0 > first_step {
@@ -152,8 +155,8 @@ impl Recorder {
                 Err(e) => _ = self.tolerate(Err(e)),
             }
         }
-        self.summary.generation(workers);
-        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec() })
+        self.summary.generation(workers, dense.as_ref());
+        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec(), dense })
     }
 
     /// Records that the run has continued after the loss of a worker.
@@ -326,7 +329,7 @@ mod tests {
         assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
         // A new generation repeats step 5; steps that were early before it are invalid
         // now.
-        first.generation(2, &[], 5);
+        first.generation(2, &[], 5, None);
         first.step(&step(6));
         assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));
         first.step(&step(5));

@@ -135,6 +135,7 @@ mod tests {
             data_wait_ms: 0.1 * step_ms,
             compute_ms: 0.5 * step_ms,
             all_reduce_exposed_ms: 0.3 * step_ms,
+            product_ms: 0.0,
             update_ms: 0.1 * step_ms,
             images_per_second: 40_000.0 / step_ms,
         }

@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_truth_passes() {
-        let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100, committed: 7 };
+        let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100, committed: 7, products: None };
         for message in [trained(99, 3, &[0, 49]), finished(100), ToCoordinator::Leaving, ready] {
             assert_eq!(LIMITS.check(&message), Ok(()), "{message:?}");
         }

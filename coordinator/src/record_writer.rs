@@ -14,7 +14,7 @@ use common::audit::TrainedSamples;
 use common::metrics::Recovery;
 use common::metrics::{Evaluation, StepMetrics};
 use common::recorder::Recorder;
-use common::run_dir::Event;
+use common::run_dir::{Dense, Event};
 use common::status::Status;
 use common::wire::messages::Member;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -42,6 +42,7 @@ pub enum Entry {
         number: u64,
         members: Vec<Member>,
         first_step: u64,
+        dense: Option<Dense>,
         started: oneshot::Sender<(u64, u64)>,
     },
     Step(StepMetrics, Place),
@@ -154,9 +155,9 @@ impl Writer {
                 self.unanswered.push(Answer::Event(written));
                 self.journalled(|recorder| recorder.event(&event));
             }
-            Entry::Generation { number, members, first_step, started } => {
+            Entry::Generation { number, members, first_step, dense, started } => {
                 self.unanswered.push(Answer::Generation(started));
-                self.journalled(|recorder| recorder.generation(number, &members, first_step));
+                self.journalled(|recorder| recorder.generation(number, &members, first_step, dense));
             }
             Entry::Step(metrics, _place) => self.recorder.step(&metrics),
             Entry::Evaluation(evaluation, _place) => self.recorder.evaluation(&evaluation),

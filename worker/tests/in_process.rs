@@ -183,7 +183,6 @@ impl worker::training::record::Record for Trained {
 /// Runs the loop of one rank by itself: the samples that it takes do not depend on
 /// messages.
 fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
-    use common::ring::BucketLayout;
     use worker::{
         engine::device::ComputeDevice,
         replica::Replica,
@@ -199,8 +198,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
     let job = Job::new(config.clone(), info.clone(), rank, world).unwrap();
     let device = ComputeDevice::parse("auto").unwrap();
     let mut replica = Replica::new(&config.model, &config.train, Job::input(&config, &info), config.seed, device).unwrap();
-    let layout = BucketLayout::new(replica.layout().total(), config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, Summation::F32);
+    let mut exchange = Exchange::new(None, job.exchange_plan(false), rank, Summation::F32);
     let mut record = Trained::default();
     let shared: Arc<dyn SampleSource> = source.clone();
     assert_eq!(train(&job, &mut replica, &mut exchange, &shared, &mut record, Start::at(0)).unwrap(), TrainingEnd::Run { step: 8 });

@@ -261,6 +261,31 @@ pub struct ClusterConfig {
     pub bucket_bytes: usize,
     /// QUIC connections side by side to the next worker of the ring.
     pub connections: u32,
+    /// How the gradients of dense layers are summed over the workers.
+    #[serde(skip_serializing_if = "DenseExchange::is_auto")]
+    pub dense: DenseExchange,
+}
+
+/// What workers exchange of a dense layer: its gradient, or the factors of which each
+/// makes the gradient of the whole batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DenseExchange {
+    /// For each layer what takes less time.
+    #[default]
+    Auto,
+    /// The gradients of all layers are summed round the ring.
+    Sum,
+    /// The factors of all dense layers are gathered.
+    Factors,
+}
+
+impl DenseExchange {
+    // serde hands over a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -283,6 +308,7 @@ impl Default for ClusterConfig {
             wire: WireEncoding::F32,
             bucket_bytes: 8 << 20,
             connections: 1,
+            dense: DenseExchange::Auto,
         }
     }
 }

@@ -54,6 +54,12 @@ impl BucketLayout {
         self.len() + 1
     }
 
+    /// The index under which matrix `number` of [`super::Gathers`] is submitted: after all
+    /// buckets.
+    pub fn gathered(&self, number: usize) -> usize {
+        self.exponents() + 1 + number
+    }
+
     /// The values of the flat gradient that bucket `bucket < len()` covers. The
     /// statistics bucket covers the [`STATISTICS`] places after the gradient, the
     /// exponents bucket one place for each gradient bucket after those.

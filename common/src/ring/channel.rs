@@ -1,8 +1,9 @@
-//! Moves buckets over one connection to the successor and one from the
+//! Moves buckets, and matrices that are gathered, over one connection to the successor and one from the
 //! predecessor: at most [`STREAMS_IN_FLIGHT`] buckets at a time, begun in the
 //! order in which they were submitted, which is the same on every rank.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use super::bucket::BucketLayout;
 use super::encoding::Encoding;
 use super::encoding::{Decoder, Merge, encode};
+use super::gather::Gathers;
 use super::header::StreamHeader;
 use super::schedule::{self, Hop, Phase, SEGMENT};
 use super::shared::{DONE, Key, RingError, RingState};
@@ -29,6 +31,7 @@ pub(super) struct Context {
     pub(super) rank: usize,
     pub(super) layout: BucketLayout,
     pub(super) encoding: Encoding,
+    pub(super) gathers: Gathers,
 }
 
 impl Context {
@@ -40,9 +43,41 @@ impl Context {
         schedule::predecessor(self.rank, self.world) as u32
     }
 
+    /// Buckets and gathered matrices: their indices are below this.
+    pub(super) fn all(&self) -> usize {
+        self.layout.gathered(self.gathers.len())
+    }
+
+    /// The number of the matrix that has this index; none for a bucket.
+    pub(super) fn matrix(&self, bucket: usize) -> Option<usize> {
+        bucket.checked_sub(self.layout.gathered(0))
+    }
+
+    /// Values of a bucket or a matrix.
+    pub(super) fn values(&self, bucket: usize) -> usize {
+        self.matrix(bucket).map_or_else(|| self.layout.range(bucket).len(), |matrix| self.gathers.values(matrix))
+    }
+
+    /// The chunks of a bucket, or the rows of each rank of a matrix.
+    fn chunks(&self, bucket: usize) -> Vec<Range<usize>> {
+        let chunk = |index| match self.matrix(bucket) {
+            Some(matrix) => self.gathers.block(matrix, index),
+            None => schedule::chunk(self.layout.range(bucket).len(), self.world, index),
+        };
+        (0..self.world).map(chunk).collect()
+    }
+
+    fn hops(&self, rank: usize, bucket: usize) -> Vec<Hop> {
+        match self.matrix(bucket) {
+            Some(_) => schedule::gather_hops(rank, self.world),
+            None => schedule::hops(rank, self.world),
+        }
+    }
+
     /// Statistics are few and their sums are reported: they stay exact.
     pub(super) fn encoding(&self, bucket: usize) -> Encoding {
         match bucket {
+            b if self.matrix(b).is_some() => self.gathers.encoding(),
             b if b == self.layout.statistics() => Encoding::F32,
             b if b == self.layout.exponents() => Encoding::Largest,
             _ => self.encoding,
@@ -51,9 +86,8 @@ impl Context {
 
     /// The header of the stream that `rank` sends for a bucket.
     fn header(&self, rank: usize, (step, bucket): Key) -> StreamHeader {
-        let (length, encoding) = (self.layout.range(bucket).len(), self.encoding(bucket));
-        let hops = schedule::hops(rank, self.world);
-        let values: usize = hops.iter().map(|h| schedule::chunk(length, self.world, h.send_chunk).len()).sum();
+        let (hops, chunks, encoding) = (self.hops(rank, bucket), self.chunks(bucket), self.encoding(bucket));
+        let values: usize = hops.iter().map(|h| chunks[h.send_chunk].len()).sum();
         StreamHeader {
             generation: self.generation,
             step,
@@ -110,7 +144,7 @@ pub(super) async fn run(context: Arc<Context>, outgoing: Connection, incoming: C
                     } else if connected {
                         expected.insert(job.key, give);
                     }
-                    active.spawn(reduce(context.clone(), job, outgoing.clone(), stream));
+                    active.spawn(transfer(context.clone(), job, outgoing.clone(), stream));
                 }
             },
             arrival = arrivals.recv(), if connected => match arrival {
@@ -172,8 +206,8 @@ async fn accept(context: Arc<Context>, connection: Connection, arrived: mpsc::Se
 
 fn check(context: &Context, header: &StreamHeader) -> Result<Key, String> {
     let key = (header.step, header.bucket as usize);
-    if key.1 > context.layout.exponents() {
-        return Err(format!("bucket {} of {}", key.1, context.layout.len()));
+    if key.1 >= context.all() {
+        return Err(format!("bucket {} of {}", key.1, context.all()));
     }
     if !context.shared.plausible(header.step) {
         return Err(format!("bucket {} of step {}, more than one step away", key.1, header.step));
@@ -193,22 +227,27 @@ struct InFlight {
     merged: AtomicUsize,
     progress: Notify,
     hops: Vec<Hop>,
+    chunks: Vec<Range<usize>>,
     encoding: Encoding,
-    length: usize,
 }
 
-/// Reduces one bucket and completes it. Returns the outgoing stream, fully written but
+/// Reduces one bucket, or gathers one matrix, and completes it. Returns the outgoing stream, fully written but
 /// perhaps not yet acknowledged.
-async fn reduce(context: Arc<Context>, job: BucketJob, connection: Connection, stream: oneshot::Receiver<RecvStream>) -> Option<Outgoing> {
+async fn transfer(
+    context: Arc<Context>,
+    job: BucketJob,
+    connection: Connection,
+    stream: oneshot::Receiver<RecvStream>,
+) -> Option<Outgoing> {
     let (step, number) = job.key;
-    let _span = trace::overlapping("bucket", step * (context.layout.exponents() as u64 + 1) + number as u64, Some(number as u64));
+    let _span = trace::overlapping("bucket", step * context.all() as u64 + number as u64, Some(number as u64));
     let bucket = InFlight {
-        length: job.values.len(),
         values: Mutex::new(job.values),
         merged: AtomicUsize::new(0),
         progress: Notify::new(),
-        hops: schedule::hops(context.rank, context.world),
-        encoding: context.encoding(job.key.1),
+        hops: context.hops(context.rank, number),
+        chunks: context.chunks(number),
+        encoding: context.encoding(number),
     };
     // An error must end the ring, with its reason, before the other half is dropped.
     let fail = |error: &RingError| context.shared.fail(error.clone());
@@ -245,7 +284,7 @@ async fn send(context: &Context, key: Key, bucket: &InFlight, connection: &Conne
     // received.
     let mut before = None;
     for hop in &bucket.hops {
-        let chunk = schedule::chunk(bucket.length, context.world, hop.send_chunk);
+        let chunk = bucket.chunks[hop.send_chunk].clone();
         for start in chunk.clone().step_by(SEGMENT) {
             let end = (start + SEGMENT).min(chunk.end);
             if let Some(before) = before {
@@ -272,7 +311,7 @@ async fn receive(context: &Context, bucket: &InFlight, stream: oneshot::Receiver
     let failed = |e: ReadError| context.lost_predecessor(&e);
     let mut before = 0;
     for hop in &bucket.hops {
-        let chunk = schedule::chunk(bucket.length, context.world, hop.recv_chunk);
+        let chunk = bucket.chunks[hop.recv_chunk].clone();
         let merge = match hop.phase {
             Phase::AllGather => Merge::Store,
             Phase::ReduceScatter if hop.completes => Merge::AddAndRound,

@@ -68,6 +68,7 @@ impl Ring {
             rank: spec.rank as usize,
             layout: spec.layout,
             encoding: spec.encoding,
+            gathers: spec.gathers,
         });
         let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), timeout: spec.timeout };
         for (outgoing, incoming) in neighbours.outgoing.into_iter().zip(neighbours.incoming) {
@@ -80,25 +81,29 @@ impl Ring {
 
     /// Two steps' buckets.
     fn most_outstanding(&self) -> usize {
-        2 * (self.context.layout.len() + 2)
+        2 * self.context.all()
     }
 
-    /// Submits this rank's values of a bucket (or of [`super::BucketLayout::statistics`]).
-    /// Does not wait for the network. Values stored as bf16 are accepted where bf16
-    /// travels.
+    /// Submits this rank's values of a bucket (or of [`super::BucketLayout::statistics`]), or
+    /// a matrix ([`super::BucketLayout::gathered`]) that has the rows of this rank; its other
+    /// values are replaced. Does not wait for the network. Values stored as bf16 are accepted
+    /// where bf16 travels.
     pub fn submit(&self, step: u64, bucket: usize, data: impl Into<Values>) -> Result<(), RingError> {
         let data = data.into();
         let misuse = |problem: String| RingError::Misuse { step, bucket, problem };
-        let layout = &self.context.layout;
-        if bucket > layout.exponents() {
-            return Err(misuse(format!("there are {} buckets", layout.len())));
+        if bucket >= self.context.all() {
+            return Err(misuse(format!("there are {} buckets", self.context.all())));
         }
-        let length = layout.range(bucket).len();
+        let length = self.context.values(bucket);
         if data.len() != length {
             return Err(misuse(format!("{} values were handed in for {length}", data.len())));
         }
         if matches!(data, Values::Bf16(_)) && self.context.encoding(bucket) != Encoding::Bf16 {
             return Err(misuse("bf16 values were handed in for a bucket that travels in another format".to_owned()));
+        }
+        // Rows that are rounded on the way would be other ones on their own rank.
+        if matches!(data, Values::F32(_)) && self.context.matrix(bucket).is_some() && self.context.encoding(bucket) == Encoding::Bf16 {
+            return Err(misuse("f32 values were handed in for a matrix that travels as bf16".to_owned()));
         }
         let key = (step, bucket);
         self.context.shared.begin(key, self.most_outstanding())?;
@@ -112,8 +117,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Blocks the thread until a submitted bucket is the sum over all ranks: the same
-    /// bits on every rank, in the format in which it was submitted. Must not be called
+    /// Blocks the thread until a submitted bucket is the sum over all ranks, or a matrix has
+    /// the rows of all: the same bits on every rank, in the format in which it was submitted. Must not be called
     /// on a thread of the ring's runtime.
     pub fn wait(&mut self, step: u64, bucket: usize) -> Result<Values, RingError> {
         self.context.shared.take((step, bucket))

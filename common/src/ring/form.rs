@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::schedule;
 use super::shared::RingError;
 use super::spec::{RingPeer, RingSpec};
+use crate::digest::Digest;
 use crate::net::{Alpn, Endpoint, Peer};
 use crate::net::{explain, explain_failure};
 use crate::timing::{RING_HELLO, ring_idle_timeout};
@@ -47,6 +48,8 @@ struct Hello {
     bucket_elements: u64,
     /// As in the header of gradient streams.
     encoding: u32,
+    /// Of the rows of all ranks and the matrices that are gathered.
+    gathers: Digest,
 }
 
 #[derive(Debug, Archive, Serialize, Deserialize)]
@@ -69,6 +72,7 @@ impl Hello {
             elements: spec.layout.elements() as u64,
             bucket_elements: spec.layout.bucket_elements() as u64,
             encoding: spec.encoding.code(),
+            gathers: spec.gathers.digest(),
         }
     }
 }

@@ -53,6 +53,15 @@ pub fn hops(rank: usize, world: usize) -> Vec<Hop> {
     scatter.chain(gather).collect()
 }
 
+/// The hops in which `rank` of a ring of `world` gathers the blocks of all ranks: chunk r is
+/// what rank r contributes.
+pub fn gather_hops(rank: usize, world: usize) -> Vec<Hop> {
+    assert!(rank < world, "rank {rank} in a world of {world}");
+    let back = |by: usize| (rank + world - by) % world;
+    let hop = |h| Hop { phase: Phase::AllGather, send_chunk: back(h), recv_chunk: back(h + 1), completes: false };
+    (0..world - 1).map(hop).collect()
+}
+
 /// The elements of chunk `index` when a bucket of `length` elements is cut for a
 /// ring of `world`: contiguous, sizes differ by at most one, larger ones first.
 /// Chunks of a bucket shorter than the world may be empty.
@@ -128,6 +137,24 @@ mod tests {
                 let bits = |s: &[f32]| s.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
                 assert!(states.iter().all(|s| bits(s) == bits(&states[0])), "world {world}, length {length}");
             }
+        }
+    }
+
+    #[test]
+    fn gathering_gives_every_rank_every_block_once() {
+        for world in 1..=16usize {
+            let schedules: Vec<_> = (0..world).map(|r| gather_hops(r, world)).collect();
+            let mut has: Vec<Vec<bool>> = (0..world).map(|rank| (0..world).map(|block| block == rank).collect()).collect();
+            for h in 0..world - 1 {
+                let sent: Vec<usize> = schedules.iter().map(|hops| hops[h].send_chunk).collect();
+                assert!(sent.iter().enumerate().all(|(rank, &block)| has[rank][block]), "a rank sends a block that it lacks");
+                for rank in 0..world {
+                    let block = schedules[rank][h].recv_chunk;
+                    assert_eq!(block, sent[predecessor(rank, world)]);
+                    assert!(!std::mem::replace(&mut has[rank][block], true), "block {block} comes twice to rank {rank}");
+                }
+            }
+            assert!(has.iter().flatten().all(|has| *has), "world {world}");
         }
     }
 

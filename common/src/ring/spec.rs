@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::bucket::BucketLayout;
 use super::encoding::Encoding;
+use super::gather::Gathers;
 use super::schedule;
 
 /// A worker of the ring.
@@ -27,6 +28,8 @@ pub struct RingSpec {
     pub peers: Vec<RingPeer>,
     pub layout: BucketLayout,
     pub encoding: Encoding,
+    /// What is gathered beside the buckets: none, or of as many ranks as there are peers.
+    pub gathers: Gathers,
     /// Connections side by side to the successor: bucket b takes number
     /// b % connections. At least 1.
     pub connections: u32,
@@ -54,6 +57,9 @@ impl RingSpec {
         }
         if self.peers.iter().zip(0..).any(|(peer, rank)| peer.rank != rank) {
             return Err("the peers are not in the order of their ranks".to_owned());
+        }
+        if !self.gathers.is_empty() && self.gathers.ranks() != self.peers.len() {
+            return Err(format!("rows of {} ranks in a world of {}", self.gathers.ranks(), self.world()));
         }
         if self.connections == 0 || u32::try_from(self.layout.len()).is_err() {
             return Err(format!("{} connections, {} buckets", self.connections, self.layout.len()));

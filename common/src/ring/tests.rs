@@ -51,6 +51,7 @@ impl Workers {
             peers: self.peers.clone(),
             layout,
             encoding,
+            gathers: Gathers::default(),
             connections: 1,
             timeout: TIMEOUT,
             form_within: Duration::from_secs(5),
@@ -378,4 +379,92 @@ fn a_stream_for_a_step_that_cannot_be_ends_the_ring_and_names_its_sender() {
     );
     let rejected = |e: &RingError| matches!(e, RingError::Protocol { problem, .. } if problem.contains("more than one step away"));
     assert!(errors.iter().any(rejected), "{errors:?}");
+}
+
+/// Rows that depend on the place alone, so that each rank knows what the others have.
+fn matrix(gathers: &Gathers, step: u64, number: usize, bf16: bool) -> Values {
+    let numbers = values(77, step, number, gathers.values(number));
+    let mut all = Values::zeros(bf16, numbers.len());
+    all.write(0, Span::F32(&numbers));
+    all
+}
+
+#[test]
+fn matrices_of_ragged_rows_are_gathered_beside_sums() {
+    for world in [1, 2, 3, 5] {
+        let workers = workers(world);
+        for (bf16, connections) in [(false, 1), (true, 2)] {
+            // A rank may have no rows; a matrix is larger than all windows.
+            let rows: Vec<usize> = (0..world as usize).map(|rank| [3, 0, 7, 1, 2][rank]).collect();
+            let gathers = Gathers::new(&rows, vec![1, 90_000, 17], bf16);
+            let layout = BucketLayout::new(1001, 1200);
+            let spec = |rank| RingSpec { connections, gathers: gathers.clone(), ..workers.spec(rank, layout, Encoding::F32) };
+            let sent = workers.run(spec, |rank, mut ring| {
+                for step in 0..3 {
+                    for number in 0..gathers.len() {
+                        let whole = matrix(&gathers, step, number, bf16);
+                        let mut own = Values::zeros(bf16, whole.len());
+                        own.fill(f32::NAN);
+                        let block = gathers.block(number, rank as usize);
+                        own.write(block.start, whole.span().range(block));
+                        ring.submit(step, layout.gathered(number), own).unwrap();
+                    }
+                    for bucket in 0..=layout.statistics() {
+                        ring.submit(step, bucket, values(rank, step, bucket, layout.range(bucket).len())).unwrap();
+                    }
+                    for number in 0..gathers.len() {
+                        let got = ring.wait(step, layout.gathered(number)).unwrap();
+                        assert!(got == matrix(&gathers, step, number, bf16), "world {world}, rank {rank}, matrix {number}");
+                    }
+                    for bucket in 0..=layout.statistics() {
+                        let sum = ring.wait(step, bucket).unwrap().into_f32();
+                        assert_eq!(sum, ring_order_sum(world, step, bucket, layout.range(bucket).len()));
+                    }
+                }
+                let sent = ring.bytes_sent();
+                workers.runtime.block_on(ring.close());
+                sent
+            });
+            // All blocks but the one that the successor contributes, and the chunks of buckets.
+            for (rank, sent) in sent.into_iter().enumerate() {
+                let next = schedule::successor(rank, world as usize);
+                let blocks: usize = (0..gathers.len()).map(|m| gathers.values(m) - gathers.block(m, next).len()).sum();
+                let chunks: usize = (0..=layout.statistics())
+                    .flat_map(|b| schedule::hops(rank, world as usize).into_iter().map(move |hop| (b, hop)))
+                    .map(|(b, hop)| schedule::chunk(layout.range(b).len(), world as usize, hop.send_chunk).len())
+                    .sum();
+                let streams = if world == 1 { 0 } else { gathers.len() + layout.statistics() + 1 };
+                let step = blocks * gathers.encoding().width() + 4 * chunks + header::StreamHeader::BYTES * streams;
+                assert_eq!(sent as usize, if world == 1 { 0 } else { 3 * step }, "world {world}, rank {rank}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_of_another_shape_or_format_is_refused() {
+    let workers = workers(2);
+    let layout = BucketLayout::new(10, 40);
+    let gathers = Gathers::new(&[1, 2], vec![4], true);
+    let spec = |rank| RingSpec { gathers: gathers.clone(), ..workers.spec(rank, layout, Encoding::F32) };
+    workers.run(spec, |_, ring| {
+        for (values, problem) in
+            [(Values::zeros(true, 11), "11 values were handed in for 12"), (Values::zeros(false, 12), "f32 values were handed in")]
+        {
+            let error = ring.submit(0, layout.gathered(0), values).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+        let error = ring.submit(0, layout.gathered(1), Values::zeros(true, 12)).unwrap_err().to_string();
+        assert!(error.contains("there are"), "{error}");
+    });
+    // Ranks that mean other rows form no ring.
+    let form = |rank: u32, rows: &[usize]| {
+        let spec = RingSpec { gathers: Gathers::new(rows, vec![4], true), ..workers.spec(rank, layout, Encoding::F32) };
+        let endpoint = &workers.endpoints[rank as usize];
+        async move { Ring::form(endpoint, spec).await.map(drop) }
+    };
+    let (zero, one) = workers.runtime.block_on(async { tokio::join!(form(0, &[1, 2]), form(1, &[2, 1])) });
+    assert!(zero.is_err() && one.is_err(), "{zero:?} {one:?}");
+    let error = workers.runtime.block_on(form(0, &[1])).unwrap_err().to_string();
+    assert!(error.contains("rows of 1 ranks in a world of 2"), "{error}");
 }

@@ -106,6 +106,14 @@ impl Values {
         }
     }
 
+    /// Makes these values zero.
+    pub fn clear(&mut self, range: Range<usize>) {
+        match self.range_mut(range) {
+            SpanMut::F32(values) => values.fill(0.0),
+            SpanMut::Bf16(bits) => bits.fill(0),
+        }
+    }
+
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(values) => values,

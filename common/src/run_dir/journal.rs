@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::RunDirError;
 use super::lines::{self, Lines};
+use crate::digest::Digest;
 use crate::metrics::Recovery;
 use crate::wire::messages::Member;
 
@@ -45,6 +46,8 @@ pub enum Event {
         /// By rank; none in a single-node run.
         #[serde(default)]
         members: Vec<Member>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dense: Option<Dense>,
     },
     Recovered(Recovery),
     /// No worker held the newest step any more: steps from `to` on are trained again.
@@ -68,6 +71,16 @@ pub enum Event {
     },
 }
 
+/// What a generation exchanges of the dense layers whose factors the config has exchanged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dense {
+    /// Factors: all members make these products of the run's seeded factors.
+    Factors(Digest),
+    /// The gradient is summed, for this reason.
+    Sum(String),
+}
+
 /// The newest generation of a journal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LastGeneration {
@@ -76,6 +89,9 @@ pub struct LastGeneration {
     pub members: Vec<Member>,
     /// Its first step.
     pub step: u64,
+    /// None if the config has no layer whose factors are exchanged, and in the journal of an
+    /// older version.
+    pub dense: Option<Dense>,
     /// The journal does not say that it ended: its ring may still train.
     pub under_way: bool,
 }
@@ -84,8 +100,9 @@ pub(super) fn last_generation(events: &[Event]) -> LastGeneration {
     let mut last = LastGeneration::default();
     for event in events {
         match event {
-            Event::Generation { generation, members, step, .. } => {
-                last = LastGeneration { number: *generation, members: members.clone(), step: *step, under_way: true };
+            Event::Generation { generation, members, step, dense, .. } => {
+                let (members, dense) = (members.clone(), dense.clone());
+                last = LastGeneration { number: *generation, members, step: *step, dense, under_way: true };
             }
             Event::RunFinished { .. } | Event::RunFailed { .. } => last.under_way = false,
             _ => {}

@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, VerifiedFile};
 pub use error::RunDirError;
-pub use journal::{Event, LastGeneration};
+pub use journal::{Dense, Event, LastGeneration};
 pub use layout::CheckpointLayout;
 pub use resume::Resume;
 pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};

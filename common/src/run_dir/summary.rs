@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::journal::Dense;
+use crate::dense::{DenseLayer, Way};
 use crate::metrics::{Evaluation, Recovery, StepMetrics};
 
 /// Steps that are left out of the medians: caches fill and threads start in them.
@@ -43,6 +45,13 @@ pub struct Summary {
     pub top5: Option<f64>,
     /// Gradient bytes that all workers together sent.
     pub bytes_sent: u64,
+    /// What is exchanged of each dense layer, in the order of the forward pass.
+    #[serde(default)]
+    pub dense: Vec<DenseSummary>,
+    /// Why gradients were summed in the last generation although the config has factors of
+    /// some layers exchanged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums_because: Option<String>,
     pub recoveries: Vec<Recovery>,
     /// From the last sign of life of a lost worker to the first step without it, in
     /// milliseconds, over all recoveries; 0 if there were none.
@@ -52,6 +61,25 @@ pub struct Summary {
     pub peak_rss_bytes: u64,
     pub wall_seconds: f64,
     pub weights_blake3: Digest,
+}
+
+/// What is exchanged of a dense layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DenseSummary {
+    pub layer: String,
+    pub inputs: u64,
+    pub units: u64,
+    pub exchanges: Exchanges,
+    /// Bytes that a worker sends of it in a step, in the last generation.
+    pub bytes_sent: u64,
+}
+
+/// What workers exchange of a dense layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exchanges {
+    Sum,
+    Factors,
 }
 
 /// Quantiles of times in milliseconds.
@@ -72,6 +100,9 @@ pub struct Parts {
     #[serde(with = "crate::json_number")]
     pub all_reduce_exposed: f64,
     #[serde(with = "crate::json_number")]
+    /// Of that, multiplying factors of dense layers.
+    #[serde(default)]
+    pub product: f64,
     pub update: f64,
 }
 
@@ -88,6 +119,10 @@ pub struct SummaryBuilder {
     kept: Kept,
     last_evaluation: Option<Evaluation>,
     recoveries: Vec<Recovery>,
+    /// The dense layers, and the rows of a global batch.
+    layers: Vec<DenseLayer>,
+    rows: u64,
+    dense: Option<Dense>,
 }
 
 /// Recoveries that are kept one by one.
@@ -106,7 +141,31 @@ impl SummaryBuilder {
             kept: Kept::default(),
             last_evaluation: None,
             recoveries: Vec::new(),
+            layers: Vec::new(),
+            rows: 0,
+            dense: None,
         }
+    }
+
+    /// Of a run with these dense layers, and so many samples in a step.
+    pub fn with_dense(self, layers: Vec<DenseLayer>, rows: u32) -> Self {
+        Self { layers, rows: rows.into(), ..self }
+    }
+
+    fn dense(&self) -> Vec<DenseSummary> {
+        let summary = |layer: &DenseLayer| {
+            let factors = layer.way == Way::Factors && matches!(self.dense, Some(Dense::Factors(_)));
+            let world = u64::from(self.world.max(1));
+            let bytes = if factors { layer.bytes_of_factors(world, self.rows) } else { layer.bytes_of_sum(world) };
+            DenseSummary {
+                layer: layer.name.clone(),
+                inputs: layer.inputs,
+                units: layer.units,
+                exchanges: if factors { Exchanges::Factors } else { Exchanges::Sum },
+                bytes_sent: bytes as u64,
+            }
+        };
+        self.layers.iter().map(summary).collect()
     }
 
     /// Replaces the steps and evaluations reported so far by the recorded ones.
@@ -117,9 +176,10 @@ impl SummaryBuilder {
     }
 
     /// A generation of `world` workers starts.
-    pub fn generation(&mut self, world: u32) {
+    pub fn generation(&mut self, world: u32, dense: Option<&Dense>) {
         self.generations += 1;
         self.world = world;
+        self.dense = dense.cloned();
     }
 
     /// Adds a committed step; a step that was reported before counts once.
@@ -172,6 +232,7 @@ impl SummaryBuilder {
                 data_wait: quantile(&column(|m| m.data_wait_ms), 0.5),
                 compute: quantile(&column(|m| m.compute_ms), 0.5),
                 all_reduce_exposed: quantile(&column(|m| m.all_reduce_exposed_ms), 0.5),
+                product: quantile(&column(|m| m.product_ms), 0.5),
                 update: quantile(&column(|m| m.update_ms), 0.5),
             },
             train_loss: last.map_or(0.0, |m| m.loss),
@@ -179,6 +240,8 @@ impl SummaryBuilder {
             top1: eval.map(|e| e.top1),
             top5: eval.map(|e| e.top5),
             bytes_sent,
+            dense: self.dense(),
+            sums_because: if let Some(Dense::Sum(reason)) = &self.dense { Some(reason.clone()) } else { None },
             recoveries: self.recoveries.clone(),
             recovery_ms: StepTimes { p50: quantile(&recovery_ms, 0.5), p95: quantile(&recovery_ms, 0.95) },
             peak_rss_bytes,

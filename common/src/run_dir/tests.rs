@@ -27,6 +27,7 @@ pub(super) fn step(step: u64) -> StepMetrics {
         data_wait_ms: 1.0,
         compute_ms: 90.0,
         all_reduce_exposed_ms: 5.0,
+        product_ms: 0.0,
         update_ms: 4.0,
         images_per_second: 100.0,
     }
@@ -145,7 +146,7 @@ fn the_journal_survives_being_cut_and_being_empty() {
     let mut run = RunDir::create(&path, &config(&[])).unwrap();
     assert_eq!(run.last_generation().unwrap().number, 0);
     for generation in 1..=3 {
-        run.record(&Event::Generation { generation, workers: 2, step: 0, members: Vec::new() }).unwrap();
+        run.record(&Event::Generation { generation, workers: 2, step: 0, members: Vec::new(), dense: None }).unwrap();
     }
     drop(run);
     let file = path.join("journal.jsonl");
@@ -153,7 +154,7 @@ fn the_journal_survives_being_cut_and_being_empty() {
     fs::write(&file, &text[..text.len() - 10]).unwrap();
     let mut run = RunDir::resume(&path, &config(&[])).unwrap();
     assert_eq!(run.last_generation().unwrap().number, 2);
-    run.record(&Event::Generation { generation: 7, workers: 1, step: 0, members: Vec::new() }).unwrap();
+    run.record(&Event::Generation { generation: 7, workers: 1, step: 0, members: Vec::new(), dense: None }).unwrap();
     assert_eq!(run.last_generation().unwrap().number, 7);
     drop(run);
     fs::write(&file, "").unwrap();
@@ -163,7 +164,7 @@ fn the_journal_survives_being_cut_and_being_empty() {
 #[test]
 fn the_summary_takes_medians_after_the_first_five_steps() {
     let mut builder = SummaryBuilder::new("n", "alexnet", 1);
-    builder.generation(2);
+    builder.generation(2, None);
     for s in 0..16 {
         let slow = if s < 5 { 10_000.0 } else { 0.0 };
         builder.step(&StepMetrics { step_ms: 100.0 + s as f64 + slow, ..step(s) });

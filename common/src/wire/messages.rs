@@ -58,6 +58,9 @@ pub enum ToCoordinator {
         /// 0 for the initial state.
         step: u64,
         committed: u64,
+        /// The digest of the products that it makes of the run's seeded factors; none if
+        /// nothing is exchanged as factors, or if it cannot multiply them.
+        products: Option<Digest>,
     },
     /// This worker wants to leave: answered by `Goodbye` once the others can continue
     /// without it.
@@ -172,6 +175,9 @@ pub struct Generation {
     pub evaluated: u64,
     /// The newest step after which there is a checkpoint.
     pub stored: u64,
+    /// Dense layers exchange factors: all members make these products of the run's seeded
+    /// factors. None: all gradients are summed.
+    pub products: Option<Digest>,
 }
 
 /// Where a generation's state is.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use common::digest::Digest;
+use common::run_dir::Dense;
 use common::wire::messages::{Finished, Generation, Member};
 
 /// A worker's connection, numbered in the order of arrival.
@@ -30,6 +32,8 @@ pub enum Input {
         generation: u64,
         step: u64,
         committed: u64,
+        /// The products that it makes of the run's seeded factors.
+        products: Option<Digest>,
     },
     /// A heartbeat, after `step` committed steps; `waiting`: the worker waits for the
     /// others in its ring.
@@ -148,6 +152,8 @@ pub enum Output {
     Start {
         members: Vec<WorkerId>,
         generation: Generation,
+        /// What is exchanged of dense layers; none if the config has no factors exchanged.
+        dense: Option<Dense>,
     },
     /// A member is lost, after it was silent for `silent`.
     Lost {
@@ -210,6 +216,11 @@ pub struct Rules {
     pub rejoin: Duration,
     /// How long the transfer of a newcomer's state may hold a ring up.
     pub handover: Duration,
+    /// The config has factors of dense layers exchanged.
+    pub factors: bool,
+    /// The weights do not depend on who trains: what is exchanged stays the same throughout
+    /// the run.
+    pub reproducible: bool,
     /// Bytes of the state that a newcomer needs.
     pub state_bytes: u64,
     /// The step of the newest checkpoint, from which the run starts, and the number

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use common::run_dir::Dense;
 use common::timing::forming_timeout;
 use common::wire::messages::{Generation, StateSource};
 
@@ -215,6 +216,7 @@ impl Membership {
         };
         let form_within = self.form_within(&chosen, &holders, state);
         let members: Vec<WorkerId> = chosen.into_iter().map(|(id, _)| id).collect();
+        let dense = self.dense_of(&members);
         let joins_a_ring = self.begun;
         self.generation += 1;
         self.begun = true;
@@ -229,6 +231,7 @@ impl Membership {
             recorded: 0,
             evaluated: 0,
             stored: self.stored,
+            products: if let Some(Dense::Factors(products)) = dense { Some(products) } else { None },
         };
         for id in &members {
             if let Some(w) = self.workers.get_mut(id) {
@@ -247,10 +250,12 @@ impl Membership {
         self.lineage.begin(self.generation, first_step, &generation.members);
         self.pace.starts(first_step, at);
         self.state = State::Running { members: members.clone(), reports: BTreeMap::new(), yielding: false };
-        let mut outputs = vec![Output::Start { members: members.clone(), generation }];
+        let mut outputs = vec![Output::Start { members: members.clone(), generation, dense }];
         if self.stopping {
             outputs.push(Output::Stop { members });
         }
+        // Those that wait while others decided.
+        outputs.extend(self.refuse_unlike());
         outputs.extend(self.settle());
         outputs
     }

@@ -6,21 +6,24 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use common::run_dir::LastGeneration;
 use common::wire::messages::Member;
 
 use crate::limits::LEAP;
 
+use super::dense::decided;
 use super::events::{Output, Rules, WorkerId};
 use super::lineage::Lineage;
 use super::state::{Membership, Phase, State, Worker};
 
 impl Membership {
-    /// The membership of a run that has a journal, from which `lineage` was read.
+    /// The membership of a run that has a journal, from which `last` and `lineage` were read.
     /// Generation `rules.last_generation` of `members` may still be training. Its
     /// members count as alive, with ids from 1 on, until they have had time to come
     /// back.
-    pub fn returning(rules: Rules, members: &[Member], lineage: Lineage, now: Instant) -> Self {
-        let mut membership = Self { lineage, newest: rules.recorded.max(rules.first_step), ..Self::new(rules, now) };
+    pub fn returning(rules: Rules, last: &LastGeneration, members: &[Member], lineage: Lineage, now: Instant) -> Self {
+        let newest = rules.recorded.max(rules.first_step);
+        let mut membership = Self { lineage, newest, decided: decided(&rules, last), ..Self::new(rules, now) };
         for (id, member) in (1..).zip(members) {
             let worker = Worker {
                 phase: Phase::Member,

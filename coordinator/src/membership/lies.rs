@@ -7,7 +7,7 @@ use super::*;
 fn a_newcomer_that_says_it_holds_the_last_step_gives_nothing() {
     let (mut m, now) = running(2, rules(1, 16));
     m.handle(now, joined(7, None));
-    m.handle(now, Input::Ready { worker: 7, generation: 0, step: 5000, committed: 1 });
+    m.handle(now, Input::Ready { worker: 7, generation: 0, step: 5000, committed: 1, products: None });
     probes_succeed(&mut m, now);
     m.handle(now, ready(0, 1, 8));
     let (members, generation) = started(&m.handle(now, ready(1, 1, 8)));

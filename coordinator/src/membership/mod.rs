@@ -15,9 +15,11 @@
 //! | `heartbeats`, `pace` | which step the members have reached, and how long a step takes |
 //! | `lineage` | which states belong to the run |
 //! | `forming`, `back_off` | the next generation |
+//! | `dense` | whether its members exchange factors of dense layers |
 //! | `state`, `events` | (the shared state, the inputs and the outputs) |
 
 mod back_off;
+mod dense;
 mod events;
 mod forming;
 mod heartbeats;
@@ -67,7 +69,14 @@ impl Membership {
                 let newcomer = Worker::new(name, addr, preferred_rank, self.listening.now());
                 self.join(worker, newcomer, generation)
             }
-            Input::Ready { worker, generation, step, committed } => self.ready(worker, generation, step, committed),
+            Input::Ready { worker, generation, step, committed, products } => {
+                if let Some(w) = self.workers.get_mut(&worker) {
+                    w.products = products;
+                }
+                let mut outputs = self.ready(worker, generation, step, committed);
+                outputs.extend(self.refuse_unlike());
+                outputs
+            }
             Input::Alive { .. } => Vec::new(),
             Input::Beat { worker, step, waiting } => self.beat(worker, step, waiting),
             Input::Probed { worker, peer, problem, millis } => self.probed(worker, &peer, problem, millis),

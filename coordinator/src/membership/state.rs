@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use common::digest::Digest;
+use common::run_dir::Dense;
 use common::wire::messages::{Finished, Member};
 
 use super::back_off::EmptyGenerations;
@@ -35,6 +37,8 @@ pub(super) struct Worker {
     /// It has completed a step with others.
     pub(super) proved: bool,
     pub(super) path: Path,
+    /// The products that it makes of the run's seeded factors.
+    pub(super) products: Option<Digest>,
     /// How long the transfer of its state takes, as measured last.
     pub(super) handover: Option<Duration>,
 }
@@ -67,6 +71,7 @@ impl Worker {
             fresh: false,
             proved: false,
             path: Path::Unknown,
+            products: None,
             handover: None,
         }
     }
@@ -129,6 +134,9 @@ pub struct Membership {
     pub(super) empty_generations: EmptyGenerations,
     pub(super) pace: Pace,
     pub(super) stopping: bool,
+    /// What is exchanged of dense layers in all generations of a reproducible run, once the
+    /// first has decided it.
+    pub(super) decided: Option<Dense>,
     /// The names of members that reported that no worker can go on.
     pub(super) reported_fatal: BTreeSet<String>,
     /// How often a worker did not get the state from the donor.
@@ -160,6 +168,7 @@ impl Membership {
             empty_generations: EmptyGenerations::default(),
             pace: Pace::default(),
             stopping: false,
+            decided: None,
             reported_fatal: BTreeSet::new(),
             failed_donors: 0,
             storing: None,

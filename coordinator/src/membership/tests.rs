@@ -4,13 +4,14 @@ use common::digest::Digest;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use common::run_dir::LastGeneration;
 use common::seed;
 use common::timing::LEAVE;
 use common::wire::messages::{Generation, Member, StateSource};
 
 use super::*;
 
-fn rules(min_workers: u32, shards: u32) -> Rules {
+pub(super) fn rules(min_workers: u32, shards: u32) -> Rules {
     let seconds = Duration::from_secs;
     Rules {
         start_workers: min_workers,
@@ -20,6 +21,8 @@ fn rules(min_workers: u32, shards: u32) -> Rules {
         stall: seconds(300),
         rejoin: seconds(60),
         handover: seconds(10),
+        factors: false,
+        reproducible: false,
         state_bytes: 8_000_000,
         first_step: 0,
         last_generation: 0,
@@ -31,12 +34,12 @@ fn address(worker: WorkerId) -> SocketAddr {
     ([127, 0, 0, 1], worker as u16).into()
 }
 
-fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
+pub(super) fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
     Input::Joined { worker, name: format!("worker-{worker}"), addr: address(worker), preferred_rank, generation: None }
 }
 
-fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
-    Input::Ready { worker, generation, step, committed: generation }
+pub(super) fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
+    Input::Ready { worker, generation, step, committed: generation, products: None }
 }
 
 fn report(step: u64, digest: &str) -> Finished {
@@ -44,7 +47,8 @@ fn report(step: u64, digest: &str) -> Finished {
 }
 
 fn started(outputs: &[Output]) -> (Vec<WorkerId>, Generation) {
-    let start = outputs.iter().find_map(|o| if let Output::Start { members, generation } = o { Some((members, generation)) } else { None });
+    let start =
+        outputs.iter().find_map(|o| if let Output::Start { members, generation, .. } = o { Some((members, generation)) } else { None });
     let (members, generation) = start.unwrap_or_else(|| panic!("no generation started: {outputs:?}"));
     (members.clone(), generation.clone())
 }
@@ -259,8 +263,13 @@ fn back(worker: WorkerId, name: u64, generation: Option<u64>) -> Input {
 #[test]
 fn a_ring_that_goes_on_is_taken_up_by_a_coordinator_that_was_started_again() {
     let now = Instant::now();
-    let mut m =
-        Membership::returning(Rules { last_generation: 7, ..rules(1, 4) }, &expected(), Lineage::of([(7, 0, &expected()[..])]), now);
+    let mut m = Membership::returning(
+        Rules { last_generation: 7, ..rules(1, 4) },
+        &LastGeneration::default(),
+        &expected(),
+        Lineage::of([(7, 0, &expected()[..])]),
+        now,
+    );
     assert_eq!(m.handle(now, Input::Tick), []);
     let later = now + Duration::from_secs(2);
     assert_eq!(m.handle(later, back(10, 1, Some(7))), []);
@@ -283,6 +292,7 @@ fn members_that_do_not_come_back_are_lost_and_the_others_go_on() {
     let now = Instant::now();
     let mut m = Membership::returning(
         Rules { last_generation: 7, first_step: 30, ..rules(1, 4) },
+        &LastGeneration::default(),
         &expected(),
         Lineage::of([(7, 0, &expected()[..])]),
         now,

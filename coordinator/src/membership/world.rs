@@ -111,7 +111,11 @@ impl World {
         let id = self.next_id;
         self.next_id += 1;
         let newest = self.newest();
-        let said = if dishonest { Input::Ready { worker: id, generation: 0, step: 900, committed: newest } } else { ready(id, 0, 0) };
+        let said = if dishonest {
+            Input::Ready { worker: id, generation: 0, step: 900, committed: newest, products: None }
+        } else {
+            ready(id, 0, 0)
+        };
         self.workers.push(Simulated {
             id,
             former: Vec::new(),
@@ -141,7 +145,7 @@ impl World {
         let least = if outputs.iter().any(|o| matches!(o, Output::Stop { .. })) { 1 } else { self.min_workers };
         for output in outputs {
             match output {
-                Output::Start { members, generation } => self.check_start(&members, &generation, least),
+                Output::Start { members, generation, .. } => self.check_start(&members, &generation, least),
                 Output::End { members, generation, .. } => self.send(&members, &Message::End(generation)),
                 Output::Yield { members, generation } => self.send(&members, &Message::Yield(generation)),
                 Output::Goodbye { worker } => self.send(&[worker], &Message::Goodbye),
@@ -200,7 +204,7 @@ impl World {
         let lineage = Lineage::of(journal.iter().map(|(number, step, members)| (*number, *step, members.as_slice())));
         let stored = self.m.stored;
         let rules = Rules { last_generation: self.newest(), first_step: stored, recorded: stored, ..self.rules };
-        self.m = Membership::returning(rules, &members, lineage, self.now);
+        self.m = Membership::returning(rules, &LastGeneration::default(), &members, lineage, self.now);
         for at in 0..self.workers.len() {
             if self.workers[at].alive {
                 self.reconnect(at);
@@ -388,6 +392,6 @@ impl World {
 impl Simulated {
     fn says_ready(&mut self) {
         let Held { step, committed, .. } = self.state;
-        self.outbox.push_back(Input::Ready { worker: self.id, generation: self.last_generation, step, committed });
+        self.outbox.push_back(Input::Ready { worker: self.id, generation: self.last_generation, step, committed, products: None });
     }
 }

@@ -161,11 +161,12 @@ async fn translate(shared: &ControlContext, peer: &Peer, worker: WorkerId, messa
     };
     let input = match message {
         ToCoordinator::Hello { .. } => bail!("said hello twice"),
-        ToCoordinator::Ready { device, generation, step, committed } => {
+        ToCoordinator::Ready { device, generation, step, committed, products } => {
             if generation == 0 {
                 tracing::info!("{} is ready on {device}", peer.name.as_deref().unwrap_or_default());
             }
-            return Ok(vec![News::Device(worker, device), News::Membership(Input::Ready { worker, generation, step, committed })]);
+            let ready = Input::Ready { worker, generation, step, committed, products };
+            return Ok(vec![News::Device(worker, device), News::Membership(ready)]);
         }
         ToCoordinator::Leaving => Input::Leaving { worker },
         ToCoordinator::Heartbeat { step, waiting } => Input::Beat { worker, step, waiting },

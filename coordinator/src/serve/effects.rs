@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::metrics::Recovery;
 use common::plan::owned_shards;
 use common::recorder::Recorder;
-use common::run_dir::Event;
+use common::run_dir::{Dense, Event};
 use common::status::MemberStatus;
 use common::wire::messages::{Finished, Generation, Member, ToWorker};
 use tokio::sync::{mpsc, oneshot};
@@ -187,7 +187,7 @@ impl Effects {
                 }
                 self.send(worker, ToWorker::Dropped { reason });
             }
-            Output::Start { members, generation } => self.start(members, generation),
+            Output::Start { members, generation, dense } => self.start(members, generation, dense),
             Output::Stop { members } => self.send_all(&members, &ToWorker::Stop),
             Output::Done { reports } => return Some(Ok(reports)),
             Output::Fail { members, reason } => {
@@ -200,15 +200,20 @@ impl Effects {
 
     /// Starts a generation. Its members are told of it once it is on disk: a
     /// restarted coordinator must know every generation that any worker was in.
-    fn start(&mut self, members: Vec<WorkerId>, generation: Generation) {
+    fn start(&mut self, members: Vec<WorkerId>, generation: Generation, dense: Option<Dense>) {
         tracing::info!("generation {}: {} workers, from step {}", generation.number, members.len(), generation.first_step);
+        if let Some(Dense::Sum(reason)) = &dense
+            && members.len() > 1
+        {
+            tracing::warn!("the gradients of dense layers are summed, which takes longer than to exchange factors: {reason}");
+        }
         self.recovery.started(generation.first_step);
         self.current = generation.number;
         self.admissions.set_members(&generation.members);
         self.show(&generation);
         let (started, on_disk) = oneshot::channel();
         let (number, first_step) = (generation.number, generation.first_step);
-        self.record.put(Entry::Generation { number, members: generation.members.clone(), first_step, started });
+        self.record.put(Entry::Generation { number, members: generation.members.clone(), first_step, dense, started });
         let news = self.news.clone();
         tokio::spawn(async move {
             if let Ok((recorded, evaluated)) = on_disk.await {

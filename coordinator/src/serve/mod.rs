@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use common::config::Config;
-use common::dataset::SampleSource;
+use common::dataset::{DatasetInfo, SampleSource};
+use common::dense::Factored;
 use common::net::enrolment::admit;
 use common::net::rate_limited_log::RateLimitedLog;
 use common::net::{Alpn, Authority, Endpoint, Peer};
@@ -100,9 +101,9 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     let mut recorder = Recorder::new(run_dir, &config, source.as_ref(), &plan, config.cluster.min_workers, quiet)?;
     let rules = Rules {
         recorded: if expected.is_empty() { first_step } else { recorder.recorded().0 },
-        ..rules(&config, &limits, start_workers, first_step, last.number)
+        ..rules(&config, source.info(), &limits, start_workers, first_step, last.number)
     };
-    let mut membership = Membership::returning(rules, expected, lineage(&events), Instant::now());
+    let mut membership = Membership::returning(rules, &last, expected, lineage(&events), Instant::now());
     let mut next_worker: WorkerId = expected.len() as u64;
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step });
     let record = RecordWriter::start(recorder, config.train.keep_checkpoints as usize)?;
@@ -265,8 +266,9 @@ fn hear(effects: &mut Effects, admissions: &Arc<Admissions>, lineage: &Lineage, 
 }
 
 /// The rules of the run that a config and its data imply.
-fn rules(config: &Config, limits: &Limits, start_workers: u32, first_step: u64, last_generation: u64) -> Rules {
+fn rules(config: &Config, info: &DatasetInfo, limits: &Limits, start_workers: u32, first_step: u64, last_generation: u64) -> Rules {
     let cluster = &config.cluster;
+    let input = info.input(config.data.pixels.image_size);
     Rules {
         start_workers: start_workers.max(cluster.min_workers),
         min_workers: cluster.min_workers,
@@ -275,6 +277,8 @@ fn rules(config: &Config, limits: &Limits, start_workers: u32, first_step: u64, 
         stall: Duration::from_millis(cluster.stall_ms),
         rejoin: Duration::from_millis(cluster.rejoin_ms),
         handover: Duration::from_millis(cluster.handover_ms),
+        factors: !Factored::of(config, input).layers.is_empty(),
+        reproducible: config.train.reproducible,
         state_bytes: limits.state_bytes,
         first_step,
         last_generation,

@@ -59,7 +59,7 @@ fn messages(run: &Path) -> Result<()> {
             preferred_rank: Some(1),
             generation: Some(3),
         },
-        ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7, committed: 1 },
+        ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7, committed: 1, products: None },
         ToCoordinator::Leaving,
         ToCoordinator::Heartbeat { step: 9, waiting: true },
         ToCoordinator::Step { generation: 1, metrics },
@@ -83,6 +83,7 @@ fn messages(run: &Path) -> Result<()> {
         recorded: 4,
         evaluated: 0,
         stored: 0,
+        products: Some(common::digest::Digest::of(b"products")),
     };
     let reason = || "worker-2 left".to_owned();
     let to_worker = [

@@ -8,7 +8,8 @@ use std::time::Duration;
 use common::config::Config;
 use common::dataset::DatasetInfo;
 use common::net::Alpn;
-use common::ring::{BucketLayout, Encoding, Ring, RingPeer, RingSpec};
+use common::plan::owned_shards;
+use common::ring::{ExchangePlan, Ring, RingPeer, RingSpec};
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, Generation, MAX_CONTROL, MAX_REQUEST, ToCoordinator, ToWorker};
 use common::wire::{read_message, write_message};
 use tokio::sync::mpsc;
@@ -144,14 +145,19 @@ async fn sit(hostile: Arc<HostilePeer>, spec: RingSpec) {
 }
 
 fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpec {
-    let parameters = config.model.parameters(info.input(config.data.pixels.image_size)) as usize;
+    let world = generation.members.len() as u32;
+    let per_shard = (config.train.global_batch / config.train.shards) as usize;
+    let rows: Vec<usize> = (0..world).map(|rank| owned_shards(rank, world, config.train.shards).len() * per_shard).collect();
+    let factors = generation.products.is_some() && (world > 1 || config.train.reproducible);
+    let plan = ExchangePlan::new(config, info.input(config.data.pixels.image_size), &rows, factors);
     let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
     RingSpec {
         generation: generation.number,
         rank: generation.rank,
         peers: (0..).zip(&generation.members).map(peer).collect(),
-        layout: BucketLayout::new(parameters, config.cluster.bucket_bytes),
-        encoding: if config.train.reproducible { Encoding::Fixed } else { config.cluster.wire.into() },
+        layout: plan.layout,
+        encoding: plan.encoding,
+        gathers: plan.gathers,
         connections: config.cluster.connections,
         timeout: Duration::from_millis(config.cluster.timeout_ms),
         form_within: Duration::from_millis(generation.form_ms),

@@ -234,7 +234,7 @@ pub fn ready(generation: u64, step: u64) -> ToCoordinator {
 pub fn ready_on(device: &str, generation: u64, step: u64) -> ToCoordinator {
     // It claims that its state was committed in the generation that it was in, or in
     // the first one.
-    ToCoordinator::Ready { device: device.to_owned(), generation, step, committed: generation.max(1) }
+    ToCoordinator::Ready { device: device.to_owned(), generation, step, committed: generation.max(1), products: None }
 }
 
 pub fn trained(step: u64, rank: u32, ids: Vec<u32>) -> ToCoordinator {

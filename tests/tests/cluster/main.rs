@@ -9,6 +9,7 @@ mod worlds;
 // Processes that die, stop, come and go.
 mod chaos;
 mod coordinator;
+mod dense;
 mod elastic;
 mod engines;
 mod faults;

@@ -167,7 +167,7 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     for step in 0..args.warm_up + args.steps {
         let start = Instant::now();
         let scale = 1.0 / batch as f32;
-        let sums = replica.gradients(&[part(step)], Some(&part(step + 1)), scale, Delivery::Keep, &mut |_, _, _| ())?;
+        let sums = replica.gradients(&[part(step)], Some(&part(step + 1)), scale, Delivery::Keep, &mut |_, _| ())?;
         let (phases, gradient) = (replica.phases(), start.elapsed().as_secs_f64());
         // The learning rate is small enough for the weights to stay finite on random
         // pictures.

@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
-use common::ring::{BucketLayout, Encoding, Ring, RingError, RingPeer, RingSpec};
+use common::dense::Factored;
+use common::digest::Digest;
+use common::ring::{ExchangePlan, Ring, RingError, RingPeer, RingSpec};
 use common::run_dir::peak_rss_bytes;
 use common::timing::reach_timeout;
 use common::trace;
@@ -68,6 +70,8 @@ struct Standing {
     device: String,
     /// The generation that committed the newest step of the state, or began with it.
     committed: u64,
+    /// What the replica makes of the run's seeded factors.
+    products: Option<Digest>,
 }
 
 impl Standing {
@@ -75,7 +79,14 @@ impl Standing {
     /// step it holds.
     fn ready(&self, link: &Link, generation: u64) -> Result<()> {
         let (device, step, committed) = (self.device.clone(), self.replica.step(), self.committed);
-        link.send(ToCoordinator::Ready { device, generation, step, committed })
+        link.send(ToCoordinator::Ready { device, generation, step, committed, products: self.products })
+    }
+
+    /// Multiplies the run's seeded factors, if the config has factors exchanged.
+    fn try_factors(&mut self, member: &Member) -> Result<()> {
+        let factored = Factored::of(&member.config, Job::input(&member.config, &member.info));
+        self.products = self.replica.products_of_seeded_factors(&factored, &member.config.train)?;
+        Ok(())
     }
 }
 
@@ -84,7 +95,8 @@ fn run_inner(mut member: Member, link: Link) -> Result<()> {
     member.devices.prepare(&member.config.train)?;
     let input = Job::input(&member.config, &member.info);
     let replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, member.devices.clone())?;
-    let mut standing = Standing { replica, device: member.devices.describe(), committed: 0 };
+    let mut standing = Standing { replica, device: member.devices.describe(), committed: 0, products: None };
+    standing.try_factors(&member)?;
     let mut report = ClusterRecord::new(&link, member.config.records_samples());
     standing.ready(&link, 0)?;
     // The generation that this worker is in, or has finished the run in.
@@ -100,7 +112,10 @@ fn run_inner(mut member: Member, link: Link) -> Result<()> {
             }
             Order::End(_) => {}
             Order::Store => report.store(&standing.replica)?,
-            Order::Config(config) => member.config = *config,
+            Order::Config(config) => {
+                member.config = *config;
+                standing.try_factors(&member)?;
+            }
             Order::Generation(generation) => {
                 let number = generation.number;
                 current = Some(number);
@@ -141,9 +156,13 @@ fn take_part(
 ) -> Result<TrainingEnd> {
     let job =
         Job::new(member.config.clone(), member.info.clone(), generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
-    let layout = BucketLayout::new(standing.replica.layout().total(), job.config.cluster.bucket_bytes);
-    let spec = ring_spec(&job, &generation, &layout)?;
+    if generation.products.is_some() && generation.products != standing.products {
+        bail!("the coordinator says that this worker makes the products {:?}, and it makes {:?}", generation.products, standing.products);
+    }
+    let plan = job.exchange_plan(generation.products.is_some());
+    let spec = ring_spec(&job, &generation, &plan);
     trace::set_rank(job.rank);
+    standing.replica.factor(&plan.factored)?;
     let replica = &mut standing.replica;
     if let StateSource::Donor { rank } = generation.state
         && rank == generation.rank
@@ -159,7 +178,7 @@ fn take_part(
     standing.committed = generation.number;
     let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
     link.keep_ring(generation.number, &ring)?;
-    let mut exchange = Exchange::new(Some(ring), layout, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
+    let mut exchange = Exchange::new(Some(ring), plan, job.rank, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
     tracing::info!(
         "generation {}, rank {} of {}: shards {:?} from step {}",
         generation.number,
@@ -244,17 +263,18 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
     Ok(dataset::open_matching(&data, member.config.seed, &member.info)?)
 }
 
-fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Result<RingSpec> {
+fn ring_spec(job: &Job, generation: &Generation, plan: &ExchangePlan) -> RingSpec {
     let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
     let peers = (0..).zip(&generation.members).map(peer).collect();
     let timeout = Duration::from_millis(job.config.cluster.timeout_ms);
     let form_within = Duration::from_millis(generation.form_ms);
-    Ok(RingSpec {
+    RingSpec {
         generation: generation.number,
         rank: job.rank,
         peers,
-        layout: *layout,
-        encoding: if job.config.train.reproducible { Encoding::Fixed } else { job.config.cluster.wire.into() },
+        layout: plan.layout,
+        encoding: plan.encoding,
+        gathers: plan.gathers.clone(),
         connections: job.config.cluster.connections,
         timeout,
         form_within,
@@ -264,5 +284,5 @@ fn ring_spec(job: &Job, generation: &Generation, layout: &BucketLayout) -> Resul
         } else {
             form_within
         },
-    })
+    }
 }

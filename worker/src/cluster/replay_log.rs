@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn ready(generation: u64) -> ToCoordinator {
-        ToCoordinator::Ready { device: String::new(), generation, step: 0, committed: 0 }
+        ToCoordinator::Ready { device: String::new(), generation, step: 0, committed: 0, products: None }
     }
 
     fn outbox() -> (mpsc::Sender<ToCoordinator>, Outbox) {

@@ -11,7 +11,8 @@ use common::config::Precision;
 use common::ring::Span;
 
 use super::{
-    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch, in_turn, lap,
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
+    in_turn, lap,
 };
 use crate::data::{Dropout, Inputs};
 use crate::models::{InputShape, Model, ParamLayout, Pass};
@@ -83,7 +84,10 @@ impl Engine for AutodiffEngine {
         delivery: Delivery,
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
-        in_turn(parts, delivery, sink, |part, sink| self.gradient(part, sink))
+        in_turn(parts, delivery, sink, |part, is_due, sink| {
+            let mut values = |offset: usize, span: Span<'_>| sink(Piece::Values(offset, span));
+            self.gradient(part, if is_due { Some(&mut values) } else { None })
+        })
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {

@@ -12,10 +12,16 @@ mod machine;
 
 use std::borrow::Cow;
 #[cfg(feature = "libtorch")]
+use std::collections::VecDeque;
+#[cfg(feature = "libtorch")]
 use std::ops::Range;
 use std::time::Instant;
 
 use common::config::{ModelConfig, TrainConfig};
+use common::dense::Factored;
+#[cfg(feature = "libtorch")]
+use common::dense::Regions;
+use common::digest::Digest;
 use common::ring::Span;
 use common::trace;
 
@@ -106,11 +112,35 @@ impl<'a> TrainBatch<'a> {
 /// The name of a vector of the optimizer's state, and its values.
 pub(crate) type NamedVector<'a> = (&'static str, Cow<'a, [f32]>);
 
+/// A finished piece of a gradient.
+#[derive(Debug, Clone, Copy)]
+pub enum Piece<'a> {
+    /// Values of the flat gradient, from this offset on.
+    Values(usize, Span<'a>),
+    /// What the gradient of a factored layer's weights is made of.
+    Factors {
+        /// Its place among the factored layers.
+        layer: usize,
+        /// The layer's inputs: `[n, inputs]`.
+        inputs: Span<'a>,
+        /// The gradient of its outputs: `[n, units]`.
+        slopes: Span<'a>,
+    },
+}
+
+#[cfg(test)]
+impl<'a> Piece<'a> {
+    /// Offset and values, if it has any.
+    pub(crate) fn values(self) -> Option<(usize, Span<'a>)> {
+        if let Self::Values(offset, span) = self { Some((offset, span)) } else { None }
+    }
+}
+
 /// Receives finished spans of the flat gradient: (offset, values).
 pub(crate) type Sink<'a> = &'a mut dyn FnMut(usize, Span<'_>);
 
-/// Receives finished spans of gradients: (number of the part, offset, values).
-pub(crate) type PartSink<'a> = &'a mut dyn FnMut(usize, usize, Span<'_>);
+/// Receives finished pieces of gradients, with the number of the part.
+pub(crate) type PartSink<'a> = &'a mut dyn FnMut(usize, Piece<'_>);
 
 /// Where the gradients of the parts of a batch go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,8 +158,34 @@ pub enum Delivery {
 pub(crate) enum Gradient<'a> {
     /// The one that the engine holds.
     Own,
-    /// Contiguous spans in host memory, which cover the flat vector in order.
+    /// Contiguous spans in host memory. With the products of the factored layers between
+    /// them, they cover the flat vector in order.
     Summed(&'a [Span<'a>]),
+}
+
+/// The whole flat gradient, in order: what was summed, with products where they belong.
+#[cfg(feature = "libtorch")]
+pub(crate) fn whole<'a>(regions: &Regions, summed: &[Span<'a>], products: &[Span<'a>]) -> Vec<Span<'a>> {
+    let mut all = Vec::with_capacity(summed.len() + 2 * products.len() + 1);
+    let (mut rest, mut products) = (summed.iter().copied().collect::<VecDeque<_>>(), products.iter());
+    let mut before = regions.products().iter().peekable();
+    for range in regions.summed() {
+        while before.next_if(|product| product.start < range.start).is_some() {
+            all.extend(products.next());
+        }
+        let mut missing = range.len();
+        while missing > 0 {
+            let Some(span) = rest.pop_front() else { break };
+            let n = span.len().min(missing);
+            all.push(span.range(0..n));
+            if n < span.len() {
+                rest.push_front(span.range(n..span.len()));
+            }
+            missing -= n;
+        }
+    }
+    all.extend(products);
+    all
 }
 
 /// Seconds that the parts of a gradient took.
@@ -177,18 +233,17 @@ pub(crate) fn lap(phase: &'static str, start: Instant) -> f64 {
 }
 
 /// [`Engine::gradients`] of an engine in host memory: one part after the other, by
-/// `gradient`, which adds the gradient of a part to the one that is held and hands the sum
-/// to its sink, if it has one.
+/// `gradient`, which adds the gradient of a part to the one that is held and, if it is due,
+/// hands the sum to its sink.
 fn in_turn(
     parts: &[TrainBatch<'_>],
     delivery: Delivery,
     sink: PartSink<'_>,
-    mut gradient: impl FnMut(TrainBatch<'_>, Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError>,
+    mut gradient: impl FnMut(TrainBatch<'_>, bool, &mut dyn FnMut(Piece<'_>)) -> Result<(Sums, Phases), EngineError>,
 ) -> Result<(Sums, Phases), EngineError> {
     let (mut all, mut time) = (Sums::default(), Phases::default());
     for (number, part) in parts.iter().enumerate() {
-        let mut to = |offset: usize, span: Span<'_>| sink(number, offset, span);
-        let (sums, phases) = gradient(*part, if delivery.is_due(number, parts.len()) { Some(&mut to) } else { None })?;
+        let (sums, phases) = gradient(*part, delivery.is_due(number, parts.len()), &mut |piece| sink(number, piece))?;
         all += sums;
         time += phases;
     }
@@ -211,6 +266,25 @@ pub(crate) trait Engine: Send {
         delivery: Delivery,
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError>;
+
+    /// From now on gives the factors of these layers instead of the gradient of their
+    /// weights, of each part and unless it keeps the gradient; the next update takes their
+    /// gradient from [`multiply`](Self::multiply). Returns false if it can give none.
+    fn factor(&mut self, factored: &Factored) -> Result<bool, EngineError> {
+        Ok(factored.layers.is_empty())
+    }
+
+    /// Makes the gradient of a factored layer's weights of its factors: those of all rows of
+    /// the global batch.
+    fn multiply(&mut self, _layer: usize, _inputs: Span<'_>, _slopes: Span<'_>) -> Result<(), EngineError> {
+        Err(EngineError::Compute("this engine multiplies no factors".to_owned()))
+    }
+
+    /// A digest of the newest product of a layer. Those of two engines are the same only if
+    /// they make the same weights.
+    fn product(&self, _layer: usize) -> Result<Digest, EngineError> {
+        Err(EngineError::Compute("this engine multiplies no factors".to_owned()))
+    }
 
     /// How many parts it computes at the same time.
     fn devices(&self) -> usize {
@@ -246,4 +320,26 @@ pub(crate) trait Engine: Send {
 
     /// Has `write` change each vector of the optimizer's state: (index, values).
     fn write_optimizer_state(&mut self, write: &mut dyn FnMut(usize, &mut [f32])) -> Result<(), EngineError>;
+}
+
+#[cfg(all(test, feature = "libtorch"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_stand_where_they_belong() {
+        let numbers: Vec<f32> = (0..20).map(|n| n as f32).collect();
+        for products in [&[][..], &[(0, 3)], &[(3, 5), (5, 9)], &[(0, 2), (7, 20)], &[(0, 20)]] {
+            let products: Vec<Range<usize>> = products.iter().map(|&(start, end)| start..end).collect();
+            let regions = Regions::new(20, products.clone());
+            let summed: Vec<f32> = regions.summed().flat_map(|range| numbers[range].to_vec()).collect();
+            let made: Vec<Span<'_>> = products.iter().map(|range| Span::F32(&numbers[range.clone()])).collect();
+            for cut in [1, 4, 100] {
+                let spans: Vec<Span<'_>> = summed.chunks(cut).map(Span::from).collect();
+                let mut all = Vec::new();
+                whole(&regions, &spans, &made).iter().for_each(|span| span.for_each_f32(|values| all.extend_from_slice(values)));
+                assert_eq!(all, numbers, "{products:?}, {cut}");
+            }
+        }
+    }
 }

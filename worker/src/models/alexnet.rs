@@ -84,16 +84,16 @@ impl Alexnet {
         let p = self.dropout;
         if self.torchvision {
             let x = pass.dropout(features, p); // [n, 9216]
-            let x = relu(self.dense1.forward(x)); // [n, 4096]
+            let x = relu(pass.dense(&self.dense1, x)); // [n, 4096]
             let x = pass.dropout(x, p);
-            let x = relu(self.dense2.forward(x)); // [n, 4096]
-            self.dense3.forward(x) // [n, classes]
+            let x = relu(pass.dense(&self.dense2, x)); // [n, 4096]
+            pass.dense(&self.dense3, x) // [n, classes]
         } else {
-            let x = relu(self.dense1.forward(features)); // [n, 4096]
+            let x = relu(pass.dense(&self.dense1, features)); // [n, 4096]
             let x = pass.dropout(x, p);
-            let x = relu(self.dense2.forward(x)); // [n, 4096]
+            let x = relu(pass.dense(&self.dense2, x)); // [n, 4096]
             let x = pass.dropout(x, p);
-            self.dense3.forward(x) // [n, classes]
+            pass.dense(&self.dense3, x) // [n, classes]
         }
     }
 }

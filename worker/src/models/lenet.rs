@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor};
 use common::config::{Activation, LenetConfig, Pool};
 
 use super::activation::activate;
+use super::pass::Pass;
 use common::config::InputShape;
 
 /// Two convolutions, three dense layers. Shapes below are those for 28x28 grey
@@ -53,10 +54,10 @@ impl Lenet {
         x.flatten(1, 3) // [n, 400]
     }
 
-    pub(super) fn classifier(&self, features: Tensor<2>) -> Tensor<2> {
-        let x = activate(self.activation, self.dense1.forward(features)); // [n, 120]
-        let x = activate(self.activation, self.dense2.forward(x)); // [n, 84]
-        self.dense3.forward(x) // [n, classes]
+    pub(super) fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let x = activate(self.activation, pass.dense(&self.dense1, features)); // [n, 120]
+        let x = activate(self.activation, pass.dense(&self.dense2, x)); // [n, 84]
+        pass.dense(&self.dense3, x) // [n, classes]
     }
 
     fn pool(&self, x: Tensor<4>) -> Tensor<4> {

@@ -6,6 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 use common::config::InputShape;
 
+use super::pass::Pass;
+
 /// A score for each class, linear in the inputs.
 #[derive(Module, Debug)]
 pub struct Softmax {
@@ -18,8 +20,8 @@ impl Softmax {
     }
 
     /// `[n, inputs]` to `[n, classes]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>) -> Tensor<2> {
-        self.dense.forward(inputs)
+    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        pass.dense(&self.dense, inputs)
     }
 }
 
@@ -36,8 +38,8 @@ impl Perceptron {
     }
 
     /// `[n, inputs]` to `[n, 2]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>) -> Tensor<2> {
-        let score = self.dense.forward(inputs); // [n, 1]
+    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let score = pass.dense(&self.dense, inputs); // [n, 1]
         Tensor::cat(vec![score.clone().neg(), score], 1)
     }
 }

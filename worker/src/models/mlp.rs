@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use common::config::{Activation, MlpConfig};
 
 use super::activation::activate;
+use super::pass::Pass;
 use common::config::InputShape;
 
 /// Hidden dense layers, each followed by the activation, and a dense output.
@@ -26,8 +27,8 @@ impl Mlp {
     }
 
     /// `[n, inputs]` to `[n, classes]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>) -> Tensor<2> {
-        let x = self.hidden.iter().fold(inputs, |x, layer| activate(self.activation, layer.forward(x)));
-        self.output.forward(x)
+    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let x = self.hidden.iter().fold(inputs, |x, layer| activate(self.activation, pass.dense(layer, x)));
+        pass.dense(&self.output, x)
     }
 }

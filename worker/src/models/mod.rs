@@ -25,4 +25,4 @@ pub use lenet::Lenet;
 pub use linear::{Perceptron, Softmax};
 pub use mlp::Mlp;
 pub use model::{Model, not_deterministic_on_cuda};
-pub use pass::Pass;
+pub use pass::{Pass, Tap};

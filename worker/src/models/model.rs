@@ -66,10 +66,10 @@ impl Model {
     /// `[n, features]` to logits `[n, classes]`.
     pub fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         match self {
-            Self::Perceptron(model) => model.classifier(features),
-            Self::Softmax(model) => model.classifier(features),
-            Self::Mlp(model) => model.classifier(features),
-            Self::Lenet(model) => model.classifier(features),
+            Self::Perceptron(model) => model.classifier(features, pass),
+            Self::Softmax(model) => model.classifier(features, pass),
+            Self::Mlp(model) => model.classifier(features, pass),
+            Self::Lenet(model) => model.classifier(features, pass),
             Self::Alexnet(model) => model.classifier(features, pass),
         }
     }

@@ -3,6 +3,8 @@
 //! shards or files.
 
 mod error;
+#[cfg(all(test, feature = "libtorch"))]
+mod factors;
 #[cfg(test)]
 mod golden;
 mod state;
@@ -11,14 +13,16 @@ mod tests;
 
 use std::borrow::Cow;
 
-use common::config::{ModelConfig, OptimizerKind, TrainConfig};
+use common::config::{ModelConfig, OptimizerKind, Precision, TrainConfig};
+use common::dense::Factored;
 use common::digest::Digest;
-use common::ring::{Bucket, Span};
+use common::ring::{Bucket, Span, Values};
+use common::seed;
 use common::trace;
 
 use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks};
 use crate::engine::device::Devices;
-use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Sums, TrainBatch};
+use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
 use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
 pub use error::ReplicaError;
@@ -28,6 +32,8 @@ pub use state::State;
 pub struct Replica {
     engine: Box<dyn Engine>,
     layout: ParamLayout,
+    /// What of the gradient the engine gives as factors.
+    factored: Factored,
     optimizer: OptimizerKind,
     loss: Loss,
     dropouts: Vec<Dropout>,
@@ -35,6 +41,9 @@ pub struct Replica {
     /// Updates applied so far.
     step: u64,
     phases: Phases,
+    /// Changes a product of this step, to test that others notice.
+    #[cfg(test)]
+    flips: Option<u64>,
 }
 
 /// Neighbouring samples of a batch whose gradient is computed at once.
@@ -48,6 +57,9 @@ pub struct BatchPart<'a> {
     /// By which it is known again if it was announced as the next one.
     pub name: Option<BatchName>,
 }
+
+/// The seed of the factors by whose products workers find out whether they make the same.
+const SEEDED_FACTORS: u64 = 1;
 
 /// Zeros handed to the sink at a time for an empty batch.
 const ZEROS: [f32; 4096] = [0.0; 4096];
@@ -74,7 +86,20 @@ impl Replica {
         let engine = devices.engine(EngineSetup { model, input, train, weights, threads })?;
         let loss = Loss::of(model, train);
         let dropouts = Model::dropouts(model);
-        Ok(Self { engine, layout, optimizer: train.optimizer, loss, dropouts, input, step: 0, phases: Phases::default() })
+        let (factored, optimizer) = (Factored::nothing(layout.total()), train.optimizer);
+        Ok(Self {
+            engine,
+            layout,
+            factored,
+            optimizer,
+            loss,
+            dropouts,
+            input,
+            step: 0,
+            phases: Phases::default(),
+            #[cfg(test)]
+            flips: None,
+        })
     }
 
     pub fn layout(&self) -> &ParamLayout {
@@ -103,10 +128,11 @@ impl Replica {
     ///
     /// The gradient of `scale` times the summed loss goes where `delivery` says: it stays
     /// where it was computed and is added to that of earlier batches until the next
-    /// [`update_with_own`](Self::update_with_own), or it goes to `sink` as spans (number of
-    /// the part, offset in the flat vector, values) that together cover it once. The spans
-    /// of the classifier go to `sink` before the gradient of the features is computed.
-    /// Parts may be computed at the same time, and their spans come in any order. Label
+    /// [`update_with_own`](Self::update_with_own), or it goes to `sink` as pieces, with the
+    /// number of the part: values that together cover it once, and of each part that has
+    /// samples the factors of [the factored layers](Self::factor) instead of their weights'.
+    /// The pieces of the classifier go to `sink` before the gradient of the features is computed.
+    /// Parts may be computed at the same time, and their pieces come in any order. Label
     /// smoothing and dropout are active. The loss may be NaN or infinite;
     /// [`update`](Self::update) refuses the gradient that results. `next` is the first part
     /// of the next batch, if it is known: it may be sent to the device meanwhile.
@@ -119,7 +145,7 @@ impl Replica {
         next: Option<&BatchPart<'_>>,
         scale: f32,
         delivery: Delivery,
-        sink: &mut dyn FnMut(usize, usize, Span<'_>),
+        sink: &mut dyn FnMut(usize, Piece<'_>),
     ) -> Result<Sums, ReplicaError> {
         let mut batches = Vec::with_capacity(parts.len());
         // The engine computes what has samples; the other gradients are zeros.
@@ -138,19 +164,87 @@ impl Replica {
             Delivery::Sum => &empty[..if filled.is_empty() { empty.len().min(1) } else { 0 }],
             Delivery::Each => &empty[..],
         };
-        let total = self.layout.total();
-        for &part in zeros {
-            (0..total).step_by(ZEROS.len()).for_each(|at| sink(part, at, Span::F32(&ZEROS[..ZEROS.len().min(total - at)])));
+        for (&part, range) in zeros.iter().flat_map(|part| self.factored.regions.summed().map(move |range| (part, range))) {
+            let zeros = |at: usize| Span::F32(&ZEROS[..ZEROS.len().min(range.end - at)]);
+            range.clone().step_by(ZEROS.len()).for_each(|at| sink(part, Piece::Values(at, zeros(at))));
         }
         let (sums, phases) = if batches.is_empty() {
             (Sums::default(), Phases::default())
         } else {
             // What is wrong with the next batch is said when it is its turn.
             let next = next.filter(|part| !part.labels.is_empty()).and_then(|part| self.train_batch(part, scale).ok());
-            self.engine.gradients(&batches, next.as_ref(), delivery, &mut |number, offset, span| sink(filled[number], offset, span))?
+            self.engine.gradients(&batches, next.as_ref(), delivery, &mut |number, piece| sink(filled[number], piece))?
         };
         self.phases = phases;
         Ok(sums)
+    }
+
+    /// From now on, gradients of the weights of these layers are given as factors, and made by
+    /// [`multiply`](Self::multiply). Returns false, and changes nothing, if the engine can
+    /// give none.
+    ///
+    /// # Errors
+    /// The device has no room for the products.
+    pub fn factor(&mut self, factored: &Factored) -> Result<bool, ReplicaError> {
+        let gives = self.engine.factor(factored)?;
+        if gives {
+            self.factored = factored.clone();
+        }
+        Ok(gives)
+    }
+
+    /// Makes the gradient of a factored layer's weights, for the next update, of the factors
+    /// of all rows of the global batch: inputs `[rows, inputs]`, and the gradient of the
+    /// outputs `[rows, units]`.
+    ///
+    /// # Errors
+    /// The factors do not fit the layer, or the device failed.
+    pub fn multiply(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) -> Result<(), ReplicaError> {
+        #[cfg(test)]
+        if self.flips == Some(self.step) {
+            let mut other = vec![0.0; inputs.len()];
+            inputs.read(&mut other);
+            // In the middle of some value that is not zero.
+            if let Some(value) = other.iter_mut().find(|value| **value != 0.0) {
+                *value = f32::from_bits(value.to_bits() ^ 1 << 16);
+            }
+            return Ok(self.engine.multiply(layer, Span::F32(&other), slopes)?);
+        }
+        Ok(self.engine.multiply(layer, inputs, slopes)?)
+    }
+
+    /// The product of a layer at this step is made with a wrong bit.
+    #[cfg(test)]
+    pub(crate) fn flip_a_bit_of_a_product_at(&mut self, step: u64) {
+        self.flips = Some(step);
+    }
+
+    /// A digest of the products that this replica makes of seeded factors, at the shapes of
+    /// these layers in a run: equal digests mean equal weights. None if there is no such
+    /// layer, or the engine cannot multiply factors.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn products_of_seeded_factors(&mut self, factored: &Factored, train: &TrainConfig) -> Result<Option<Digest>, ReplicaError> {
+        let (rows, bf16) = (train.global_batch as usize, train.precision == Precision::Bf16);
+        if factored.layers.is_empty() || !self.factor(factored)? {
+            return Ok(None);
+        }
+        let mut digests = Vec::new();
+        for (number, layer) in factored.layers.iter().enumerate() {
+            let seeded = |width: usize, which: u64| {
+                let mut rng = seed::stream(SEEDED_FACTORS, "factors", &[number as u64, which]);
+                let mut values = Values::zeros(bf16, rows * width);
+                let numbers: Vec<f32> = (0..rows * width).map(|_| seed::unit(&mut rng) - 0.5).collect();
+                values.write(0, Span::F32(&numbers));
+                values
+            };
+            let (inputs, slopes) = (seeded(layer.inputs, 0), seeded(layer.units, 1));
+            self.multiply(number, inputs.span(), slopes.span())?;
+            digests.extend(self.engine.product(number)?.to_string().into_bytes());
+        }
+        self.factor(&Factored::nothing(self.layout.total()))?;
+        Ok(Some(Digest::of(&digests)))
     }
 
     /// The places where dropout acts, of which batches need masks.
@@ -172,7 +266,7 @@ impl Replica {
         let numbers = vec![0.0; samples * self.input.values()];
         let masks = Masks::drawn(&self.dropouts, &[MaskGroup { seed: 0, samples }]);
         let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], masks: masks.all(), name: None };
-        let outcome = self.gradients(&[part], None, 1.0, Delivery::Keep, &mut |_, _, _| ());
+        let outcome = self.gradients(&[part], None, 1.0, Delivery::Keep, &mut |_, _| ());
         self.engine.forget()?;
         outcome.map(drop)
     }
@@ -187,13 +281,14 @@ impl Replica {
     }
 
     /// Applies an update with the summed gradient of all workers, given as buckets:
-    /// contiguous spans that cover the flat vector in order.
+    /// contiguous spans that, with the products of [`multiply`](Self::multiply) between them,
+    /// cover the flat vector in order.
     ///
     /// # Errors
     /// The gradient has the wrong size or is not finite; the weights are unchanged.
     pub fn update(&mut self, gradient: &[impl Bucket], update: Update) -> Result<UpdateReport, ReplicaError> {
         let spans: Vec<Span<'_>> = gradient.iter().map(Bucket::span).collect();
-        let (found, expected) = (spans.iter().map(|span| span.len()).sum(), self.layout.total());
+        let (found, expected) = (spans.iter().map(|span| span.len()).sum(), self.factored.regions.summed_len());
         if found != expected {
             return Err(ReplicaError::GradientSize { found, expected });
         }

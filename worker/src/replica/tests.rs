@@ -38,11 +38,11 @@ fn replica(dropout: f64, train: &TrainConfig, device: &Devices) -> Replica {
 impl Replica {
     fn gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>, sink: Sink<'_>) -> Result<Sums, ReplicaError> {
         let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
-        self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, offset, span| sink(offset, span))
+        self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, piece| _ = piece.values().map(|(offset, span)| sink(offset, span)))
     }
     fn add_gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>) -> Result<Sums, ReplicaError> {
         let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
-        self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _, _| ())
+        self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _| ())
     }
 }
 
@@ -342,11 +342,13 @@ fn gradients_of_parts_come_by_themselves() {
         let parts = [part(0..2), part(2..2), part(2..5), part(5..6)];
         let mut flat = vec![vec![f32::NAN; replica.layout().total()]; parts.len()];
         let sums = replica
-            .gradients(&parts, None, 0.1, Delivery::Each, &mut |part, at, span| span.read(&mut flat[part][at..at + span.len()]))
+            .gradients(&parts, None, 0.1, Delivery::Each, &mut |part, piece| {
+                _ = piece.values().map(|(at, span)| span.read(&mut flat[part][at..at + span.len()]))
+            })
             .unwrap();
         assert_eq!(sums.count, BATCH as u32, "{device}");
         assert!(flat[1].iter().all(|&g| g == 0.0) && flat.iter().flatten().all(|g| g.is_finite()), "{device}");
-        let alone = replica.gradients(&parts[2..3], None, 0.1, Delivery::Sum, &mut |_, _, _| ()).unwrap();
+        let alone = replica.gradients(&parts[2..3], None, 0.1, Delivery::Sum, &mut |_, _| ()).unwrap();
         assert_eq!(alone.count, 3);
         flat
     };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use common::metrics::StepMetrics;
 use common::trace;
 
-use crate::training::exchange::StepTotals;
+use crate::training::totals::StepTotals;
 
 /// Marks the phases of one step as they end. The first phase, waiting for data,
 /// begins where the step before it ended, so no stall goes uncounted.
@@ -16,13 +16,23 @@ pub struct StepClock {
     data_wait_ms: f64,
     compute_ms: f64,
     all_reduce_exposed_ms: f64,
+    product_ms: f64,
     update_ms: f64,
 }
 
 impl StepClock {
     pub fn start(step: u64) -> Self {
         let now = Instant::now();
-        Self { step, started: now, last: now, data_wait_ms: 0.0, compute_ms: 0.0, all_reduce_exposed_ms: 0.0, update_ms: 0.0 }
+        Self {
+            step,
+            started: now,
+            last: now,
+            data_wait_ms: 0.0,
+            compute_ms: 0.0,
+            all_reduce_exposed_ms: 0.0,
+            product_ms: 0.0,
+            update_ms: 0.0,
+        }
     }
 
     pub fn data_arrived(&mut self) {
@@ -33,9 +43,11 @@ impl StepClock {
         self.compute_ms = self.lap("compute");
     }
 
-    /// Ends the phase of waiting for the all-reduce after the backward pass.
-    pub fn gradient_summed(&mut self) {
+    /// Ends the phase of waiting for the ring after the backward pass, in which factors were
+    /// multiplied for so many seconds.
+    pub fn gradient_summed(&mut self, multiplied: f64) {
         self.all_reduce_exposed_ms = self.lap("all-reduce exposed");
+        self.product_ms = 1e3 * multiplied;
     }
 
     pub fn updated(&mut self) {
@@ -67,6 +79,7 @@ impl StepClock {
             data_wait_ms: self.data_wait_ms,
             compute_ms: self.compute_ms,
             all_reduce_exposed_ms: self.all_reduce_exposed_ms,
+            product_ms: self.product_ms,
             update_ms: self.update_ms,
             images_per_second: all.count as f64 / step_ms.max(1e-9) * 1e3,
         }

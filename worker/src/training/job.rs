@@ -8,6 +8,7 @@ use common::config::{Config, MicroBatch};
 use common::dataset::{DatasetInfo, SampleSource};
 use common::plan::{Plan, evaluation_range, owned_shards};
 use common::recorder::{Length, plan};
+use common::ring::ExchangePlan;
 
 use crate::data::{Input, LoaderOptions};
 use crate::models::InputShape;
@@ -64,6 +65,29 @@ impl Job {
     /// The shards this rank owns.
     pub fn shards(&self) -> Range<u32> {
         owned_shards(self.rank, self.world, self.plan.shards())
+    }
+
+    /// What this rank exchanges with the others. With `factors`, the gradients of dense
+    /// layers are made of factors where the config says so: in a world of one only if the
+    /// weights must be those of any world.
+    pub fn exchange_plan(&self, factors: bool) -> ExchangePlan {
+        let factors = factors && (self.world > 1 || self.config.train.reproducible);
+        ExchangePlan::new(&self.config, Self::input(&self.config, &self.info), &self.rows_by_rank(), factors)
+    }
+
+    /// How many rows of the global batch each rank has, in the order of the ranks: as many as
+    /// its shards have samples in a full step.
+    pub fn rows_by_rank(&self) -> Vec<usize> {
+        let per_shard = self.plan.per_shard() as usize;
+        (0..self.world).map(|rank| owned_shards(rank, self.world, self.plan.shards()).len() * per_shard).collect()
+    }
+
+    /// The row of the global batch that each sample of this rank's batch has: shard v has the
+    /// rows from v times the samples of a full step on, in the last step of an epoch as well.
+    /// `shards` says which places of the batch belong to which shard.
+    pub fn rows(&self, shards: &[(u32, Range<usize>)]) -> Vec<usize> {
+        let per_shard = self.plan.per_shard() as usize;
+        shards.iter().flat_map(|(shard, places)| (0..places.len()).map(move |n| *shard as usize * per_shard + n)).collect()
     }
 
     /// The validation samples this rank evaluates.
@@ -142,6 +166,14 @@ mod tests {
         }
         let none: Vec<_> = job.parts(&[(0, 0..0)], 5).iter().map(std::iter::ExactSizeIterator::len).collect();
         assert_eq!(none, [0], "a rank without samples has a gradient too");
+    }
+
+    #[test]
+    fn samples_have_the_rows_of_their_shards() {
+        let job = job(&[]);
+        assert_eq!(job.rows_by_rank(), [24]);
+        // A shard with a corrupt sample, an empty one, and one of a short last step.
+        assert_eq!(job.rows(&[(0, 0..7), (1, 7..7), (2, 7..9)]), [0, 1, 2, 3, 4, 5, 6, 16, 17]);
     }
 
     #[test]

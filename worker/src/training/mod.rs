@@ -1,7 +1,7 @@
 //! The training loop and what it consists of. Read [`mod@train`] first.
 //!
 //! [`job`] derives the work of one rank, [`schedule`] gives the learning rate,
-//! [`exchange`] has the gradient summed, [`record`] receives metrics and checkpoints,
+//! [`exchange`] has the gradient summed ([`totals`] are what is summed beside it), [`record`] receives metrics and checkpoints,
 //! and [`early_stop`] ends training before its last step. [`single`] runs the loop in
 //! one process; a cluster's worker does so in `cluster::member`.
 
@@ -13,4 +13,7 @@ mod micro_batch;
 pub mod record;
 pub mod schedule;
 pub mod single;
+#[cfg(all(test, feature = "libtorch"))]
+mod tests;
+pub mod totals;
 pub mod train;

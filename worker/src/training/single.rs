@@ -9,10 +9,10 @@ use anyhow::{Result, anyhow, bail};
 use common::audit::TrainedSamples;
 use common::config::Config;
 use common::dataset::SampleSource;
+use common::dense::Factored;
 use common::metrics::{Evaluation, StepMetrics};
 use common::recorder::Recorder;
-use common::ring::BucketLayout;
-use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Event, RunDir, RunDirError, Summary, peak_rss_bytes};
+use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Dense, Event, LastGeneration, RunDir, RunDirError, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
 
 use super::record::{Record, STORE_RETRY, STORE_TIMEOUT, Snapshot, snapshot};
@@ -59,12 +59,15 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
         let [model, optimizer] = CHECKPOINT_FILES.map(|name| std::fs::read(checkpoint.path.join(name)));
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
     }
-    let generation = run_dir.last_generation()?.number + 1;
-    let layout = BucketLayout::new(replica.layout().total(), job.config.cluster.bucket_bytes);
-    let mut exchange = Exchange::new(None, layout, Summation::of(&job.config.train, None));
+    let last = run_dir.last_generation()?;
+    let generation = last.number + 1;
+    let dense = dense_exchange(&job, &mut replica, &last)?;
+    let plan = job.exchange_plan(matches!(dense, Some(Dense::Factors(_))));
+    replica.factor(&plan.factored)?;
+    let mut exchange = Exchange::new(None, plan, 0, Summation::of(&job.config.train, None));
     let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first });
-    recorder.generation(generation, &[], first);
+    recorder.generation(generation, &[], first, dense);
     let evaluated = recorder.recorded().1;
     let mut record = LocalRecord {
         recorder,
@@ -93,6 +96,24 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
             record.recorder.fail(&format!("{e:#}"));
             Err(e)
         }
+    }
+}
+
+/// What this run exchanges of dense layers. Nothing is exchanged here, but a reproducible run
+/// has the weights that it would have in a cluster.
+fn dense_exchange(job: &Job, replica: &mut Replica, last: &LastGeneration) -> Result<Option<Dense>> {
+    let factored = Factored::of(&job.config, Job::input(&job.config, &job.info));
+    if !job.config.train.reproducible || factored.layers.is_empty() {
+        return Ok(None);
+    }
+    let products = replica.products_of_seeded_factors(&factored, &job.config.train)?;
+    match &last.dense {
+        Some(Dense::Factors(before)) if products != Some(*before) => bail!(
+            "this processor, or this libtorch, makes other bits of the same factors than the one on which this reproducible run began: go on there, or begin a run with cluster.dense = \"sum\""
+        ),
+        Some(before) => Ok(Some(before.clone())),
+        None if last.number > 0 => Ok(Some(Dense::Sum("the run began with a version that summed all gradients".to_owned()))),
+        None => Ok(Some(products.map_or_else(|| Dense::Sum("this device cannot multiply factors".to_owned()), Dense::Factors))),
     }
 }
 

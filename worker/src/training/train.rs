@@ -9,19 +9,21 @@ use anyhow::{Context, Result};
 use common::audit::checksum;
 use common::dataset::{SampleSource, Split};
 use common::metrics::Evaluation;
+use common::ring::Span;
 use common::trace;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::clock::StepClock;
 use super::early_stop::EarlyStop;
-use super::exchange::{Exchange, StepTotals};
+use super::exchange::{Exchange, Receiver};
 use super::job::Job;
 use super::micro_batch::micro_batch;
 use super::record::{Record, snapshot};
+use super::totals::StepTotals;
 use crate::data::{Batch, EvalLoader, TrainLoader};
 use crate::optim::Update;
-use crate::replica::{BatchPart, Replica};
+use crate::replica::{BatchPart, Replica, ReplicaError};
 
 /// Training has reached a state from which no worker can go on.
 #[derive(Debug, thiserror::Error)]
@@ -97,10 +99,11 @@ pub fn train(
         ahead = loader.made_batch();
         let next = ahead.as_ref().and_then(|batch| parts_of(job, &loader, batch, micro_batch).into_iter().next());
         let parts = parts_of(job, &loader, &batch, micro_batch);
+        exchange.begin(job.rows(&batch.shards), &job.parts(&batch.shards, micro_batch))?;
         let mut sent = Ok(());
-        let mine = replica.gradients(&parts, next.as_ref(), scale, exchange.delivery(), &mut |part, offset, span| {
+        let mine = replica.gradients(&parts, next.as_ref(), scale, exchange.delivery(), &mut |part, piece| {
             if sent.is_ok() {
-                sent = exchange.add(part, offset, span);
+                sent = exchange.add(part, piece);
             }
         });
         let mine = mine.with_context(|| stopped(step, &*record, stored, job))?;
@@ -115,15 +118,15 @@ pub fn train(
             checksum: checksum(&batch.ids),
             stop: record.stop_requested(),
             pause: record.pause_requested(),
+            ..StepTotals::default()
         };
-        let mut received = Ok(());
-        let all = exchange.finish(mine, &mut |offset, span| {
-            if received.is_ok() {
-                received = replica.receive(offset, span);
-            }
-        })?;
-        received?;
-        clock.gradient_summed();
+        let mut receiver = ToReplica { replica: &mut *replica, outcome: Ok(()) };
+        let all = exchange.finish(mine, &mut receiver)?;
+        receiver.outcome.with_context(|| stopped(step, &*record, stored, job))?;
+        clock.gradient_summed(exchange.multiplied());
+        if exchange.differs(&all) {
+            return Err(unlike(step, &*record, stored, job));
+        }
 
         if !all.loss.is_finite() {
             return Err(Diverged(format!(
@@ -139,6 +142,7 @@ pub fn train(
         let updated = if exchange.is_alone() { replica.update_with_own(update) } else { replica.update(exchange.gradient(), update) };
         let updated = updated.with_context(|| stopped(step, &*record, stored, job))?;
         clock.updated();
+        exchange.committed(updated.grad_norm);
 
         record.trained(step, &batch)?;
         for skipped in &batch.skipped {
@@ -167,6 +171,36 @@ pub fn train(
         }
     }
     Ok(TrainingEnd::Run { step })
+}
+
+/// Hands what the exchange receives to the replica, until that fails.
+struct ToReplica<'a> {
+    replica: &'a mut Replica,
+    outcome: Result<(), ReplicaError>,
+}
+
+impl Receiver for ToReplica<'_> {
+    fn summed(&mut self, offset: usize, span: Span<'_>) {
+        if self.outcome.is_ok() {
+            self.outcome = self.replica.receive(offset, span);
+        }
+    }
+
+    fn gathered(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) {
+        if self.outcome.is_ok() {
+            self.outcome = self.replica.multiply(layer, inputs, slopes);
+        }
+    }
+}
+
+/// Workers found out before step `step` that their weights differ.
+fn unlike(step: u64, record: &dyn Record, stored: u64, job: &Job) -> anyhow::Error {
+    Diverged(format!(
+        "the gradient of step {} was not the same on all workers, so their weights differ: a processor or a memory makes errors, or workers of unlike versions compute together{}",
+        step.saturating_sub(1),
+        record.stored().map_or_else(String::new, |_| kept(stored, job))
+    ))
+    .into()
 }
 
 /// The parts of a batch that are computed one after the other.
@@ -215,6 +249,9 @@ pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &
         loader.recycle(batch);
     }
     let all = exchange.totals(mine)?;
+    if exchange.differs(&all) {
+        return Err(Diverged(format!("workers have different weights after {step} steps: a processor or a memory makes errors")).into());
+    }
     let share = |n: u64| n as f64 / all.count.max(1) as f64;
     Ok(Evaluation {
         step,

@@ -33,6 +33,7 @@ fn step(step: u64) -> StepMetrics {
         data_wait_ms: 0.0,
         compute_ms: 1.0,
         all_reduce_exposed_ms: 0.0,
+        product_ms: 0.0,
         update_ms: 0.0,
         images_per_second: 1.0,
     }

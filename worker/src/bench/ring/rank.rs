@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::WireEncoding;
 use common::net::{Authority, Endpoint, Role, Route, worker_name};
-use common::ring::{Bucket, BucketLayout, Ring, RingPeer, RingSpec, STATISTICS, Values};
+use common::ring::{Bucket, BucketLayout, Gathers, Ring, RingPeer, RingSpec, STATISTICS, Values};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -48,6 +48,7 @@ pub(in crate::bench) fn run() -> Result<()> {
         peers: (0..).zip(addresses).map(|(rank, addr)| RingPeer { rank, name: name(rank), addr }).collect(),
         layout,
         encoding: load.wire.into(),
+        gathers: Gathers::default(),
         connections: load.connections,
         timeout: RING_TIMEOUT,
         form_within: RING_TIMEOUT,

@@ -12,9 +12,11 @@ use common::ring::Span;
 use crossbeam_channel::{Sender, bounded};
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch};
+use super::super::{
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
+};
 use super::network::Times;
-use super::resident::ResidentEngine;
+use super::resident::{Complete, ResidentEngine};
 use super::{loss, span, update};
 use crate::optim::{NotFinite, Threads, Update, UpdateReport};
 
@@ -93,7 +95,8 @@ impl GroupEngine {
             let (mut all, mut time) = Default::default();
             let following = |number: usize| parts.get(number + self.engines.len());
             for (number, part) in parts.iter().enumerate().skip(device).step_by(self.engines.len()) {
-                let (statistics, times) = engine.accumulate(part, following(number), &mut |_, gradient, range| {
+                let (statistics, times) = engine.accumulate(part, following(number), false, &mut |_, complete| {
+                    let Complete::Range(gradient, range) = complete else { return Err(EngineError::Broken) };
                     let own = gradient.f_narrow(0, range.start as i64, range.len() as i64)?;
                     // A copy also on the CPU: the next part overwrites it.
                     let values = own.f_to_device_(tch::Device::Cpu, own.kind(), false, true)?;
@@ -108,7 +111,7 @@ impl GroupEngine {
         };
         self.each_with(compute, |message| {
             if let Message::Part { number, offset, values } = message {
-                sink(number, offset, span(&values)?);
+                sink(number, Piece::Values(offset, span(&values)?));
             }
             Ok(())
         })
@@ -133,8 +136,11 @@ impl GroupEngine {
             for (number, batch) in batches.iter().enumerate() {
                 let is_last = number + 1 == batches.len();
                 let next = batches.get(number + 1).or(next.as_ref());
-                let (statistics, times) = engine.accumulate(batch, next, &mut |_, gradient, range| {
-                    if delivers && is_last {
+                let (statistics, times) = engine.accumulate(batch, next, false, &mut |_, complete| {
+                    if let Complete::Range(gradient, range) = complete
+                        && delivers
+                        && is_last
+                    {
                         let _ = send.send(Message::Complete { device, range, gradient: gradient.shallow_clone() });
                     }
                     Ok(())
@@ -267,7 +273,7 @@ impl Engine for GroupEngine {
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
         let last = parts.len().saturating_sub(1);
-        let mut of_sum = |offset: usize, span: Span<'_>| sink(last, offset, span);
+        let mut of_sum = |offset: usize, span: Span<'_>| sink(last, Piece::Values(offset, span));
         let results = match delivery {
             Delivery::Keep => self.parts_together(parts, next, None)?,
             Delivery::Sum => self.parts_together(parts, next, Some(&mut of_sum))?,

@@ -3,16 +3,19 @@
 //! nothing.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
+use common::dense::Factored;
+use common::digest::Digest;
 use common::ring::Span;
 use common::simd::f32_to_bf16;
 use tch::{Kind, Tensor};
 
 use super::super::{
-    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sink, Sums, TrainBatch, in_turn,
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
+    in_turn, whole,
 };
-use super::network::{Feed, Network, to_host};
+use super::network::{Feed, Finished, Network, to_host};
+use super::products::Products;
 use super::{input, slice, slice_mut, span};
 use crate::data::{Dropout, Inputs};
 use crate::models::ParamLayout;
@@ -29,6 +32,7 @@ pub(crate) struct HostEngine {
     mirror: Option<Tensor>,
     /// The gradient of each parameter that waits for an update, or for more to be added.
     kept: Vec<Option<Tensor>>,
+    products: Products,
 }
 
 impl HostEngine {
@@ -40,14 +44,22 @@ impl HostEngine {
         let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
         let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads.clone());
         let kept = network.layout.params().iter().map(|_| None).collect();
-        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept })
+        let products = Products::none(network.layout.total());
+        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept, products })
     }
 
-    /// Adds the gradient of a part to the one that is held; hands the sum to the sink, if
-    /// there is one.
-    fn gradient(&mut self, batch: TrainBatch<'_>, mut sink: Option<Sink<'_>>) -> Result<(Sums, Phases), EngineError> {
+    /// Adds the gradient of a part to the one that is held; if it is due, hands the sum to
+    /// the sink. If it is delivered at all, the sink also gets the factors of the part.
+    fn gradient(
+        &mut self,
+        batch: TrainBatch<'_>,
+        delivery: Delivery,
+        is_due: bool,
+        sink: &mut dyn FnMut(Piece<'_>),
+    ) -> Result<(Sums, Phases), EngineError> {
         let kind = self.kind();
-        let Self { network, loss, threads, kept, .. } = self;
+        let Self { network, loss, threads, kept, products, .. } = self;
+        let tapped = (delivery != Delivery::Keep).then_some(&*products);
         let feed = || {
             let mask = |(dropout, mask): (Dropout, &[u8])| {
                 let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;
@@ -62,8 +74,17 @@ impl HostEngine {
             let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
             Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
         };
-        let take = |range, grads| collect(&network.layout, kept, range, grads, &mut sink);
-        let (sums, times) = network.gradient(batch.labels.len(), feed, head, take)?;
+        let take = |finished| match finished {
+            Finished::Factors(layer, inputs, slopes) => {
+                sink(Piece::Factors { layer, inputs: span(&inputs)?, slopes: span(&slopes)? });
+                Ok(())
+            }
+            Finished::Gradients(params, grads) => {
+                let mut values = |offset: usize, span: Span<'_>| sink(Piece::Values(offset, span));
+                collect(&network.layout, kept, params, grads, if is_due { Some(&mut values) } else { None })
+            }
+        };
+        let (sums, times) = network.gradient(batch.labels.len(), tapped, feed, head, take)?;
         Ok((sums, times.phases()?))
     }
 
@@ -95,12 +116,13 @@ fn weights_mut<'a>(master: &'a mut Tensor, mirror: &'a mut Option<Tensor>) -> (&
 fn collect(
     layout: &ParamLayout,
     kept: &mut [Option<Tensor>],
-    range: Range<usize>,
+    params: Vec<usize>,
     grads: Vec<Tensor>,
-    sink: &mut Option<Sink<'_>>,
+    mut sink: Option<Sink<'_>>,
 ) -> Result<(), EngineError> {
     // The last parameters first: their gradients were the first to be ready.
-    for ((param, kept), grad) in layout.params()[range.clone()].iter().zip(&mut kept[range]).zip(grads).rev() {
+    for (number, grad) in params.into_iter().zip(grads).rev() {
+        let (param, kept) = (&layout.params()[number], &mut kept[number]);
         if grad.numel() != param.range().len() {
             return Err(EngineError::NoGradient { parameter: param.name().to_owned() });
         }
@@ -109,7 +131,7 @@ fn collect(
             None => grad,
         };
         let grad = grad.f_contiguous()?;
-        match sink {
+        match &mut sink {
             Some(sink) => sink(param.range().start, span(&grad)?),
             None => *kept = Some(grad),
         }
@@ -125,7 +147,22 @@ impl Engine for HostEngine {
         delivery: Delivery,
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
-        in_turn(parts, delivery, sink, |part, sink| self.gradient(part, sink))
+        in_turn(parts, delivery, sink, |part, is_due, sink| self.gradient(part, delivery, is_due, sink))
+    }
+
+    fn factor(&mut self, factored: &Factored) -> Result<bool, EngineError> {
+        if self.products.factored != *factored {
+            self.products = Products::new(factored, &self.network.layout, self.kind(), tch::Device::Cpu)?;
+        }
+        Ok(true)
+    }
+
+    fn multiply(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) -> Result<(), EngineError> {
+        self.products.multiply(layer, inputs, slopes)
+    }
+
+    fn product(&self, layer: usize) -> Result<Digest, EngineError> {
+        self.products.digest(layer, "host")
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
@@ -145,7 +182,11 @@ impl Engine for HostEngine {
             }
         };
         let own: Vec<Span<'_>> = own.iter().map(span).collect::<Result<_, _>>()?;
-        let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
+        let summed = match gradient {
+            Gradient::Summed(spans) => whole(&self.products.factored.regions, spans, &self.products.spans()?),
+            Gradient::Own => Vec::new(),
+        };
+        let spans = if let Gradient::Summed(_) = gradient { &summed } else { &own };
         let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
         Ok(self.optimizer.update(master, mirror, spans, update)?)
     }

@@ -11,6 +11,7 @@ mod late;
 mod loss;
 mod network;
 mod parcel;
+mod products;
 pub(super) mod resident;
 pub(crate) mod shim;
 mod streams;

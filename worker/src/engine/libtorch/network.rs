@@ -7,7 +7,6 @@
 //! kernels (burn's backward of a convolution goes through forward convolutions,
 //! which are slower).
 
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -19,9 +18,10 @@ use common::config::ModelConfig;
 use tch::{Kind, Tensor, no_grad};
 
 use super::super::{EngineError, Phases, lap};
+use super::products::Products;
 use super::shim::Event;
 use crate::data::panic_message;
-use crate::models::{InputShape, Model, ParamLayout, Pass};
+use crate::models::{InputShape, Model, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {
     model: Model,
@@ -40,6 +40,15 @@ pub(super) struct Feed<T> {
     pub(super) masks: Vec<Tensor>,
     /// What the loss needs.
     pub(super) target: T,
+}
+
+/// What a backward pass has completed.
+pub(super) enum Finished {
+    /// The gradients of these parameters, which are numbered as in the layout.
+    Gradients(Vec<usize>, Vec<Tensor>),
+    /// The factors of a tapped layer, by its place among those: its inputs `[n, inputs]` and
+    /// the gradient of its outputs `[n, units]`.
+    Factors(usize, Tensor, Tensor),
 }
 
 /// How long the phases of a pass took.
@@ -85,16 +94,18 @@ impl Network {
 
     /// Forward pass, `loss` and backward pass over `samples` samples. `loss` turns f32
     /// logits `[n, classes]` and the target into the gradient of the loss with respect to
-    /// the logits, and something to return. `take` gets the gradients of a range of parameters as soon as
-    /// they are complete: first of the classifier, then of the features.
+    /// the logits, and something to return. `take` gets gradients as soon as
+    /// they are complete: first of the classifier, then of the features. Of dense layers that
+    /// are `tapped`, it gets the factors first, and no gradient of their weights.
     pub(super) fn gradient<T, S>(
         &self,
         samples: usize,
+        tapped: Option<&Products>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
-        take: impl FnMut(Range<usize>, Vec<Tensor>) -> Result<(), EngineError>,
+        take: impl FnMut(Finished) -> Result<(), EngineError>,
     ) -> Result<(S, Times), EngineError> {
-        self.guarded(samples, || self.forward_and_backward(feed, loss, take))
+        self.guarded(samples, || self.forward_and_backward(tapped, feed, loss, take))
     }
 
     /// A failure of libtorch within `work` as an error, also where burn makes a panic of
@@ -123,9 +134,10 @@ impl Network {
 
     fn forward_and_backward<T, S>(
         &self,
+        tapped: Option<&Products>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
-        mut take: impl FnMut(Range<usize>, Vec<Tensor>) -> Result<(), EngineError>,
+        mut take: impl FnMut(Finished) -> Result<(), EngineError>,
     ) -> Result<(S, Times), EngineError> {
         let mut phases = Phases::default();
         let mut events = Vec::new();
@@ -138,7 +150,8 @@ impl Network {
         stamp()?;
         let start = Instant::now();
         let Feed { images, masks, target } = feed()?;
-        let mut pass = Pass::train(masks.into_iter().map(wrap).collect());
+        let numbers = tapped.map_or_else(Vec::new, |tapped| tapped.factored.layers.iter().map(|layer| layer.number).collect());
+        let mut pass = Pass::train(masks.into_iter().map(wrap).collect()).tapping(numbers);
         let split = self.layout.feature_parameters();
         let features = inner(self.model.features(wrap(images), &mut pass))?;
         // The graph is cut here, so that the classifier's gradients are final before
@@ -148,6 +161,15 @@ impl Network {
         // While this clone lives, burn does not write into the leaf in place.
         let kept = input.clone();
         let logits = inner(self.model.classifier(input, &mut pass))?.f_to_kind(Kind::Float)?;
+        let tap = |tap: Tap| Ok::<_, EngineError>((inner(tap.input)?.f_detach()?.f_contiguous()?, inner(tap.output)?));
+        let (tap_inputs, tap_outputs): (Vec<_>, Vec<_>) =
+            pass.into_taps().into_iter().map(tap).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let expected = tapped.map_or(0, |tapped| tapped.params.len());
+        if tap_inputs.len() != expected {
+            let problem =
+                format!("{} of {expected} factored layers were passed: each dense layer goes through `Pass::dense`", tap_inputs.len());
+            return Err(EngineError::Compute(problem));
+        }
         let (slope, sums) = loss(&logits.f_detach()?, target)?;
         phases.forward = lap("forward", start);
         stamp()?;
@@ -155,17 +177,21 @@ impl Network {
         let start = Instant::now();
         let root = logits.f_mul(&slope)?.f_sum(Kind::Float)?;
         drop((logits, kept));
-        let mut inputs: Vec<&Tensor> = self.leaves[split..].iter().collect();
-        if split > 0 {
-            inputs.push(&cut);
-        }
-        let mut grads = backward(&root, &inputs)?;
+        let is_tapped = |param: &usize| tapped.is_some_and(|tapped| tapped.params.contains(param));
+        let params: Vec<usize> = (split..self.leaves.len()).filter(|param| !is_tapped(param)).collect();
+        // The gradient of a tapped layer's outputs is asked for instead of its weights'.
+        let inputs = tap_outputs.iter().chain(params.iter().map(|&param| &self.leaves[param])).chain((split > 0).then_some(&cut));
+        let mut grads = backward(&root, &inputs.collect::<Vec<_>>())?.into_iter();
         drop(root);
         phases.backward = lap("backward of the classifier", start);
         stamp()?;
-        let slope = grads.drain(self.leaves.len() - split..).next();
         let start = Instant::now();
-        take(split..self.leaves.len(), grads)?;
+        for (layer, (inputs, slopes)) in tap_inputs.into_iter().zip(grads.by_ref()).enumerate() {
+            take(Finished::Factors(layer, inputs, slopes.f_contiguous()?))?;
+        }
+        let of_params = grads.by_ref().take(params.len()).collect();
+        take(Finished::Gradients(params, of_params))?;
+        let slope = grads.next();
         phases.copy = lap("gradient copy", start);
 
         if let Some(slope) = slope {
@@ -177,7 +203,7 @@ impl Network {
             phases.backward += lap("backward of the features", start);
             stamp()?;
             let start = Instant::now();
-            take(0..split, grads)?;
+            take(Finished::Gradients((0..split).collect(), grads))?;
             phases.copy += lap("gradient copy", start);
         }
         Ok((sums, Times { phases, events }))

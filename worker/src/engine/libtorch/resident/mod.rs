@@ -6,26 +6,44 @@
 //! (`crate::optim`), each rounded by itself, so that it gives the same bits: ranks with
 //! either engine may be in one ring. libtorch's fused optimizers round differently.
 
+mod inbox;
+mod leaving;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use common::config::TrainConfig;
+use common::dense::Factored;
+use common::digest::Digest;
 use common::ring::Span;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Sums, TrainBatch};
-use super::network::{Feed, Network, Times, to_host};
+use super::super::{
+    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sums, TrainBatch,
+};
+use super::network::{Feed, Finished, Network, Times, to_host};
 use super::parcel::{Parcel, Unpacked};
-use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams, Transfer};
-use super::{input, loss, slice_mut, span, update};
+use super::products::Products;
+use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams};
+use super::{input, loss, span, update};
 use crate::data::Inputs;
 use crate::models::ParamLayout;
 use crate::optim::{Rule, Threads, Update, UpdateReport};
 
-/// Gets the flat gradient and a range of it that is final.
-pub(super) type Complete<'a> = &'a mut dyn FnMut(&mut dyn Streams, &Tensor, Range<usize>) -> Result<(), EngineError>;
+use inbox::Inbox;
+use leaving::LeavingFactors;
+
+/// What is final of the gradient of a batch.
+pub(super) enum Complete<'a> {
+    /// This range of the flat gradient.
+    Range(&'a Tensor, Range<usize>),
+    /// The factors of a factored layer: its inputs and the gradient of its outputs.
+    Factors(usize, Tensor, Tensor),
+}
+
+pub(super) type OnComplete<'a> = &'a mut dyn FnMut(&mut dyn Streams, Complete<'_>) -> Result<(), EngineError>;
 
 pub(crate) struct ResidentEngine {
     network: Network,
@@ -57,17 +75,7 @@ pub(crate) struct ResidentEngine {
     /// Host memory for `kept` on its way to the ring.
     outbox: Option<Tensor>,
     inbox: Inbox,
-}
-
-/// The summed gradient on its way from the ring: of the part that is owned, in the format
-/// in which it comes.
-#[derive(Default)]
-struct Inbox {
-    host: Option<Tensor>,
-    device: Option<Tensor>,
-    /// Values that have come for the next update.
-    received: usize,
-    last: Option<Transfer>,
+    products: Products,
 }
 
 /// Values that go to the host at a time: a fraction of a bucket of the ring, which can have
@@ -96,6 +104,7 @@ impl ResidentEngine {
         let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
         let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
         let zeros = |_| Tensor::f_zeros([owned.len() as i64], (Kind::Float, device));
+        let (products, inbox) = (Products::none(network.layout.total()), Inbox::new(owned.clone(), device));
         let slots = setup.train.optimizer.state().iter().map(zeros).collect::<Result<_, _>>()?;
         Ok(Self {
             network,
@@ -117,7 +126,8 @@ impl ResidentEngine {
             parcels: [Parcel::new(), Parcel::new()],
             turn: 0,
             outbox: None,
-            inbox: Inbox::default(),
+            inbox,
+            products,
         })
     }
 
@@ -142,14 +152,15 @@ impl ResidentEngine {
     }
 
     /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
-    /// that waits. `complete` gets the flat gradient and, as soon as it is final, each
-    /// range of it. Meanwhile, the `next` batch is sent on its way. Returns the
-    /// [`loss::DeviceSums::sums`] of the batch.
+    /// that waits; `taps` gives the factors of the factored layers instead of that of their
+    /// weights. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
+    /// batch is sent on its way. Returns the [`loss::DeviceSums::sums`] of the batch.
     pub(super) fn accumulate(
         &mut self,
         batch: &TrainBatch<'_>,
         next: Option<&TrainBatch<'_>>,
-        complete: Complete<'_>,
+        taps: bool,
+        complete: OnComplete<'_>,
     ) -> Result<(Tensor, Times), EngineError> {
         // What the next batch's memory was used for before is done at this mark.
         let before = self.streams.mark()?;
@@ -160,7 +171,7 @@ impl ResidentEngine {
         }
         (self.holds, self.norm) = (true, None);
         let kind = self.computing().kind();
-        let Self { network, loss, kept, streams, parcels, .. } = self;
+        let Self { network, loss, kept, streams, parcels, products, .. } = self;
         let streams = RefCell::new(&mut **streams);
         let feed = || {
             let Unpacked { images, masks, labels } = parcels[current].unpack(&mut **streams.borrow_mut(), kind)?;
@@ -170,11 +181,13 @@ impl ResidentEngine {
             let found = loss::sums(*loss, logits, &labels, batch.scale)?;
             Ok((found.slope, found.sums))
         };
-        let done = network.gradient(batch.labels.len(), feed, head, |range, grads| {
-            no_grad(|| keep(&network.layout, kept, add, range.clone(), &grads))?;
-            let params = &network.layout.params()[range];
-            let (Some(first), Some(last)) = (params.first(), params.last()) else { return Ok(()) };
-            complete(&mut **streams.borrow_mut(), kept, first.range().start..last.range().end)
+        let done = network.gradient(batch.labels.len(), taps.then_some(&*products), feed, head, |finished| match finished {
+            Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
+            Finished::Gradients(params, grads) => {
+                no_grad(|| keep(&network.layout, kept, add, &params, &grads))?;
+                let ranges = neighbours(params.iter().map(|&param| network.layout.params()[param].range()));
+                ranges.into_iter().rev().try_for_each(|range| complete(&mut **streams.borrow_mut(), Complete::Range(kept, range)))
+            }
         })?;
         if let Some(next) = next {
             self.send(next, &before)?;
@@ -202,65 +215,14 @@ impl ResidentEngine {
         Ok(clipped.report)
     }
 
-    /// The part that is owned of the summed gradient, on the device: what has been received,
-    /// if that is all of it, else what these spans have, which cover the flat vector in
-    /// order.
-    pub(super) fn received(&mut self, spans: &[Span<'_>]) -> Result<Tensor, EngineError> {
-        if self.inbox.received != self.owned.len() {
-            self.inbox.received = 0;
-            let mut start = 0;
-            for span in spans {
-                self.receive_span(start, *span)?;
-                start += span.len();
-            }
-        }
-        self.inbox.received = 0;
-        if let Some(last) = self.inbox.last.take() {
-            self.streams.compute_after(&last)?;
-        }
-        match &self.inbox.device {
-            Some(device) => Ok(device.shallow_clone()),
-            None => Ok(Tensor::f_zeros([0], (Kind::Float, self.device))?),
-        }
-    }
-
     /// Sends what is owned of a span of the summed gradient to the device.
     pub(super) fn receive_span(&mut self, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
-        let (start, end) = (self.owned.start.max(offset), self.owned.end.min(offset + span.len()));
-        if start >= end {
-            return Ok(());
-        }
-        let kind = if let Span::F32(_) = span { Kind::Float } else { Kind::BFloat16 };
-        let (len, at) = (self.owned.len(), start - self.owned.start);
-        let fits = |memory: &Option<Tensor>| memory.as_ref().is_some_and(|memory| memory.kind() == kind);
-        if !fits(&self.inbox.host) {
-            self.inbox.host = Some(self.streams.host_memory(len, kind)?);
-        }
-        if !fits(&self.inbox.device) {
-            self.inbox.device = Some(Tensor::f_empty([len as i64], (kind, self.device))?);
-        }
-        let (Some(host), Some(device)) = (&mut self.inbox.host, &self.inbox.device) else { return Err(EngineError::Broken) };
-        let part = |flat: &Tensor| flat.f_narrow(0, at as i64, (end - start) as i64);
-        let mut place = part(host)?;
-        // Nothing reads this range now: its last copy came before an update whose weights
-        // this gradient was computed with.
-        match span.range(start - offset..end - offset) {
-            Span::F32(values) => {
-                // SAFETY: f32, contiguous, in host memory, and not read as said above.
-                let place: &mut [f32] = unsafe { slice_mut(&mut place, values.len()) };
-                place.copy_from_slice(values);
-            }
-            Span::Bf16(values) => {
-                // SAFETY: as above, of 16 bits each.
-                let place: &mut [u16] = unsafe { slice_mut(&mut place, values.len()) };
-                place.copy_from_slice(values);
-            }
-        }
-        let mark = self.streams.mark()?;
-        let transfer = self.streams.copy(Lane::ToDevice, &part(device)?, &place, &mark)?;
-        self.inbox.last = Some(transfer);
-        self.inbox.received += end - start;
-        Ok(())
+        self.inbox.receive(&mut *self.streams, offset, span)
+    }
+
+    /// What is owned of the whole gradient, on the device: see [`Inbox::take`].
+    pub(super) fn received(&mut self, summed: &[Span<'_>]) -> Result<Tensor, EngineError> {
+        self.inbox.take(&mut *self.streams, &self.products, summed)
     }
 
     /// The part of the master weights that is owned.
@@ -302,9 +264,22 @@ fn pieces(range: &Range<usize>, most: usize) -> impl DoubleEndedIterator<Item = 
     (0..range.len().div_ceil(most)).map(move |number| start + number * most..(start + (number + 1) * most).min(end))
 }
 
+/// Ranges in order, those that touch as one.
+fn neighbours(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut merged: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
 /// Adds gradients of parameters to the flat one, or puts them there.
-fn keep(layout: &ParamLayout, flat: &Tensor, add: bool, range: Range<usize>, grads: &[Tensor]) -> Result<(), EngineError> {
-    for (param, grad) in layout.params()[range].iter().zip(grads) {
+fn keep(layout: &ParamLayout, flat: &Tensor, add: bool, params: &[usize], grads: &[Tensor]) -> Result<(), EngineError> {
+    for (&param, grad) in params.iter().zip(grads) {
+        let param = &layout.params()[param];
         if grad.numel() != param.range().len() {
             return Err(EngineError::NoGradient { parameter: param.name().to_owned() });
         }
@@ -327,15 +302,21 @@ impl Engine for ResidentEngine {
         delivery: Delivery,
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
-        self.inbox.received = 0;
+        self.inbox.forget();
         let (mut all, mut time) = (Sums::default(), Phases::default());
         for (number, part) in parts.iter().enumerate() {
             let delivers = delivery.is_due(number, parts.len());
-            let (mut outbox, mut leaving) = (self.outbox.take(), VecDeque::new());
-            let (statistics, times) = self.accumulate(part, parts.get(number + 1).or(next), &mut |streams, kept, range| {
-                if !delivers {
-                    return Ok(());
-                }
+            let (mut outbox, mut leaving, mut factors) = (self.outbox.take(), VecDeque::new(), Vec::new());
+            let (next, taps) = (parts.get(number + 1).or(next), delivery != Delivery::Keep);
+            let (statistics, times) = self.accumulate(part, next, taps, &mut |streams, complete| {
+                let (kept, range) = match complete {
+                    Complete::Factors(layer, inputs, slopes) => {
+                        factors.push(LeavingFactors::start(streams, layer, [inputs, slopes])?);
+                        return Ok(());
+                    }
+                    Complete::Range(..) if !delivers => return Ok(()),
+                    Complete::Range(kept, range) => (kept, range),
+                };
                 let host = match &outbox {
                     Some(host) if host.kind() == kept.kind() => host,
                     _ => outbox.insert(streams.host_memory(kept.numel(), kept.kind())?),
@@ -352,15 +333,19 @@ impl Engine for ResidentEngine {
                     if !streams.is_done(transfer)? {
                         break;
                     }
-                    sink(number, piece.start, span(host)?.range(piece.clone()));
+                    sink(number, Piece::Values(piece.start, span(host)?.range(piece.clone())));
                     leaving.pop_front();
                 }
                 Ok(())
             })?;
+            for LeavingFactors { layer, host: [inputs, slopes], transfer, .. } in factors {
+                self.streams.wait(&transfer)?;
+                sink(number, Piece::Factors { layer, inputs: span(&inputs)?, slopes: span(&slopes)? });
+            }
             for (piece, transfer) in leaving {
                 self.streams.wait(&transfer)?;
                 let Some(host) = &outbox else { return Err(EngineError::Broken) };
-                sink(number, piece.start, span(host)?.range(piece));
+                sink(number, Piece::Values(piece.start, span(host)?.range(piece)));
             }
             self.outbox = outbox;
             // The only wait of a step that is not for the ring.
@@ -381,6 +366,22 @@ impl Engine for ResidentEngine {
         self.receive_span(offset, span)
     }
 
+    fn factor(&mut self, factored: &Factored) -> Result<bool, EngineError> {
+        if self.products.factored != *factored {
+            self.products = Products::new(factored, &self.network.layout, self.computing().kind(), self.device)?;
+        }
+        Ok(true)
+    }
+
+    fn multiply(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) -> Result<(), EngineError> {
+        self.products.multiply(layer, inputs, slopes)
+    }
+
+    fn product(&self, layer: usize) -> Result<Digest, EngineError> {
+        // The norm of a product is computed on the device, which may round differently.
+        self.products.digest(layer, "device")
+    }
+
     fn forget(&mut self) -> Result<(), EngineError> {
         (self.holds, self.norm) = (false, None);
         let kind = super::kind_of(self.train.precision);
@@ -393,7 +394,7 @@ impl Engine for ResidentEngine {
     fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
         let (flat, norm) = match gradient {
             // The same norm on every rank, whatever its device.
-            Gradient::Summed(spans) => (self.received(spans)?, self.threads.norm(spans)?),
+            Gradient::Summed(spans) => (self.received(spans)?, self.products.norm(&self.threads, spans)?),
             Gradient::Own if !self.holds => (self.kept.f_zeros_like()?, 0.0),
             Gradient::Own => {
                 let norm = self.norm.map_or_else(|| Ok(f64::try_from(update::norm(&self.kept)?)?), Ok::<_, EngineError>)?;

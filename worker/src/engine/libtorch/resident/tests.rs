@@ -33,10 +33,14 @@ fn everything() {
                 let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
                 let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
-                engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _, _| ()).unwrap();
+                engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _| ()).unwrap();
                 engine.update(Gradient::Own, update).unwrap();
                 let mut flat = vec![0.0; layout.total()];
-                engine.gradients(&[batch], None, Delivery::Sum, &mut |_, at, span| span.read(&mut flat[at..at + span.len()])).unwrap();
+                engine
+                    .gradients(&[batch], None, Delivery::Sum, &mut |_, piece| {
+                        _ = piece.values().map(|(at, span)| span.read(&mut flat[at..at + span.len()]))
+                    })
+                    .unwrap();
                 engine.update(Gradient::Summed(&[Span::F32(&flat)]), update).unwrap();
                 engine.logits(images).unwrap();
             }
@@ -110,7 +114,9 @@ fn run(streams: Box<dyn Streams>, precision: Precision) -> Result<Vec<f32>, Engi
             ),
         };
         let mut flat = vec![f32::NAN; engine.network.layout.total()];
-        let (sums, _) = engine.gradients(&parts, next.as_ref(), delivery, &mut |_, at, span| span.read(&mut flat[at..at + span.len()]))?;
+        let (sums, _) = engine.gradients(&parts, next.as_ref(), delivery, &mut |_, piece| {
+            _ = piece.values().map(|(at, span)| span.read(&mut flat[at..at + span.len()]))
+        })?;
         left.push(sums.loss as f32);
         let update = Update { step: step as u64, lr: 0.1, factor: 1.0 };
         if delivery == Delivery::Keep {

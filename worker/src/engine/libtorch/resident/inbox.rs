@@ -1,0 +1,102 @@
+//! The summed gradient on its way from the ring to the device.
+
+use std::ops::Range;
+
+use common::ring::Span;
+use tch::{Kind, Tensor, no_grad};
+
+use super::super::super::EngineError;
+use super::super::products::Products;
+use super::super::slice_mut;
+use super::super::streams::{Lane, Streams, Transfer};
+
+/// What is owned of the summed gradient, in the format in which it comes.
+pub(super) struct Inbox {
+    owned: Range<usize>,
+    device: tch::Device,
+    host: Option<Tensor>,
+    flat: Option<Tensor>,
+    /// Values that have come for the next update.
+    received: usize,
+    last: Option<Transfer>,
+}
+
+impl Inbox {
+    /// For this part of the flat gradient, on this device.
+    pub(super) fn new(owned: Range<usize>, device: tch::Device) -> Self {
+        Self { owned, device, host: None, flat: None, received: 0, last: None }
+    }
+
+    /// What has come is not for the next update.
+    pub(super) fn forget(&mut self) {
+        self.received = 0;
+    }
+
+    /// Sends what is owned of a span of the summed gradient to the device.
+    pub(super) fn receive(&mut self, streams: &mut dyn Streams, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
+        let (start, end) = (self.owned.start.max(offset), self.owned.end.min(offset + span.len()));
+        if start >= end {
+            return Ok(());
+        }
+        let kind = if let Span::F32(_) = span { Kind::Float } else { Kind::BFloat16 };
+        let (len, at) = (self.owned.len(), start - self.owned.start);
+        let fits = |memory: &Option<Tensor>| memory.as_ref().is_some_and(|memory| memory.kind() == kind);
+        if !fits(&self.host) {
+            self.host = Some(streams.host_memory(len, kind)?);
+        }
+        if !fits(&self.flat) {
+            self.flat = Some(Tensor::f_empty([len as i64], (kind, self.device))?);
+        }
+        let (Some(host), Some(flat)) = (&mut self.host, &self.flat) else { return Err(EngineError::Broken) };
+        let part = |flat: &Tensor| flat.f_narrow(0, at as i64, (end - start) as i64);
+        let mut place = part(host)?;
+        // Nothing reads this range now: its last copy came before an update whose weights
+        // this gradient was computed with.
+        match span.range(start - offset..end - offset) {
+            Span::F32(values) => {
+                // SAFETY: f32, contiguous, in host memory, and not read as said above.
+                let place: &mut [f32] = unsafe { slice_mut(&mut place, values.len()) };
+                place.copy_from_slice(values);
+            }
+            Span::Bf16(values) => {
+                // SAFETY: as above, of 16 bits each.
+                let place: &mut [u16] = unsafe { slice_mut(&mut place, values.len()) };
+                place.copy_from_slice(values);
+            }
+        }
+        let mark = streams.mark()?;
+        self.last = Some(streams.copy(Lane::ToDevice, &part(flat)?, &place, &mark)?);
+        self.received += end - start;
+        Ok(())
+    }
+
+    /// What is owned of the whole gradient, on the device: what has been received, if that is
+    /// all that was summed, else what these spans have, which cover it in order; and the
+    /// products.
+    pub(super) fn take(&mut self, streams: &mut dyn Streams, products: &Products, summed: &[Span<'_>]) -> Result<Tensor, EngineError> {
+        let regions = &products.factored.regions;
+        if self.received != self.owned.len() - regions.products().iter().map(Range::len).sum::<usize>() {
+            self.received = 0;
+            let mut start = 0;
+            for span in summed {
+                let mut at = 0;
+                for range in regions.flat(start..start + span.len()) {
+                    self.receive(streams, range.start, span.range(at..at + range.len()))?;
+                    at += range.len();
+                }
+                start += span.len();
+            }
+        }
+        self.received = 0;
+        if let Some(last) = self.last.take() {
+            streams.compute_after(&last)?;
+        }
+        let Some(flat) = &self.flat else { return Ok(Tensor::f_zeros([0], (Kind::Float, self.device))?) };
+        no_grad(|| {
+            for (range, product) in products.on_device() {
+                flat.f_narrow(0, range.start as i64, range.len() as i64)?.f_copy_(&product.f_view([-1])?)?;
+            }
+            Ok(flat.shallow_clone())
+        })
+    }
+}

@@ -1,0 +1,245 @@
+//! Ranks of one ring, each on a thread of this process, that train through the real loop and
+//! a real ring.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use common::config::Config;
+use common::dataset;
+use common::dense::Factored;
+use common::digest::Digest;
+use common::metrics::{Evaluation, StepMetrics};
+use common::net::{Authority, Endpoint, Role, worker_name};
+use common::ring::{Ring, RingPeer, RingSpec};
+
+use super::exchange::{Exchange, Summation};
+use super::job::Job;
+use super::record::{Record, Snapshot};
+use super::train::{Start, train};
+use crate::data::Batch;
+use crate::engine::device::{Devices, Share};
+use crate::replica::Replica;
+
+/// The last step of an epoch has 16 samples of 64, which are those of few shards: with three
+/// workers, one of them has hardly any.
+const CONFIG: &str = r#"
+name = "ring"
+[model]
+kind = "mlp"
+hidden = [40, 30]
+[data]
+kind = "synthetic"
+classes = 5
+train = 208
+val = 20
+image_size = 8
+[train]
+epochs = 2
+global_batch = 64
+shards = 8
+threads = 1
+optimizer = "sgd"
+lr = 0.02
+"#;
+
+const ALEXNET: [&str; 3] = ["model={kind=\"alexnet\", preset=\"notes\", width=0.04}", "data.image_size=64", "train.epochs=1"];
+
+#[derive(Default)]
+struct Curve {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+}
+
+impl Record for Curve {
+    fn step(&mut self, metrics: &StepMetrics) -> anyhow::Result<()> {
+        self.losses.push(metrics.loss);
+        self.norms.push(metrics.grad_norm);
+        Ok(())
+    }
+    fn evaluation(&mut self, _: &Evaluation) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn trained(&mut self, _: u64, _: &Batch) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
+        panic!("{name}: {problem}")
+    }
+    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// What a rank ended with.
+struct Trained {
+    curve: Curve,
+    weights: Vec<f32>,
+    digest: Digest,
+    bytes_sent: u64,
+}
+
+/// Trains with a rank on each of these devices. `spoil` gets each rank's replica before it
+/// trains.
+fn ring(devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + Sync)) -> Vec<anyhow::Result<Trained>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::open(folder.path()).unwrap();
+    let bind = |rank: u32| {
+        let _inside = runtime.enter();
+        let identity = authority.identity(&worker_name(u64::from(rank))).unwrap();
+        Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &identity, Role::Worker).unwrap()
+    };
+    let endpoints: Vec<Endpoint> = (0..devices.len() as u32).map(bind).collect();
+    let peer =
+        |(rank, endpoint): (u32, &Endpoint)| RingPeer { rank, name: worker_name(u64::from(rank)), addr: endpoint.local_addr().unwrap() };
+    let peers: Vec<RingPeer> = (0..).zip(&endpoints).map(peer).collect();
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    let config = Config::parse(CONFIG, "test", &sets).unwrap();
+    let rank = |rank: usize| {
+        let source = dataset::open(&config.data, config.seed, &|_| {})?;
+        let job = Job::new(config.clone(), source.info().clone(), rank as u32, devices.len() as u32).map_err(anyhow::Error::msg)?;
+        let devices = Devices::parse(devices[rank], Share::WHOLE).unwrap();
+        devices.prepare(&config.train)?;
+        let input = Job::input(&job.config, &job.info);
+        let mut replica = Replica::new(&config.model, &config.train, input, config.seed, devices)?;
+        let plan = job.exchange_plan(true);
+        assert!(replica.factor(&plan.factored)?);
+        spoil(rank, &mut replica);
+        let long = Duration::from_secs(30);
+        let spec = RingSpec {
+            generation: 1,
+            rank: rank as u32,
+            peers: peers.clone(),
+            layout: plan.layout,
+            encoding: plan.encoding,
+            gathers: plan.gathers.clone(),
+            connections: 1,
+            timeout: long,
+            form_within: long,
+            reach_within: long,
+        };
+        let ring = runtime.block_on(Ring::form(&endpoints[rank], spec))?;
+        let summation = Summation::of(&config.train, Some(config.cluster.wire));
+        let mut exchange = Exchange::new(Some(ring), plan, rank as u32, summation);
+        let mut curve = Curve::default();
+        train(&job, &mut replica, &mut exchange, &source, &mut curve, Start::at(0))?;
+        let bytes_sent = exchange.bytes_sent();
+        if let Some(ring) = exchange.into_ring() {
+            runtime.block_on(ring.close());
+        }
+        Ok(Trained { curve, weights: replica.weights()?.into_owned(), digest: replica.weights_blake3()?, bytes_sent })
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..devices.len()).map(|number| scope.spawn(move || rank(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn undisturbed(devices: &[&str], sets: &[&str]) -> Vec<Trained> {
+    let trained: Vec<Trained> = ring(devices, sets, &|_, _| ()).into_iter().collect::<Result<_, _>>().unwrap();
+    assert!(trained.iter().all(|rank| rank.digest == trained[0].digest), "the ranks have different weights");
+    trained
+}
+
+fn close(left: &[f32], right: &[f32], within: f32) -> bool {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    norm(&mut left.iter().zip(right).map(|(l, r)| l - r)) < f64::from(within) * norm(&mut right.iter().copied())
+}
+
+#[test]
+fn factors_train_as_sums_do_and_send_less() {
+    for model in [&[][..], &ALEXNET] {
+        for devices in [&["cpu"; 1][..], &["cpu"; 2], &["cpu"; 3], &["cpu:resident"; 2]] {
+            for parts in ["train.micro_batch=1000", "train.micro_batch=5"] {
+                let sets = |dense| [model, &[parts, dense]].concat();
+                let sums = undisturbed(devices, &sets("cluster.dense=sum"));
+                let factors = undisturbed(devices, &sets("cluster.dense=factors"));
+                assert!(close(&factors[0].weights, &sums[0].weights, 1e-5), "{devices:?}, {parts}, {model:?}");
+                assert_eq!(factors[0].curve.losses.len(), sums[0].curve.losses.len());
+                assert!(devices.len() == 1 || factors[0].bytes_sent != sums[0].bytes_sent);
+            }
+        }
+    }
+}
+
+#[test]
+fn reproducible_weights_are_those_of_any_world() {
+    for model in [&[][..], &ALEXNET] {
+        let sets = [model, &["train.reproducible=true", "cluster.dense=factors"]].concat();
+        let alone = undisturbed(&["cpu"], &sets);
+        for world in [2, 3, 4] {
+            let ranks = undisturbed(&["cpu"; 4][..world], &sets);
+            assert_eq!(ranks[0].digest, alone[0].digest, "{world} workers, {model:?}");
+            assert_eq!(ranks[0].curve.norms, alone[0].curve.norms);
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_a_product_is_found_at_its_step() {
+    let sets = ["cluster.dense=factors"];
+    let steps = undisturbed(&["cpu"; 2], &sets)[0].curve.losses.len() as u64;
+    for step in [0, 2, steps - 1] {
+        for flipping in [0, 1] {
+            let ended = ring(&["cpu"; 2], &sets, &|rank, replica| {
+                if rank == flipping {
+                    replica.flip_a_bit_of_a_product_at(step);
+                }
+            });
+            for rank in ended {
+                let error = rank.map(|_| ()).expect_err("it went on");
+                let error = format!("{error:#}");
+                // The last step's marks meet in the evaluation.
+                let named = if step + 1 == steps {
+                    format!("after {steps} steps")
+                } else {
+                    format!("the gradient of step {step} was not the same")
+                };
+                assert!(error.contains(&named) || error.contains("left the ring"), "step {step}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_fails_all_ranks_alike() {
+    let sets = ["cluster.dense=factors", "train.lr=1e30"];
+    for rank in ring(&["cpu"; 2], &sets, &|_, _| ()) {
+        let error = format!("{:#}", rank.map(|_| ()).expect_err("it went on"));
+        assert!(error.contains("the loss is") || error.contains("not finite") || error.contains("left the ring"), "{error}");
+    }
+}
+
+#[test]
+fn the_config_says_where_each_models_factored_weights_are() {
+    let models = [
+        "model={kind=\"softmax\"}",
+        "model={kind=\"mlp\", hidden=[20, 10]}",
+        "model={kind=\"lenet\"}",
+        "model={kind=\"alexnet\", preset=\"notes\", width=0.04}",
+        "model={kind=\"alexnet\", preset=\"original\", width=0.04}",
+        "model={kind=\"alexnet\", preset=\"torchvision\", width=0.04}",
+    ];
+    for model in models {
+        let sets = [model, "cluster.dense=factors", "data.image_size=64"].map(str::to_owned);
+        let config = Config::parse(CONFIG, "test", &sets).unwrap();
+        let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+        let input = Job::input(&config, source.info());
+        for device in ["cpu", "cpu:resident"] {
+            let mut replica = Replica::new(&config.model, &config.train, input, 1, Devices::parse(device, Share::WHOLE).unwrap()).unwrap();
+            let factored = Factored::of(&config, input);
+            let dense: Vec<_> = replica.layout().params().iter().filter(|param| param.shape().len() == 2).collect();
+            assert_eq!(factored.layers.len(), dense.len(), "{model}");
+            for (layer, param) in factored.layers.iter().zip(&dense) {
+                assert_eq!((layer.weights.clone(), vec![layer.inputs, layer.units]), (param.range(), param.shape().to_vec()), "{model}");
+            }
+            assert_eq!(factored.regions.total(), replica.layout().total());
+            let digest = replica.products_of_seeded_factors(&factored, &config.train).unwrap();
+            assert!(digest.is_some() && digest == replica.products_of_seeded_factors(&factored, &config.train).unwrap());
+        }
+    }
+}
