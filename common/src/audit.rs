@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::plan::{Ownership, Plan};
 
 /// What one worker put into one step: a line of audit.jsonl.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -23,6 +23,15 @@ pub struct TrainedSamples {
     pub ids: Vec<u32>,
     /// Left out because they do not decode.
     pub skipped: Vec<u32>,
+}
+
+/// The start of a generation, as journal.jsonl has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GenerationStart {
+    pub generation: u64,
+    pub first_step: u64,
+    /// Who owned which shards; `None` if the record does not make sense.
+    pub ownership: Option<Ownership>,
 }
 
 /// A committed step, as metrics.jsonl has it.
@@ -62,6 +71,9 @@ pub enum Finding {
     /// The step was trained on other samples than the plan's; the ids, as far as they
     /// are known.
     Samples { step: u64, missing: Vec<u32>, twice: Vec<u32>, foreign: Vec<u32> },
+    /// All together trained on the plan's samples, and this rank says that its own were
+    /// others than those of its shards.
+    Owner { step: u64, rank: u32, missing: Vec<u32>, foreign: Vec<u32> },
     /// In one epoch, these samples were used more than once, or not at all.
     Epoch { epoch: u64, ids: Vec<u32> },
 }
@@ -78,9 +90,9 @@ pub struct AuditReport {
 }
 
 /// Compares the record of the first `steps` steps with the plan. `starts` are the
-/// generations with their first steps, in order. `trained` may lack lines that died
-/// with their worker, and may hold steps that were trained but never committed.
-pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u64)], trained: &[TrainedSamples]) -> AuditReport {
+/// generations, in order. `trained` may lack lines that died with their worker, and may
+/// hold steps that were trained but never committed.
+pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[GenerationStart], trained: &[TrainedSamples]) -> AuditReport {
     let mut record: BTreeMap<u64, Committed> = BTreeMap::new();
     let mut report = AuditReport { steps, ..AuditReport::default() };
     for line in committed.iter().filter(|line| line.step < steps) {
@@ -89,7 +101,7 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
         }
     }
     let mut reported: BTreeMap<u64, BTreeMap<u32, &TrainedSamples>> = BTreeMap::new();
-    for line in trained.iter().filter(|t| t.generation == committed_in(starts, t.step)) {
+    for line in trained.iter().filter(|t| t.generation == number(committed_in(starts, t.step))) {
         // A later line of a rank does not replace its first one.
         reported.entry(line.step).or_default().entry(line.rank).or_insert(line);
     }
@@ -110,10 +122,15 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
         let mut recorded = 0;
         for (&step, line) in lines {
             let at = plan.position(step).step_in_epoch;
-            let planned: Vec<u32> = (0..).zip(&orders).flat_map(|(shard, order)| order[plan.span(at, shard)].iter().copied()).collect();
-            planned.iter().for_each(|&id| used[id as usize] += 1);
+            let planned: Vec<&[u32]> = (0..).zip(&orders).map(|(shard, order)| &order[plan.span(at, shard)]).collect();
+            planned.iter().copied().flatten().for_each(|&id| used[id as usize] += 1);
             let nothing = BTreeMap::new();
-            check_step(&mut report, step, &planned, line, reported.get(&step).unwrap_or(&nothing));
+            let reported = reported.get(&step).unwrap_or(&nothing);
+            if check_step(&mut report, step, &planned.concat(), line, reported)
+                && let Some(ownership) = committed_in(starts, step).and_then(|start| start.ownership.as_ref())
+            {
+                report.findings.extend(reported.values().filter_map(|trained| check_owner(ownership, &planned, trained)));
+            }
             recorded += 1;
         }
         if recorded == per_epoch {
@@ -129,18 +146,37 @@ pub fn audit(plan: &Plan, steps: u64, committed: &[Committed], starts: &[(u64, u
 
 /// The generation in which a step was committed: the last one that started at or before
 /// it, since a later start at or before it would have undone it.
-fn committed_in(starts: &[(u64, u64)], step: u64) -> u64 {
-    starts.iter().rev().find(|(_, first)| *first <= step).map_or(0, |(generation, _)| *generation)
+fn committed_in(starts: &[GenerationStart], step: u64) -> Option<&GenerationStart> {
+    starts.iter().rev().find(|start| start.first_step <= step)
 }
 
-fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Committed, reported: &BTreeMap<u32, &TrainedSamples>) {
+/// Its number; 0 before the first.
+fn number(start: Option<&GenerationStart>) -> u64 {
+    start.map_or(0, |start| start.generation)
+}
+
+/// What one rank says that it trained on, against the shards that it owned. `planned` has
+/// the samples of each shard.
+fn check_owner(ownership: &Ownership, planned: &[&[u32]], trained: &TrainedSamples) -> Option<Finding> {
+    let own = ownership.range(trained.rank);
+    let wanted: BTreeSet<u32> = planned.get(own.start as usize..own.end as usize).unwrap_or_default().concat().into_iter().collect();
+    let taken: BTreeSet<u32> = trained.ids.iter().chain(&trained.skipped).copied().collect();
+    let (missing, foreign) = (wanted.difference(&taken).copied().collect(), taken.difference(&wanted).copied().collect());
+    (wanted != taken).then_some(Finding::Owner { step: trained.step, rank: trained.rank, missing, foreign })
+}
+
+/// Whether the step was trained on the plan's samples.
+fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Committed, reported: &BTreeMap<u32, &TrainedSamples>) -> bool {
     report.samples += line.samples;
     let skipped: BTreeSet<u32> = reported.values().flat_map(|t| t.skipped.iter().copied()).collect();
     report.skipped.extend(skipped.iter().map(|&id| (step, id)));
     let expected: Vec<u32> = planned.iter().copied().filter(|id| !skipped.contains(id)).collect();
-    let Some(found) = line.checksum else { return report.findings.push(Finding::NoChecksum { step }) };
+    let Some(found) = line.checksum else {
+        report.findings.push(Finding::NoChecksum { step });
+        return false;
+    };
     if found == checksum(&expected) && line.samples == expected.len() as u64 {
-        return;
+        return true;
     }
     let mut seen: BTreeMap<u32, u32> = BTreeMap::new();
     reported.values().flat_map(|t| &t.ids).for_each(|&id| *seen.entry(id).or_default() += 1);
@@ -151,6 +187,7 @@ fn check_step(report: &mut AuditReport, step: u64, planned: &[u32], line: &Commi
         twice: seen.iter().filter(|(_, n)| **n > 1).map(|(&id, _)| id).collect(),
         foreign: seen.keys().copied().filter(|id| !wanted.contains(id)).collect(),
     });
+    false
 }
 
 #[cfg(test)]

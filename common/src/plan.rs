@@ -1,5 +1,5 @@
 //! The sample plan: which samples a step consumes, as a pure function of the config. It
-//! knows workers only through [`owned_shards`], and no file and no clock.
+//! knows workers only through [`Ownership`], and no file and no clock.
 //!
 //! Every sample belongs to one of V shards by a seeded permutation of the whole
 //! set. A shard's order in an epoch is a permutation seeded by (seed, epoch,
@@ -7,6 +7,7 @@
 //! last step of an epoch takes what is left. So no sample is padded, dropped or
 //! used twice in an epoch, whatever the number of workers.
 
+use std::fmt;
 use std::ops::Range;
 
 use crate::seed;
@@ -92,9 +93,83 @@ impl Plan {
     }
 }
 
-/// The shards that `rank` of `world` owns: contiguous, balanced to within one.
-pub fn owned_shards(rank: u32, world: u32, shards: u32) -> Range<u32> {
-    balanced(shards, world, rank)
+/// Who owns which of the run's shards: each rank a contiguous range, in the order of the
+/// ranks. It decides who computes what, and never what is computed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ownership {
+    /// How many shards each rank owns.
+    counts: Vec<u32>,
+}
+
+/// Ranks whose counts are written out; of a larger world the first ones are.
+const SHOWN: usize = 16;
+
+impl Ownership {
+    /// Equal counts to within one, the larger ones first. Every rank owns a shard if
+    /// there are at least as many shards as ranks.
+    pub fn equal(world: u32, shards: u32) -> Self {
+        Self { counts: (0..world).map(|rank| balanced(shards, world, rank).len() as u32).collect() }
+    }
+
+    /// The ownership with these counts by rank. The error says what is wrong with them
+    /// for `world` ranks that own `shards` shards together.
+    pub fn of(counts: &[u32], world: usize, shards: u32) -> Result<Self, String> {
+        if counts.len() != world {
+            return Err(format!("has shards for {} ranks, and there are {world}", counts.len()));
+        }
+        if let Some(rank) = counts.iter().position(|&count| count == 0) {
+            return Err(format!("gives rank {rank} no shard, and every rank owns at least one"));
+        }
+        let sum: u64 = counts.iter().copied().map(u64::from).sum();
+        if sum != u64::from(shards) {
+            return Err(format!("gives away {sum} shards, and the run has {shards}"));
+        }
+        Ok(Self { counts: counts.to_vec() })
+    }
+
+    /// The ownership in the record of a run: equal where it has no counts, as in the
+    /// record of an older version.
+    pub fn recorded(counts: &[u32], world: usize, shards: u32) -> Result<Self, String> {
+        if !counts.is_empty() {
+            return Self::of(counts, world, shards);
+        }
+        let ranks = u32::try_from(world).ok().filter(|ranks| (1..=shards).contains(ranks));
+        ranks.map(|ranks| Self::equal(ranks, shards)).ok_or_else(|| format!("has {world} ranks for {shards} shards"))
+    }
+
+    /// How many shards each rank owns.
+    pub fn counts(&self) -> &[u32] {
+        &self.counts
+    }
+
+    pub fn world(&self) -> u32 {
+        self.counts.len() as u32
+    }
+
+    /// V: the shards of all ranks.
+    pub fn shards(&self) -> u32 {
+        self.counts.iter().sum()
+    }
+
+    /// The shards that `rank` owns; none if there is no such rank.
+    pub fn range(&self, rank: u32) -> Range<u32> {
+        let start = self.counts.iter().take(rank as usize).sum();
+        start..start + self.counts.get(rank as usize).copied().unwrap_or_default()
+    }
+
+    /// Whether all ranks own equally many shards, to within one.
+    pub fn is_equal(&self) -> bool {
+        let (least, most) = (self.counts.iter().min(), self.counts.iter().max());
+        least.zip(most).is_none_or(|(least, most)| most - least <= 1)
+    }
+}
+
+impl fmt::Display for Ownership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts: Vec<String> = self.counts.iter().take(SHOWN).map(u32::to_string).collect();
+        let more = if self.counts.len() > SHOWN { ", ..." } else { "" };
+        write!(f, "{}{more}", counts.join(", "))
+    }
 }
 
 /// The samples of a validation set that `rank` of `world` evaluates: disjoint,
@@ -116,6 +191,14 @@ pub fn balanced(total: u32, parts: u32, index: u32) -> Range<u32> {
 mod tests {
     use super::*;
 
+    /// Some counts that may be: a shard for each rank, and the others for any.
+    fn any_ownership(case: u64, world: u32, shards: u32) -> Ownership {
+        let mut rng = seed::stream(case, "ownership", &[]);
+        let mut counts = vec![1; world as usize];
+        (world..shards).for_each(|_| counts[seed::below(&mut rng, world) as usize] += 1);
+        Ownership::of(&counts, world as usize, shards).unwrap_or_else(|e| panic!("{counts:?}: {e}"))
+    }
+
     #[test]
     fn every_sample_of_an_epoch_is_used_exactly_once_by_any_world() {
         for case in 0..300u64 {
@@ -126,8 +209,9 @@ mod tests {
             let plan = Plan::new(case, samples, shards, batch);
             for epoch in 0..2 {
                 let mut used = vec![0; samples as usize];
+                let ownership = any_ownership(case, world, shards);
                 for rank in 0..world {
-                    for shard in owned_shards(rank, world, shards) {
+                    for shard in ownership.range(rank) {
                         let order = plan.shard_order(epoch, shard);
                         for at in 0..plan.steps_per_epoch() {
                             for &id in &order[plan.span(at, shard)] {
@@ -159,19 +243,54 @@ mod tests {
     }
 
     #[test]
-    fn ownership_is_contiguous_complete_and_balanced() {
+    fn equal_ownership_is_contiguous_complete_and_balanced() {
         for shards in 1..40 {
             for world in 1..=shards {
+                let equal = Ownership::equal(world, shards);
                 let mut next = 0;
                 for rank in 0..world {
-                    let own = owned_shards(rank, world, shards);
+                    let own = equal.range(rank);
+                    assert_eq!(own, balanced(shards, world, rank));
                     assert_eq!(own.start, next);
                     assert!(own.len() as u32 == shards / world || own.len() as u32 == shards / world + 1);
                     next = own.end;
                 }
-                assert_eq!(next, shards);
+                assert_eq!((next, equal.world(), equal.shards(), equal.is_equal()), (shards, world, shards, true));
+                assert_eq!(Ownership::of(equal.counts(), world as usize, shards), Ok(equal.clone()));
+                assert_eq!(Ownership::recorded(&[], world as usize, shards), Ok(equal));
             }
         }
+    }
+
+    #[test]
+    fn any_ownership_is_contiguous_and_complete() {
+        for case in 0..2000u64 {
+            let shards = 1 + (case % 37) as u32;
+            let world = 1 + (case * 5 % u64::from(shards)) as u32;
+            let ownership = any_ownership(case, world, shards);
+            let owned: Vec<u32> = (0..world).flat_map(|rank| ownership.range(rank)).collect();
+            assert_eq!(owned, (0..shards).collect::<Vec<_>>(), "{ownership:?}");
+            assert!((0..world).all(|rank| ownership.range(rank).len() as u32 == ownership.counts()[rank as usize]));
+            assert!(ownership.range(world).is_empty());
+        }
+    }
+
+    #[test]
+    fn counts_that_cannot_be_are_named() {
+        for (counts, word) in [
+            (&[3, 5][..], "for 2 ranks, and there are 3"),
+            (&[4, 0, 4], "rank 1 no shard"),
+            (&[2, 3, 2], "gives away 7 shards, and the run has 8"),
+            (&[u32::MAX, u32::MAX, 10], "gives away 8589934600 shards"),
+        ] {
+            let problem = Ownership::of(counts, 3, 8).err().unwrap_or_default();
+            assert!(problem.contains(word), "{counts:?}: {problem}");
+        }
+        for world in [0, 9, usize::MAX] {
+            assert!(Ownership::recorded(&[], world, 8).is_err());
+        }
+        let unequal = Ownership::of(&[5, 1, 2], 3, 8).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!unequal.is_equal() && unequal.to_string() == "5, 1, 2" && Ownership::equal(40, 80).to_string().ends_with("2, ..."));
     }
 
     #[test]

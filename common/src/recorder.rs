@@ -98,7 +98,7 @@ impl Recorder {
         let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), ..Status::default() };
         for event in run_dir.events()? {
             match event {
-                Event::Generation { workers, dense, .. } => summary.generation(workers, dense.as_ref()),
+                Event::Generation { workers, shards, dense, .. } => summary.generation(workers, shards, dense.as_ref()),
                 Event::Recovered(recovery) => {
                     summary.recovery(recovery);
                     status.recovered(recovery);
@@ -143,9 +143,19 @@ impl Recorder {
     }
 
     /// A generation of `members` starts at `first_step`; a single-node run has no
-    /// members. The steps from `first_step` on that are recorded will be trained again.
-    /// True if the event is on disk, as for [`Recorder::event`].
-    pub fn generation(&mut self, number: u64, members: &[Member], first_step: u64, dense: Option<Dense>) -> bool {
+    /// members. By rank, `shards` is how many each owns and `speeds` how fast each was
+    /// known to be; `dense` is what they exchange of dense layers. The steps from
+    /// `first_step` on that are recorded will be trained again. True if the event is on
+    /// disk, as for [`Recorder::event`].
+    pub fn generation(
+        &mut self,
+        number: u64,
+        members: &[Member],
+        first_step: u64,
+        shards: &[u32],
+        speeds: &[Option<f64>],
+        dense: Option<Dense>,
+    ) -> bool {
         let workers = members.len().max(1) as u32;
         self.early.split_off(&first_step);
         if self.recorded().0 > first_step {
@@ -155,8 +165,9 @@ impl Recorder {
                 Err(e) => _ = self.tolerate(Err(e)),
             }
         }
-        self.summary.generation(workers, dense.as_ref());
-        self.event(&Event::Generation { generation: number, workers, step: first_step, members: members.to_vec(), dense })
+        self.summary.generation(workers, shards.to_vec(), dense.as_ref());
+        let (members, shards, speeds) = (members.to_vec(), shards.to_vec(), speeds.to_vec());
+        self.event(&Event::Generation { generation: number, workers, step: first_step, members, shards, speeds, dense })
     }
 
     /// Records that the run has continued after the loss of a worker.
@@ -329,7 +340,7 @@ mod tests {
         assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
         // A new generation repeats step 5; steps that were early before it are invalid
         // now.
-        first.generation(2, &[], 5, None);
+        first.generation(2, &[], 5, &[], &[], None);
         first.step(&step(6));
         assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));
         first.step(&step(5));

@@ -3,6 +3,7 @@
 
 use crate::metrics::Recovery;
 use crate::metrics::{Evaluation, StepMetrics};
+use crate::plan::Ownership;
 
 /// Weight of the newest step in the running averages.
 const SMOOTH: f64 = 0.1;
@@ -40,6 +41,9 @@ pub struct MemberStatus {
     pub step: u64,
     /// Its own samples of the last step, per second.
     pub images_per_second: f64,
+    /// The samples that it computes in a second, waiting for others left out, according
+    /// to its last heartbeat.
+    pub speed: Option<f64>,
 }
 
 /// Running averages of the steps' metrics.
@@ -110,6 +114,13 @@ impl Status {
         self.step = Some(metrics.clone());
     }
 
+    /// How many shards each member owns, if not all own equally many.
+    pub fn unequal_shards(&self) -> Option<Ownership> {
+        let counts: Vec<u32> = self.members.iter().map(|m| m.shards.1.saturating_sub(m.shards.0)).collect();
+        let ownership = Ownership::of(&counts, counts.len(), self.members.last()?.shards.1).ok()?;
+        (!ownership.is_equal()).then_some(ownership)
+    }
+
     /// The run has continued after the loss of a worker.
     pub fn recovered(&mut self, recovery: Recovery) {
         self.recoveries += 1;
@@ -152,6 +163,9 @@ mod tests {
         status.stepped(&step(1, 200.0));
         let rates = status.rates.unwrap_or_else(|| panic!("there are rates after a step"));
         assert!((rates.images_per_second - 40_000.0 / 110.0).abs() < 1e-9, "a tenth of the way: {rates:?}");
-        assert_eq!(status.step.map(|m| m.step), Some(1));
+        assert_eq!(status.step.as_ref().map(|m| m.step), Some(1));
+        assert_eq!(status.unequal_shards().map(|shards| shards.to_string()), Some("3, 1".to_owned()));
+        status.members = vec![member((0, 2)), member((2, 3))];
+        assert_eq!(status.unequal_shards(), None);
     }
 }

@@ -204,7 +204,15 @@ mod tests {
         let member = |name: &str| Member { name: name.to_owned(), addr: HERE };
         let events = [
             Event::WorkerJoined { name: "worker-4".to_owned(), addr: HERE },
-            Event::Generation { generation: 1, workers: 1, step: 0, members: vec![member("worker-7")], dense: None },
+            Event::Generation {
+                generation: 1,
+                workers: 1,
+                step: 0,
+                members: vec![member("worker-7")],
+                shards: vec![8],
+                speeds: vec![None],
+                dense: None,
+            },
             Event::WorkerJoined { name: format!("worker-{}", u64::MAX), addr: HERE },
             Event::WorkerJoined { name: "somebody".to_owned(), addr: HERE },
         ];

@@ -60,6 +60,16 @@ fn describe(report: &AuditReport, samples_recorded: bool, names: &Names) -> Stri
                 let parts: Vec<String> = parts.collect();
                 writeln!(text, "step {step}: was trained on other samples than the plan's; {}", parts.join("; "))
             }
+            Finding::Owner { step, rank, missing, foreign } => {
+                let parts = [("its own and not named", missing), ("named and not its own", foreign)];
+                let parts = parts.into_iter().filter(|(_, ids)| !ids.is_empty()).map(|(what, ids)| format!("{what}: {}", names.list(ids)));
+                let parts: Vec<String> = parts.collect();
+                writeln!(
+                    text,
+                    "step {step}: rank {rank} says that it trained on other samples than those of its shards; {}",
+                    parts.join("; ")
+                )
+            }
             Finding::Epoch { epoch, ids } => writeln!(text, "epoch {epoch}: not used exactly once: {}", names.list(ids)),
         };
     }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use common::config::{Config, name_of};
+use common::config::{Balance, Config, name_of};
 use common::dataset;
 use common::dense::{DenseLayer, FEWEST_WEIGHTS, Way, dense_layers};
-use common::plan::owned_shards;
+use common::plan::Ownership;
 use common::recorder::{Length, plan};
 use common::ring::Encoding;
 use common::ui::index_progress;
@@ -43,9 +43,10 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let sent_of_others = 2.0 * (world - 1) as f64 * (others * width) as f64 / world as f64;
     let sent = sent_of_others + dense.iter().map(|layer| layer.bytes(world, batch)).sum::<f64>();
     let gathered: u64 = dense.iter().map(|layer| layer.gathered_bytes(batch)).sum();
+    let equal = Ownership::equal(workers, config.train.shards);
     let shards: Vec<String> = (0..workers)
         .map(|rank| {
-            let own = owned_shards(rank, workers, config.train.shards);
+            let own = equal.range(rank);
             let samples: u32 = own.clone().map(|s| plan.shard_len(s)).sum();
             format!("rank {rank}: shards {}-{}, {samples} samples", own.start, own.end - 1)
         })
@@ -75,6 +76,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ),
         ("last step of an epoch", format!("{} samples", plan.global_count(length.steps_per_epoch - 1))),
         ("workers", format!("{workers}; {}", shards.join("; "))),
+        ("balance", balance(&config, args.workers)),
     ];
     let layer = |layer: &DenseLayer| {
         let [of_sum, of_factors] = [layer.bytes_of_sum(world), layer.bytes_of_factors(world, batch)].map(|bytes| bytes * 1e-6);
@@ -97,4 +99,53 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ),
     )]);
     Ok(rows.map(|(name, value)| format!("{name:>22}  {value}\n")).collect())
+}
+
+/// With fewer shards for each worker, the parts that move are large: a worker's part of a
+/// step is a number of shards.
+const SHARDS_A_WORKER: u32 = 8;
+
+/// How the shards will be owned, and whether there are enough of them for it.
+fn balance(config: &Config, workers: u32) -> String {
+    let (shards, workers) = (config.train.shards, workers.max(config.cluster.min_workers));
+    match config.cluster.balance {
+        Balance::Equal => "equal shards for all workers, however fast they are (cluster.balance)".to_owned(),
+        Balance::Speed if workers < 2 || shards < 2 => "a worker that is alone owns all shards".to_owned(),
+        Balance::Speed => {
+            let said = format!("equal shards at first, then by the workers' speeds, in parts of 1/{shards} of a step");
+            let enough = workers.saturating_mul(SHARDS_A_WORKER);
+            if shards >= enough {
+                return said;
+            }
+            let batch = config.train.global_batch;
+            let better = (enough..=batch).find(|shards| batch.is_multiple_of(*shards));
+            let advice = match better {
+                Some(better) => format!("train.shards = {better} would be finer"),
+                None => format!("train.shards = {enough} and a train.global_batch that is a multiple of it would be finer"),
+            };
+            format!("{said}: coarse for {workers} workers of unlike speeds; {advice}")
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_few_shards_for_the_workers_are_named_with_what_would_do() {
+        let text = "name = \"t\"\n[model]\nkind = \"softmax\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 640\nval = 8\nimage_size = 8\n[train]\n";
+        let said = |workers, sets: &[&str]| {
+            let sets: Vec<String> = ["train.global_batch=120"].iter().chain(sets).map(|&set| set.to_owned()).collect();
+            balance(&Config::parse(text, "test", &sets).unwrap(), workers)
+        };
+        assert!(
+            said(2, &[]).ends_with("in parts of 1/8 of a step: coarse for 2 workers of unlike speeds; train.shards = 20 would be finer")
+        );
+        assert!(said(1, &["cluster.min_workers=4"]).ends_with("coarse for 4 workers of unlike speeds; train.shards = 40 would be finer"));
+        assert!(said(20, &[]).ends_with("train.shards = 160 and a train.global_batch that is a multiple of it would be finer"));
+        assert!(said(2, &["train.shards=24"]).ends_with("in parts of 1/24 of a step"));
+        assert!(said(1, &[]).contains("alone") && said(3, &["cluster.balance=equal"]).contains("however fast"));
+    }
 }

@@ -13,6 +13,10 @@ pub const LEAP: u64 = 1000;
 /// The most bytes of a name or a reason; longer ones say nothing more.
 const TEXT: usize = 4096;
 
+/// The least and the most samples a second: from one in a day to more than any machine has
+/// the memory bandwidth for.
+const SPEEDS: (f64, f64) = (1e-5, 1e9);
+
 /// The bounds of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -52,7 +56,7 @@ impl Limits {
     pub fn check(&self, message: &ToCoordinator) -> Result<(), String> {
         match message {
             ToCoordinator::Hello { .. } | ToCoordinator::Leaving => Ok(()),
-            ToCoordinator::Heartbeat { step, .. } => self.step(*step),
+            ToCoordinator::Heartbeat { step, speed, .. } => self.step(*step).and_then(|()| credible(*speed)),
             ToCoordinator::Ready { device, step, .. } => self.step(*step).and_then(|()| text(device)),
             ToCoordinator::Step { metrics, .. } => self.metrics(metrics),
             ToCoordinator::Evaluation(evaluation) => self.step(evaluation.step),
@@ -92,6 +96,15 @@ impl Limits {
     }
 }
 
+/// Checks a worker's own speed in samples a second. One that is false within these bounds
+/// makes steps as slow as its worker could make them anyhow.
+fn credible(speed: Option<f64>) -> Result<(), String> {
+    match speed {
+        Some(speed) if !(SPEEDS.0..=SPEEDS.1).contains(&speed) => Err(format!("a speed of {speed} samples a second")),
+        _ => Ok(()),
+    }
+}
+
 fn text(text: &str) -> Result<(), String> {
     if text.len() > TEXT { Err(format!("a text of {} bytes", text.len())) } else { Ok(()) }
 }
@@ -118,13 +131,17 @@ mod tests {
     #[test]
     fn the_truth_passes() {
         let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100, committed: 7, products: None };
-        for message in [trained(99, 3, &[0, 49]), finished(100), ToCoordinator::Leaving, ready] {
+        let beat = |speed| ToCoordinator::Heartbeat { step: 100, waiting: true, speed };
+        for message in
+            [trained(99, 3, &[0, 49]), finished(100), ToCoordinator::Leaving, ready, beat(None), beat(Some(1e-4)), beat(Some(1e6))]
+        {
             assert_eq!(LIMITS.check(&message), Ok(()), "{message:?}");
         }
     }
 
     #[test]
     fn lies_are_named() {
+        let beat = |step, speed| ToCoordinator::Heartbeat { step, waiting: false, speed };
         let skipped = |name: String| ToCoordinator::Skipped { step: 1, name, problem: String::new() };
         let cases = [
             (trained(1, 4, &[]), "rank 4"),
@@ -132,7 +149,13 @@ mod tests {
             (trained(1, 0, &[1; 9]), "9 samples"),
             (trained(101, 0, &[1]), "step 101"),
             (finished(u64::MAX), "of a run of 100"),
-            (ToCoordinator::Heartbeat { step: 101, waiting: false }, "step 101"),
+            (beat(101, None), "step 101"),
+            (beat(1, Some(0.0)), "a speed of 0 samples"),
+            (beat(1, Some(-5.0)), "a speed of -5"),
+            (beat(1, Some(1e-9)), "a speed of 0.000000001"),
+            (beat(1, Some(1e10)), "a speed of 10000000000"),
+            (beat(1, Some(f64::INFINITY)), "a speed of inf"),
+            (beat(1, Some(f64::NAN)), "a speed of NaN"),
             (skipped("x".repeat(5000)), "5000 bytes"),
         ];
         for (message, word) in cases {

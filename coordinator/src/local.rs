@@ -334,7 +334,15 @@ mod tests {
     #[test]
     fn the_journal_tells_how_far_a_run_is() {
         let started = Event::RunStarted { name: String::new(), step: 0 };
-        let generation = Event::Generation { generation: 1, workers: 2, step: 0, members: Vec::new(), dense: None };
+        let generation = Event::Generation {
+            generation: 1,
+            workers: 2,
+            step: 0,
+            members: Vec::new(),
+            shards: Vec::new(),
+            speeds: Vec::new(),
+            dense: None,
+        };
         let failed = Event::RunFailed { reason: String::new() };
         assert_eq!(Course::of(&[]), Course::Gathering);
         let journal = [started, generation, failed];

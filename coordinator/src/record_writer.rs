@@ -42,6 +42,9 @@ pub enum Entry {
         number: u64,
         members: Vec<Member>,
         first_step: u64,
+        /// By rank: how many each owns, and its speed as far as it is known.
+        shards: Vec<u32>,
+        speeds: Vec<Option<f64>>,
         dense: Option<Dense>,
         started: oneshot::Sender<(u64, u64)>,
     },
@@ -155,9 +158,9 @@ impl Writer {
                 self.unanswered.push(Answer::Event(written));
                 self.journalled(|recorder| recorder.event(&event));
             }
-            Entry::Generation { number, members, first_step, dense, started } => {
+            Entry::Generation { number, members, first_step, shards, speeds, dense, started } => {
                 self.unanswered.push(Answer::Generation(started));
-                self.journalled(|recorder| recorder.generation(number, &members, first_step, dense));
+                self.journalled(|recorder| recorder.generation(number, &members, first_step, &shards, &speeds, dense));
             }
             Entry::Step(metrics, _place) => self.recorder.step(&metrics),
             Entry::Evaluation(evaluation, _place) => self.recorder.evaluation(&evaluation),

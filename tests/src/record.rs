@@ -32,6 +32,8 @@ pub struct Generation {
     pub step: u64,
     /// Names and ring addresses, by rank.
     pub members: Vec<(String, SocketAddr)>,
+    /// How many shards each owns, by rank.
+    pub shards: Vec<u64>,
 }
 
 impl Generation {
@@ -50,6 +52,7 @@ pub fn generations(run: &Path) -> Vec<Generation> {
         number: number(&line, "generation"),
         step: number(&line, "step"),
         members: line["members"].as_array().into_iter().flatten().filter_map(member).collect(),
+        shards: line["shards"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect(),
     };
     found.map(read).collect()
 }

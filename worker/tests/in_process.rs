@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use common::config::Config;
 use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Split};
 use common::net::{Authority, COORDINATOR, Endpoint, Role, Token};
+use common::plan::Ownership;
 use common::run_dir::RunDir;
 use coordinator::serve::{Outcome, Run, serve};
 use worker::cluster::join::{JoinOptions, join};
@@ -182,7 +183,7 @@ impl worker::training::record::Record for Trained {
 
 /// Runs the loop of one rank by itself: the samples that it takes do not depend on
 /// messages.
-fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
+fn train_alone(source: &Arc<Noted>, rank: u32, ownership: Ownership) -> Trained {
     use worker::{
         engine::device::ComputeDevice,
         replica::Replica,
@@ -195,7 +196,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
 
     let config = Config::parse(CONFIG, "test", &[]).unwrap();
     let info = source.info().clone();
-    let job = Job::new(config.clone(), info.clone(), rank, world).unwrap();
+    let job = Job::new(config.clone(), info.clone(), rank, ownership).unwrap();
     let device = ComputeDevice::parse("auto").unwrap();
     let mut replica = Replica::new(&config.model, &config.train, Job::input(&config, &info), config.seed, device).unwrap();
     let mut exchange = Exchange::new(None, job.exchange_plan(false), rank, Summation::F32);
@@ -208,15 +209,18 @@ fn train_alone(source: &Arc<Noted>, rank: u32, world: u32) -> Trained {
 #[test]
 fn what_workers_trained_on_is_every_sample_once_an_epoch_in_any_world() {
     let config = Config::parse(CONFIG, "test", &[]).unwrap();
-    for world in [1, 2, 3, 7] {
+    let owned: [&[u32]; 6] = [&[7], &[4, 3], &[3, 2, 2], &[1; 7], &[6, 1], &[1, 1, 5]];
+    for counts in owned {
+        let ownership = Ownership::of(counts, counts.len(), 7).unwrap();
+        let world = ownership.world();
         let inner = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
         let source = Arc::new(Noted { inner, read: Mutex::default() });
-        let ranks: Vec<Trained> = (0..world).map(|rank| train_alone(&source, rank, world)).collect();
+        let ranks: Vec<Trained> = (0..world).map(|rank| train_alone(&source, rank, ownership.clone())).collect();
         for epoch in 0..2 {
             let trained = ranks.iter().flat_map(|r| &r.ids).filter(|(step, _)| step / 4 == epoch);
             let mut ids: Vec<u32> = trained.flat_map(|(_, ids)| ids.clone()).collect();
             ids.sort_unstable();
-            assert_eq!(ids, (0..50).collect::<Vec<_>>(), "world {world}, epoch {epoch}");
+            assert_eq!(ids, (0..50).collect::<Vec<_>>(), "{counts:?}, epoch {epoch}");
         }
         let evaluated: u64 = ranks.iter().map(|r| r.evaluated).sum();
         assert_eq!(evaluated, 2 * 11, "every validation sample once an evaluation, none padded");

@@ -1,5 +1,4 @@
 use super::*;
-use crate::plan::owned_shards;
 use crate::seed;
 
 /// The record of a run of `steps` steps that loses its ring at random.
@@ -7,7 +6,7 @@ struct Story {
     plan: Plan,
     steps: u64,
     committed: Vec<Committed>,
-    starts: Vec<(u64, u64)>,
+    starts: Vec<GenerationStart>,
     trained: Vec<TrainedSamples>,
 }
 
@@ -20,13 +19,18 @@ fn story(case: u64) -> Story {
     let (mut step, mut generation) = (0, 0);
     while step < steps {
         generation += 1;
-        story.starts.push((generation, step));
         let world = 1 + seed::below(&mut rng, shards);
+        let mut counts = vec![1; world as usize];
+        (world..shards).for_each(|_| counts[seed::below(&mut rng, world) as usize] += 1);
+        let ownership = Ownership::of(&counts, world as usize, shards).unwrap_or_else(|e| panic!("{counts:?}: {e}"));
+        // A damaged journal does not say who owned what.
+        let recorded = (seed::below(&mut rng, 9) > 0).then(|| ownership.clone());
+        story.starts.push(GenerationStart { generation, first_step: step, ownership: recorded });
         loop {
             let plan = &story.plan;
             let at = plan.position(step);
             let taken = |shard| plan.shard_order(at.epoch, shard)[plan.span(at.step_in_epoch, shard)].to_vec();
-            let ids: Vec<Vec<u32>> = (0..world).map(|rank| owned_shards(rank, world, shards).flat_map(taken).collect()).collect();
+            let ids: Vec<Vec<u32>> = (0..world).map(|rank| ownership.range(rank).flat_map(taken).collect()).collect();
             let lost = seed::below(&mut rng, 6) == 0;
             for (rank, ids) in (0..).zip(&ids) {
                 // Some workers die before they report the step, whether it was
@@ -70,7 +74,7 @@ fn every_kind_of_wrong_is_found_and_named() {
         let step = s.steps / 2;
         let at = step as usize;
         // One sample replaced by another.
-        let generation = committed_in(&s.starts, step);
+        let generation = number(committed_in(&s.starts, step));
         let reported: Vec<usize> =
             (0..s.trained.len()).filter(|&i| s.trained[i].step == step && s.trained[i].generation == generation).collect();
         let complete = reported.iter().map(|&i| s.trained[i].ids.len() as u64).sum::<u64>() == s.committed[at].samples;
@@ -115,7 +119,7 @@ fn every_kind_of_wrong_is_found_and_named() {
 fn what_was_skipped_with_a_word_is_listed_and_no_finding() {
     let mut s = story(3);
     let line = (0..s.trained.len())
-        .find(|&i| s.trained[i].generation == committed_in(&s.starts, s.trained[i].step) && !s.trained[i].ids.is_empty())
+        .find(|&i| s.trained[i].generation == number(committed_in(&s.starts, s.trained[i].step)) && !s.trained[i].ids.is_empty())
         .unwrap_or_default();
     let step = s.trained[line].step;
     let id = s.trained[line].ids.remove(0);
@@ -131,10 +135,43 @@ fn what_was_skipped_with_a_word_is_listed_and_no_finding() {
 fn what_a_rank_says_again_of_a_step_takes_nothing_back() {
     let mut story = (0..).map(story).find(|s| s.trained.len() > 4).unwrap_or_else(|| unreachable!());
     // The recorded sum is wrong, so that the lines decide the finding.
-    let line = story.trained.iter().find(|t| committed_in(&story.starts, t.step) == t.generation).cloned();
+    let line = story.trained.iter().find(|t| number(committed_in(&story.starts, t.step)) == t.generation).cloned();
     let line = line.unwrap_or_else(|| unreachable!("some step was reported of"));
     story.committed.iter_mut().filter(|c| c.step == line.step).for_each(|c| c.checksum = Some(1));
     let honest = check(&story);
     story.trained.push(TrainedSamples { ids: vec![0; 3], skipped: vec![1, 2], ..line });
     assert_eq!(check(&story), honest);
+}
+
+/// Two ranks that exchange their shards train on the plan's samples, and not on their own.
+#[test]
+fn a_rank_that_trains_on_the_shards_of_another_is_named() {
+    let mut found = 0;
+    for case in 0..200 {
+        let mut s = story(case);
+        let line = |rank| {
+            let of_rank =
+                |t: &TrainedSamples| t.rank == rank && number(committed_in(&s.starts, t.step)) == t.generation && !t.ids.is_empty();
+            (0..s.trained.len()).rev().find(|&i| of_rank(&s.trained[i]))
+        };
+        let (Some(one), Some(other)) = (line(0), line(1)) else { continue };
+        let step = s.trained[one].step;
+        let known = committed_in(&s.starts, step).is_some_and(|start| start.ownership.is_some());
+        if s.trained[other].step != step || step >= s.steps || !known {
+            continue;
+        }
+        let ids = std::mem::take(&mut s.trained[one].ids);
+        s.trained[one].ids = std::mem::replace(&mut s.trained[other].ids, ids.clone());
+        let report = check(&s);
+        let [Finding::Owner { rank: 0, missing, foreign, .. }, Finding::Owner { rank: 1, .. }] = report.findings.as_slice() else {
+            panic!("case {case}: {:?}", report.findings);
+        };
+        let sorted = |mut ids: Vec<u32>| {
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!((missing, foreign), (&sorted(ids), &sorted(s.trained[one].ids.clone())), "case {case}");
+        found += 1;
+    }
+    assert!(found > 50, "only {found} cases had two ranks to exchange");
 }

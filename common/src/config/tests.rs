@@ -51,7 +51,7 @@ fn a_micro_batch_is_a_number_or_auto() {
 fn the_resolved_config_reads_back_as_itself() {
     let config = with(&[]).expect("valid");
     assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);
-    assert_eq!(config.train.shards, 8);
+    assert_eq!((config.train.shards, config.cluster.balance), (8, Balance::Speed));
 }
 
 #[test]
@@ -70,6 +70,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("data.imagesize=64", "`image_size`"),
         ("cluster.min_worker=1", "`min_workers`"),
         ("train.optimizer=adamx", "`adam"),
+        ("cluster.balance=spede", "`speed`"),
     ] {
         let text = message(&[wrong]);
         assert!(text.contains("did you mean") && text.contains(near), "{wrong}: {text}");
@@ -98,6 +99,7 @@ fn what_cannot_work_is_refused_and_says_what_would() {
 fn identity_ignores_place_and_length_but_not_what_decides_the_weights() {
     let base = with(&[]).expect("valid").identity();
     assert_eq!(base, with(&["train.epochs=99", "cluster.min_workers=4", "train.threads=2"]).expect("valid").identity());
+    assert_eq!(base, with(&["cluster.balance=equal"]).expect("valid").identity(), "who owns which shards changes no sample");
     let exact = |threads: &str| with(&["train.reproducible=true", threads]).expect("valid").identity();
     assert_ne!(exact("train.threads=1"), exact("train.threads=2"));
     for change in ["train.reproducible=true", "seed=2", "train.lr=0.5", "train.shards=4", "data.image_size=65", "cluster.wire=bf16"] {

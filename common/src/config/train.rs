@@ -16,7 +16,9 @@ pub struct TrainConfig {
     pub max_steps: Option<u64>,
     /// Samples in one step, over all workers. A multiple of `shards`.
     pub global_batch: u32,
-    /// V: the parts the data is cut into, and the most workers the run can have.
+    /// V: the parts the data is cut into, and the most workers the run can have. With
+    /// `cluster.balance = "speed"` at least eight for each worker, since a worker's part
+    /// of a step is a number of shards.
     pub shards: u32,
     pub optimizer: OptimizerKind,
     pub lr: f64,
@@ -255,6 +257,10 @@ pub struct ClusterConfig {
     /// How long workers without a coordinator train on, or wait with their state,
     /// before they end.
     pub orphan_ms: u64,
+    /// How many shards each worker owns: "speed": in proportion to how fast each computes,
+    /// so that none waits long for another; "equal": equally many. Which samples a step
+    /// takes is the same.
+    pub balance: Balance,
     /// The number format of gradients between workers.
     pub wire: WireEncoding,
     /// Bytes of f32 gradient that are reduced in one round.
@@ -288,6 +294,16 @@ impl DenseExchange {
     }
 }
 
+/// What decides how many shards a worker owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Balance {
+    /// The workers' speeds, as measured in the run.
+    Speed,
+    /// Nothing: all own equally many, to within one.
+    Equal,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WireEncoding {
@@ -305,6 +321,7 @@ impl Default for ClusterConfig {
             rejoin_ms: 60_000,
             handover_ms: 10_000,
             orphan_ms: 600_000,
+            balance: Balance::Speed,
             wire: WireEncoding::F32,
             bucket_bytes: 8 << 20,
             connections: 1,

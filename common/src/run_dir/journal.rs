@@ -48,6 +48,14 @@ pub enum Event {
         members: Vec<Member>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         dense: Option<Dense>,
+        /// How many shards each owns, by rank; none in the record of an older version,
+        /// where all owned equally many.
+        #[serde(default)]
+        shards: Vec<u32>,
+        /// Their speeds in samples a second, by rank, as far as they were known when the
+        /// shards were given away.
+        #[serde(default)]
+        speeds: Vec<Option<f64>>,
     },
     Recovered(Recovery),
     /// No worker held the newest step any more: steps from `to` on are trained again.
@@ -87,6 +95,8 @@ pub struct LastGeneration {
     /// 0 before the first.
     pub number: u64,
     pub members: Vec<Member>,
+    /// How many shards each member owns; none if the journal does not say.
+    pub shards: Vec<u32>,
     /// Its first step.
     pub step: u64,
     /// None if the config has no layer whose factors are exchanged, and in the journal of an
@@ -100,9 +110,9 @@ pub(super) fn last_generation(events: &[Event]) -> LastGeneration {
     let mut last = LastGeneration::default();
     for event in events {
         match event {
-            Event::Generation { generation, members, step, dense, .. } => {
-                let (members, dense) = (members.clone(), dense.clone());
-                last = LastGeneration { number: *generation, members, step: *step, dense, under_way: true };
+            Event::Generation { generation, members, step, shards, dense, .. } => {
+                let (members, shards, dense) = (members.clone(), shards.clone(), dense.clone());
+                last = LastGeneration { number: *generation, members, shards, step: *step, dense, under_way: true };
             }
             Event::RunFinished { .. } | Event::RunFailed { .. } => last.under_way = false,
             _ => {}

@@ -22,6 +22,9 @@ pub struct Summary {
     pub model: String,
     /// Workers in the last generation.
     pub world: u32,
+    /// How many shards each of them owned, by rank.
+    #[serde(default)]
+    pub shards: Vec<u32>,
     pub generations: u64,
     /// Steps, epochs and samples of the whole run, resumed parts included.
     pub steps: u64,
@@ -112,6 +115,7 @@ pub struct SummaryBuilder {
     name: String,
     model: String,
     world: u32,
+    shards: Vec<u32>,
     generations: u64,
     started: Instant,
     samples: u64,
@@ -134,6 +138,7 @@ impl SummaryBuilder {
             name: name.to_owned(),
             model: model.to_owned(),
             world,
+            shards: Vec::new(),
             generations: 0,
             started: Instant::now(),
             samples: 0,
@@ -175,11 +180,11 @@ impl SummaryBuilder {
         evaluations.iter().for_each(|e| self.evaluation(e));
     }
 
-    /// A generation of `world` workers starts.
-    pub fn generation(&mut self, world: u32, dense: Option<&Dense>) {
+    /// A generation of `world` workers starts, that own these shards and exchange this of
+    /// dense layers.
+    pub fn generation(&mut self, world: u32, shards: Vec<u32>, dense: Option<&Dense>) {
         self.generations += 1;
-        self.world = world;
-        self.dense = dense.cloned();
+        (self.world, self.shards, self.dense) = (world, shards, dense.cloned());
     }
 
     /// Adds a committed step; a step that was reported before counts once.
@@ -222,6 +227,7 @@ impl SummaryBuilder {
             name: self.name.clone(),
             model: self.model.clone(),
             world: self.world,
+            shards: self.shards.clone(),
             generations: self.generations,
             steps,
             epochs: last.map_or(0, |m| m.epoch.saturating_add(1)),

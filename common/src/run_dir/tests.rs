@@ -146,7 +146,16 @@ fn the_journal_survives_being_cut_and_being_empty() {
     let mut run = RunDir::create(&path, &config(&[])).unwrap();
     assert_eq!(run.last_generation().unwrap().number, 0);
     for generation in 1..=3 {
-        run.record(&Event::Generation { generation, workers: 2, step: 0, members: Vec::new(), dense: None }).unwrap();
+        run.record(&Event::Generation {
+            generation,
+            workers: 2,
+            step: 0,
+            members: Vec::new(),
+            shards: Vec::new(),
+            speeds: Vec::new(),
+            dense: None,
+        })
+        .unwrap();
     }
     drop(run);
     let file = path.join("journal.jsonl");
@@ -154,17 +163,41 @@ fn the_journal_survives_being_cut_and_being_empty() {
     fs::write(&file, &text[..text.len() - 10]).unwrap();
     let mut run = RunDir::resume(&path, &config(&[])).unwrap();
     assert_eq!(run.last_generation().unwrap().number, 2);
-    run.record(&Event::Generation { generation: 7, workers: 1, step: 0, members: Vec::new(), dense: None }).unwrap();
+    run.record(&Event::Generation {
+        generation: 7,
+        workers: 1,
+        step: 0,
+        members: Vec::new(),
+        shards: Vec::new(),
+        speeds: Vec::new(),
+        dense: None,
+    })
+    .unwrap();
     assert_eq!(run.last_generation().unwrap().number, 7);
     drop(run);
     fs::write(&file, "").unwrap();
     assert_eq!(RunDir::resume(&path, &config(&[])).unwrap().last_generation().unwrap().number, 0);
 }
 
+/// The lines of versions in which all workers owned equally many shards.
+#[test]
+fn a_journal_without_shards_means_equal_ones() {
+    let (_dir, run) = run_with_checkpoints(&[]);
+    let line = |rest: &str| format!("{{\"unix_seconds\":1.5,\"event\":\"generation\",\"generation\":{rest}}}\n");
+    let lines =
+        line("1,\"workers\":3,\"step\":0") + &line("2,\"workers\":2,\"step\":9,\"members\":[],\"shards\":[6,2],\"speeds\":[4.5,null]");
+    fs::write(run.path().join("journal.jsonl"), lines + &line("3,\"workers\":2,\"step\":9,\"members\":[],\"shards\":[6,0]")).unwrap();
+    let source = crate::dataset::open(&config(&[]).data, 1, &|_| {}).unwrap();
+    fs::write(run.path().join("dataset.json"), serde_json::to_string(&DataDescription::of(source.as_ref())).unwrap()).unwrap();
+    let found = RunView::open(run.path()).unwrap().generations().unwrap();
+    let counts: Vec<_> = found.iter().map(|start| start.ownership.as_ref().map(|o| o.counts().to_vec())).collect();
+    assert_eq!(counts, [Some(vec![3, 3, 2]), Some(vec![6, 2]), None], "the third line gives a rank nothing");
+}
+
 #[test]
 fn the_summary_takes_medians_after_the_first_five_steps() {
     let mut builder = SummaryBuilder::new("n", "alexnet", 1);
-    builder.generation(2, None);
+    builder.generation(2, vec![5, 3], None);
     for s in 0..16 {
         let slow = if s < 5 { 10_000.0 } else { 0.0 };
         builder.step(&StepMetrics { step_ms: 100.0 + s as f64 + slow, ..step(s) });

@@ -107,7 +107,16 @@ fn the_journal_cut_at_any_byte_loses_the_last_event_only() {
     let path = dir.path().join("run");
     let mut run = RunDir::create(&path, &config(&[])).unwrap();
     for generation in 1..=3 {
-        run.record(&Event::Generation { generation, workers: 2, step: 0, members: Vec::new(), dense: None }).unwrap();
+        run.record(&Event::Generation {
+            generation,
+            workers: 2,
+            step: 0,
+            members: Vec::new(),
+            shards: Vec::new(),
+            speeds: Vec::new(),
+            dense: None,
+        })
+        .unwrap();
     }
     drop(run);
     let file = path.join("journal.jsonl");
@@ -119,7 +128,16 @@ fn the_journal_cut_at_any_byte_loses_the_last_event_only() {
             let lines = whole[..cut].iter().filter(|&&b| b == b'\n').count() as u64;
             let mut run = RunDir::resume(&path, &config(&[])).unwrap();
             assert_eq!(run.last_generation().unwrap().number, lines, "cut at {cut}");
-            run.record(&Event::Generation { generation: 9, workers: 2, step: 0, members: Vec::new(), dense: None }).unwrap();
+            run.record(&Event::Generation {
+                generation: 9,
+                workers: 2,
+                step: 0,
+                members: Vec::new(),
+                shards: Vec::new(),
+                speeds: Vec::new(),
+                dense: None,
+            })
+            .unwrap();
             assert_eq!(run.last_generation().unwrap().number, 9, "cut at {cut}");
         }
     }

@@ -152,7 +152,8 @@ fn one_command_line_starts_a_run_and_goes_on_with_it() {
 #[test]
 fn a_run_is_complete_once_it_has_finished_all_steps_and_nobody_went_on() {
     let (_dir, mut run) = run_with_checkpoints(&[]);
-    let generation = Event::Generation { generation: 1, workers: 1, step: 0, members: Vec::new(), dense: None };
+    let generation =
+        Event::Generation { generation: 1, workers: 1, step: 0, members: Vec::new(), shards: Vec::new(), speeds: Vec::new(), dense: None };
     let mut then = |event: &Event, steps| {
         run.record(event).unwrap();
         run.is_complete(steps).unwrap()

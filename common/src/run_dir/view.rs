@@ -9,10 +9,11 @@ use super::checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles};
 use super::error::RunDirError;
 use super::journal::{self, Event};
 use super::{lines, metrics};
-use crate::audit::TrainedSamples;
+use crate::audit::{GenerationStart, TrainedSamples};
 use crate::config::Config;
 use crate::dataset::{Column, DatasetInfo, SampleSource};
 use crate::metrics::{Evaluation, StepMetrics};
+use crate::plan::Ownership;
 
 /// dataset.json: the meaning of the model's inputs and outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,11 +91,16 @@ impl RunView {
         journal::read(&self.path.join("journal.jsonl"))
     }
 
-    /// The generations so far with their first steps, in order.
-    pub fn generations(&self) -> Result<Vec<(u64, u64)>, RunDirError> {
-        let events = self.events()?;
-        let start = |event| if let Event::Generation { generation, step, .. } = event { Some((generation, step)) } else { None };
-        Ok(events.into_iter().filter_map(start).collect())
+    /// The generations so far, in order.
+    pub fn generations(&self) -> Result<Vec<GenerationStart>, RunDirError> {
+        let start = |event| {
+            let Event::Generation { generation, step, workers, shards, .. } = event else { return None };
+            let ownership = Ownership::recorded(&shards, workers as usize, self.config.train.shards);
+            let damaged =
+                |problem: &String| tracing::warn!("the journal's generation {generation} {problem}: who owned what is not checked");
+            Some(GenerationStart { generation, first_step: step, ownership: ownership.inspect_err(damaged).ok() })
+        };
+        Ok(self.events()?.into_iter().filter_map(start).collect())
     }
 
     /// The newest checkpoint that is whole.

@@ -39,7 +39,7 @@ impl StepProgress {
     pub fn show(&mut self, status: &Status) {
         let (Some(m), Some(rates)) = (&status.step, &status.rates) else { return };
         let text = format!(
-            "epoch {}/{}  loss {:.3}  top1 {:.1}%{}  {:.1} images/s  waiting: data {:.0}% gradients {:.0}%",
+            "epoch {}/{}  loss {:.3}  top1 {:.1}%{}  {:.1} images/s  waiting: data {:.0}% gradients {:.0}%{}",
             m.epoch + 1,
             status.epochs,
             rates.loss,
@@ -48,6 +48,7 @@ impl StepProgress {
             rates.images_per_second,
             100.0 * rates.data_wait,
             100.0 * rates.gradient_wait,
+            status.unequal_shards().map(|shards| format!("  shards {shards}")).unwrap_or_default(),
         );
         if let Some(bar) = &self.bar {
             bar.set_position(m.step + 1);

@@ -66,8 +66,9 @@ pub enum ToCoordinator {
     /// without it.
     Leaving,
     /// Sent every `cluster.heartbeat_ms`. `waiting`: the worker waits for what others
-    /// must send round the ring.
-    Heartbeat { step: u64, waiting: bool },
+    /// must send round the ring. `speed`: the samples of its own that it computes in a
+    /// second, waiting for others left out; none before it is known.
+    Heartbeat { step: u64, waiting: bool, speed: Option<f64> },
     /// A step that was committed in this generation, from rank 0; or in an earlier one
     /// whose rank 0 was lost before the coordinator received it.
     Step { generation: u64, metrics: StepMetrics },
@@ -159,6 +160,9 @@ pub struct Generation {
     /// The receiver's place in `members`.
     pub rank: u32,
     pub members: Vec<Member>,
+    /// How many shards each member owns, by rank: at least one each, all of the run's
+    /// together. A rank's shards follow those of the rank before it.
+    pub shards: Vec<u32>,
     /// The step to execute first. A worker without the state before it gets that state
     /// as `state` says.
     pub first_step: u64,

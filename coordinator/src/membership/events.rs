@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use common::config::Balance;
 use common::digest::Digest;
+use common::plan::Ownership;
 use common::run_dir::Dense;
 use common::wire::messages::{Finished, Generation, Member};
 
@@ -36,11 +38,12 @@ pub enum Input {
         products: Option<Digest>,
     },
     /// A heartbeat, after `step` committed steps; `waiting`: the worker waits for the
-    /// others in its ring.
+    /// others in its ring; `speed`: its own, in samples a second.
     Beat {
         worker: WorkerId,
         step: u64,
         waiting: bool,
+        speed: Option<f64>,
     },
     /// The worker of this name is no longer let in, whatever state it holds.
     Revoked {
@@ -148,12 +151,14 @@ pub enum Output {
     Store {
         worker: WorkerId,
     },
-    /// Send each member its generation.
+    /// Send each member its generation. `speeds`, by rank: those by which the shards
+    /// were given away.
     Start {
         members: Vec<WorkerId>,
         generation: Generation,
         /// What is exchanged of dense layers; none if the config has no factors exchanged.
         dense: Option<Dense>,
+        speeds: Vec<Option<f64>>,
     },
     /// A member is lost, after it was silent for `silent`.
     Lost {
@@ -166,6 +171,13 @@ pub enum Output {
         members: Vec<WorkerId>,
         generation: u64,
         reason: String,
+    },
+    /// The ring is about to be formed anew because other shares of the shards shorten the
+    /// predicted step by the share `gain`.
+    Balance {
+        from: Ownership,
+        to: Ownership,
+        gain: f64,
     },
     /// Tell these members to leave the ring after the step in flight.
     Yield {
@@ -209,6 +221,11 @@ pub struct Rules {
     pub min_workers: u32,
     /// V: more workers than shards would have nothing to do.
     pub shards: u32,
+    /// What decides who owns how many of them.
+    pub balance: Balance,
+    pub steps_per_epoch: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
     pub timeout: Duration,
     /// How long all others may wait for a member.
     pub stall: Duration,

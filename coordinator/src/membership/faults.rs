@@ -4,7 +4,7 @@ use super::super::listening::Listening;
 use super::*;
 
 pub(super) fn beat(m: &mut Membership, at: Instant, worker: WorkerId, step: u64) -> Vec<Output> {
-    m.handle(at, Input::Beat { worker, step, waiting: false })
+    m.handle(at, Input::Beat { worker, step, waiting: false, speed: None })
 }
 
 pub(super) fn lost(outputs: &[Output]) -> Vec<&str> {
@@ -265,8 +265,8 @@ fn a_newcomer_that_makes_no_step_is_given_up_soon() {
     let mut outputs = Vec::new();
     while lost(&outputs).is_empty() {
         at += Duration::from_millis(100);
-        (0..2).for_each(|worker| _ = m.handle(at, Input::Beat { worker, step: 20, waiting: true }));
-        outputs.extend(m.handle(at, Input::Beat { worker: 7, step: 20, waiting: false }));
+        (0..2).for_each(|worker| _ = m.handle(at, Input::Beat { worker, step: 20, waiting: true, speed: None }));
+        outputs.extend(m.handle(at, Input::Beat { worker: 7, step: 20, waiting: false, speed: None }));
         outputs.extend(m.handle(at, Input::Tick));
         assert!(at < now + 3 * SECOND, "{outputs:?}");
     }

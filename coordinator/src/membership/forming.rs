@@ -217,6 +217,7 @@ impl Membership {
         let form_within = self.form_within(&chosen, &holders, state);
         let members: Vec<WorkerId> = chosen.into_iter().map(|(id, _)| id).collect();
         let dense = self.dense_of(&members);
+        let (speeds, ownership) = self.share_out(&members);
         let joins_a_ring = self.begun;
         self.generation += 1;
         self.begun = true;
@@ -224,6 +225,7 @@ impl Membership {
             number: self.generation,
             rank: 0,
             members: members.iter().filter_map(|id| self.workers.get(id)).map(Worker::as_member).collect(),
+            shards: ownership.counts().to_vec(),
             first_step,
             state,
             holders,
@@ -249,8 +251,9 @@ impl Membership {
         self.reported_fatal.clear();
         self.lineage.begin(self.generation, first_step, &generation.members);
         self.pace.starts(first_step, at);
+        self.balancing.starts(ownership, first_step, at, &self.rules);
         self.state = State::Running { members: members.clone(), reports: BTreeMap::new(), yielding: false };
-        let mut outputs = vec![Output::Start { members: members.clone(), generation, dense }];
+        let mut outputs = vec![Output::Start { members: members.clone(), generation, speeds, dense }];
         if self.stopping {
             outputs.push(Output::Stop { members });
         }

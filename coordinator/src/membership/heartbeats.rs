@@ -28,11 +28,14 @@ impl Membership {
         }
     }
 
-    pub(super) fn beat(&mut self, worker: WorkerId, step: u64, waiting: bool) -> Vec<Output> {
+    pub(super) fn beat(&mut self, worker: WorkerId, step: u64, waiting: bool, speed: Option<f64>) -> Vec<Output> {
         let at = self.listening.now();
         let Some(w) = self.workers.get_mut(&worker) else { return Vec::new() };
         let still = w.waiting.filter(|(after, _)| *after == step);
         w.waiting = waiting.then(|| still.unwrap_or((step, at)));
+        if let Some(speed) = speed {
+            self.balancing.hear(&w.name, speed);
+        }
         if w.phase != Phase::Member || step <= w.step {
             return Vec::new();
         }
@@ -45,6 +48,7 @@ impl Membership {
             w.fresh &= at.saturating_sub(w.since) <= PROBATION;
         }
         self.pace.stepped(self.newest, at);
+        self.weigh();
         Vec::new()
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use common::plan::Ownership;
 use common::run_dir::LastGeneration;
 use common::wire::messages::Member;
 
@@ -18,11 +19,11 @@ use super::state::{Membership, Phase, State, Worker};
 
 impl Membership {
     /// The membership of a run that has a journal, from which `last` and `lineage` were read.
-    /// Generation `rules.last_generation` of `members` may still be training. Its
-    /// members count as alive, with ids from 1 on, until they have had time to come
-    /// back.
+    /// Generation `rules.last_generation` of `members`, who own the shards that `last` says,
+    /// may still be training. Its members count as alive, with ids from 1 on, until they
+    /// have had time to come back.
     pub fn returning(rules: Rules, last: &LastGeneration, members: &[Member], lineage: Lineage, now: Instant) -> Self {
-        let newest = rules.recorded.max(rules.first_step);
+        let (newest, shards) = (rules.recorded.max(rules.first_step), &last.shards);
         let mut membership = Self { lineage, newest, decided: decided(&rules, last), ..Self::new(rules, now) };
         for (id, member) in (1..).zip(members) {
             let worker = Worker {
@@ -34,6 +35,10 @@ impl Membership {
         }
         if !members.is_empty() {
             membership.begun = true;
+            // A damaged journal may not say it: then the shares are judged as if equal.
+            let equal = |_| Ownership::equal(members.len() as u32, rules.shards);
+            let ownership = Ownership::recorded(shards, members.len(), rules.shards).unwrap_or_else(equal);
+            membership.balancing.starts(ownership, membership.newest, membership.listening.now(), &rules);
             let members = membership.workers.keys().copied().collect();
             membership.state = State::Running { members, reports: BTreeMap::new(), yielding: false };
         }

@@ -13,12 +13,14 @@
 //! | `staging`, `paths` | which newcomers a ring yields for |
 //! | `listening`, `losing` | which workers are given up, and when |
 //! | `heartbeats`, `pace` | which step the members have reached, and how long a step takes |
+//! | `balance` | how many shards each rank owns, and when a ring is formed anew for it |
 //! | `lineage` | which states belong to the run |
 //! | `forming`, `back_off` | the next generation |
 //! | `dense` | whether its members exchange factors of dense layers |
 //! | `state`, `events` | (the shared state, the inputs and the outputs) |
 
 mod back_off;
+mod balance;
 mod dense;
 mod events;
 mod forming;
@@ -78,7 +80,7 @@ impl Membership {
                 outputs
             }
             Input::Alive { .. } => Vec::new(),
-            Input::Beat { worker, step, waiting } => self.beat(worker, step, waiting),
+            Input::Beat { worker, step, waiting, speed } => self.beat(worker, step, waiting, speed),
             Input::Probed { worker, peer, problem, millis } => self.probed(worker, &peer, problem, millis),
             Input::Missed { worker, generation, peer, donor, reason } => self.missed(worker, generation, &peer, donor, &reason),
             Input::Finished { worker, report } => self.finish(worker, report),
@@ -217,8 +219,11 @@ impl Membership {
                 // With a single shard no other worker can be in the ring beside the
                 // one that leaves.
                 let heirs = self.rules.shards > 1 && staying().any(|w| w.phase == Phase::Member || self.is_admissible(w));
-                let changes = joins || (leaves && heirs);
+                // Whoever joins or leaves has the shards given away anew in any case.
+                let moves = if joins || leaves || *yielding { None } else { self.moves_shards() };
+                let changes = joins || (leaves && heirs) || moves.is_some();
                 if changes && !yielding && !self.stopping && reports.is_empty() {
+                    outputs.extend(moves);
                     outputs.push(Output::Yield { members: members.clone(), generation: self.generation });
                     if let State::Running { yielding, .. } = &mut self.state {
                         *yielding = true;

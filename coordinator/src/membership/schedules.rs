@@ -9,7 +9,7 @@ use super::world::World;
 use super::*;
 
 /// Does one random thing to the world.
-fn disturb(world: &mut World, rng: &mut ChaCha8Rng) {
+pub(super) fn disturb(world: &mut World, rng: &mut ChaCha8Rng) {
     let n = world.workers.len() as u32;
     let at = if n > 0 { seed::below(rng, n) as usize } else { 0 };
     match seed::below(rng, 26) {

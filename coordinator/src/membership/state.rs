@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::digest::Digest;
+use common::plan::Ownership;
 use common::run_dir::Dense;
 use common::wire::messages::{Finished, Member};
 
 use super::back_off::EmptyGenerations;
+use super::balance::Balancing;
 use super::events::{Rules, WorkerId};
 use super::lineage::Lineage;
 use super::listening::{At, Listening};
@@ -133,6 +135,7 @@ pub struct Membership {
     pub(super) paths: Paths,
     pub(super) empty_generations: EmptyGenerations,
     pub(super) pace: Pace,
+    pub(super) balancing: Balancing,
     pub(super) stopping: bool,
     /// What is exchanged of dense layers in all generations of a reproducible run, once the
     /// first has decided it.
@@ -167,6 +170,7 @@ impl Membership {
             paths: Paths::default(),
             empty_generations: EmptyGenerations::default(),
             pace: Pace::default(),
+            balancing: Balancing::new(Ownership::equal(1, rules.shards)),
             stopping: false,
             decided: None,
             reported_fatal: BTreeSet::new(),

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use common::config::Balance;
 use common::digest::Digest;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,6 +18,9 @@ pub(super) fn rules(min_workers: u32, shards: u32) -> Rules {
         start_workers: min_workers,
         min_workers,
         shards,
+        balance: Balance::Speed,
+        steps_per_epoch: 50,
+        steps: 1_000_000,
         timeout: seconds(1),
         stall: seconds(300),
         rejoin: seconds(60),
@@ -333,6 +337,8 @@ mod faults;
 mod lies;
 #[path = "schedules.rs"]
 mod schedules;
+#[path = "shares.rs"]
+mod shares;
 #[path = "world.rs"]
 mod world;
 
@@ -375,7 +381,7 @@ fn beats(m: &mut Membership, now: Instant, seconds: u64, step: u64, waiting: [bo
     let at = now + Duration::from_secs(seconds);
     let before = seconds.checked_sub(1).map(|before| now + Duration::from_secs(before));
     let mut outputs = before.map_or_else(Vec::new, |before| pass(m, before, at, &[0, 1, 2]));
-    (0..).zip(waiting).for_each(|(worker, waiting)| _ = m.handle(at, Input::Beat { worker, step, waiting }));
+    (0..).zip(waiting).for_each(|(worker, waiting)| _ = m.handle(at, Input::Beat { worker, step, waiting, speed: None }));
     outputs.extend(m.handle(at, Input::Tick));
     outputs
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use common::plan::Ownership;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
@@ -56,6 +57,7 @@ pub(super) enum Message {
 pub(super) struct Ring {
     names: Vec<u64>,
     first_step: u64,
+    shards: Vec<u32>,
     bits: u64,
     /// Ranks that are not told to get the state.
     holders: Vec<u32>,
@@ -66,8 +68,14 @@ pub(super) struct World {
     pub(super) now: Instant,
     pub(super) workers: Vec<Simulated>,
     next_id: WorkerId,
-    shards: u32,
+    pub(super) shards: u32,
     min_workers: u32,
+    /// The workers' own speeds, by their names.
+    pub(super) speed_of: fn(u64) -> f64,
+    /// The names of those that compute at half their speed.
+    pub(super) slowed: BTreeSet<u64>,
+    /// The epochs at whose end a ring was formed anew for its shares.
+    pub(super) balanced: BTreeSet<u64>,
     pub(super) rings: BTreeMap<u64, Ring>,
     /// The bits of the run after each step.
     truth: BTreeMap<u64, u64>,
@@ -85,6 +93,10 @@ impl World {
     pub(super) fn new(rng: &mut ChaCha8Rng) -> Self {
         let min_workers = 1 + seed::below(rng, 3);
         let shards = min_workers + seed::below(rng, 3);
+        Self::of(min_workers, shards)
+    }
+
+    pub(super) fn of(min_workers: u32, shards: u32) -> Self {
         let (rules, now) = (rules(min_workers, shards), Instant::now());
         Self {
             m: Membership::new(rules, now),
@@ -94,6 +106,9 @@ impl World {
             next_id: 10,
             shards,
             min_workers,
+            speed_of: |name| 100.0 * (1 + name % 4) as f64,
+            slowed: BTreeSet::new(),
+            balanced: BTreeSet::new(),
             rings: BTreeMap::new(),
             truth: BTreeMap::from([(0, 0)]),
             cut: BTreeSet::new(),
@@ -145,7 +160,15 @@ impl World {
         let least = if outputs.iter().any(|o| matches!(o, Output::Stop { .. })) { 1 } else { self.min_workers };
         for output in outputs {
             match output {
-                Output::Start { members, generation, .. } => self.check_start(&members, &generation, least),
+                Output::Start { members, generation, speeds, .. } => {
+                    assert_eq!(speeds.len(), members.len());
+                    self.check_start(&members, &generation, least);
+                }
+                Output::Balance { from, to, gain } => {
+                    assert!(from != to && gain >= 0.1, "{from:?} is no better than {to:?}");
+                    let epoch = self.m.newest / self.rules.steps_per_epoch;
+                    assert!(self.balanced.insert(epoch), "the shards of epoch {epoch} moved twice");
+                }
                 Output::End { members, generation, .. } => self.send(&members, &Message::End(generation)),
                 Output::Yield { members, generation } => self.send(&members, &Message::Yield(generation)),
                 Output::Goodbye { worker } => self.send(&[worker], &Message::Goodbye),
@@ -204,7 +227,8 @@ impl World {
         let lineage = Lineage::of(journal.iter().map(|(number, step, members)| (*number, *step, members.as_slice())));
         let stored = self.m.stored;
         let rules = Rules { last_generation: self.newest(), first_step: stored, recorded: stored, ..self.rules };
-        self.m = Membership::returning(rules, &LastGeneration::default(), &members, lineage, self.now);
+        let last = LastGeneration { shards: self.owned().to_vec(), ..LastGeneration::default() };
+        self.m = Membership::returning(rules, &last, &members, lineage, self.now);
         for at in 0..self.workers.len() {
             if self.workers[at].alive {
                 self.reconnect(at);
@@ -224,6 +248,11 @@ impl World {
         assert_eq!(distinct.len(), members.len());
         assert_eq!(generation.members.len(), members.len());
         assert!((least..=self.shards).contains(&(members.len() as u32)));
+        // Every shard has one owner, and every rank a shard.
+        let owned = Ownership::of(&generation.shards, members.len(), self.shards).unwrap();
+        let one_speed = members.iter().filter_map(|id| self.behind(*id)).all(|w| (self.speed_of)(w.name) == (self.speed_of)(0));
+        let equal = Ownership::equal(members.len() as u32, self.shards);
+        assert!(owned == equal || !one_speed || !self.slowed.is_empty(), "{owned:?} by equal speeds");
         // Never two current generations: no worker that the coordinator still counts
         // trains in another one.
         assert!(generation.number > self.newest());
@@ -244,7 +273,8 @@ impl World {
         }
         assert!(!generation.holders.is_empty() || generation.state == StateSource::Checkpoint);
         let names = all.iter().map(|w| w.name).collect();
-        let ring = Ring { names, first_step: generation.first_step, bits: bits.unwrap(), holders: generation.holders.clone() };
+        let (first_step, holders, shards) = (generation.first_step, generation.holders.clone(), generation.shards.clone());
+        let ring = Ring { names, first_step, shards, bits: bits.unwrap(), holders };
         self.truth.split_off(&(generation.first_step + 1));
         self.rings.insert(generation.number, ring);
         self.send(members, &Message::Generation(generation.number));
@@ -329,8 +359,50 @@ impl World {
                 }
             }
         }
+        self.beats(at, rng);
+    }
+
+    /// The worker sends a heartbeat. Speeds are measured to within some percent.
+    fn beats(&mut self, at: usize, rng: &mut ChaCha8Rng) {
+        let name = self.workers[at].name;
+        let speed = (self.speed_of)(name) * if self.slowed.contains(&name) { 0.5 } else { 1.0 };
+        let measured = speed * (1.0 + 0.001 * f64::from(seed::below(rng, 40)));
         let w = &mut self.workers[at];
-        w.outbox.push_back(Input::Beat { worker: w.id, step: w.state.step, waiting: false });
+        w.outbox.push_back(Input::Beat { worker: w.id, step: w.state.step, waiting: false, speed: Some(measured) });
+    }
+
+    /// The ring trains for so many steps, with heartbeats, while messages arrive.
+    pub(super) fn train(&mut self, steps: u64, rng: &mut ChaCha8Rng) {
+        for _ in 0..steps {
+            if self.over {
+                return;
+            }
+            for at in 0..self.workers.len() {
+                let w = &self.workers[at];
+                if !w.alive || w.frozen.is_some_and(|until| until > self.now) {
+                    continue;
+                }
+                for _ in 0..8 {
+                    if !self.workers[at].inbox.is_empty() {
+                        self.act(at, rng);
+                    }
+                }
+                if let Some(number) = self.workers[at].training {
+                    self.step(at, number);
+                }
+                self.beats(at, rng);
+                while let Some(input) = self.workers[at].outbox.pop_front() {
+                    self.hear(input);
+                }
+            }
+            self.now += Duration::from_millis(60);
+            self.hear(Input::Tick);
+        }
+    }
+
+    /// How many shards each member of the newest ring owns.
+    pub(super) fn owned(&self) -> &[u32] {
+        self.rings.last_key_value().map_or(&[], |(_, ring)| &ring.shards)
     }
 
     fn step(&mut self, at: usize, number: u64) {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::config::{Balance, Config, name_of};
 use common::metrics::Recovery;
-use common::plan::owned_shards;
+use common::plan::Ownership;
 use common::recorder::Recorder;
 use common::run_dir::{Dense, Event};
 use common::status::MemberStatus;
@@ -28,8 +29,7 @@ pub(super) struct Effects {
     /// The newest generation.
     current: u64,
     admissions: Arc<Admissions>,
-    /// V: the shards of the run.
-    shards: u32,
+    balance: Balance,
 }
 
 /// A worker with an open control connection.
@@ -49,9 +49,10 @@ impl Effects {
         news: mpsc::Sender<(Instant, News)>,
         current: u64,
         admissions: Arc<Admissions>,
-        shards: u32,
+        config: &Config,
     ) -> Self {
-        Self { record, news, workers: BTreeMap::new(), recovery: Recovering::default(), current, admissions, shards }
+        let balance = config.cluster.balance;
+        Self { record, news, workers: BTreeMap::new(), recovery: Recovering::default(), current, admissions, balance }
     }
 
     /// Adds a worker with an open control connection.
@@ -102,12 +103,12 @@ impl Effects {
         if let Input::Left { worker, .. } | Input::Disconnected { worker } = input {
             self.workers.remove(worker);
         }
-        if let Input::Beat { worker, step, .. } = input
+        if let Input::Beat { worker, step, speed, .. } = input
             && let Some(Connected { name, .. }) = self.workers.get(worker)
         {
             self.record.status().send_if_modified(|status| {
-                let member = status.members.iter_mut().find(|m| m.name == *name && m.step != *step);
-                member.map(|m| m.step = *step).is_some()
+                let member = status.members.iter_mut().find(|m| m.name == *name && (m.step, m.speed) != (*step, *speed));
+                member.map(|m| (m.step, m.speed) = (*step, *speed)).is_some()
             });
         }
     }
@@ -175,6 +176,9 @@ impl Effects {
                 self.recovery.lost(at, silent);
             }
             Output::End { members, generation, reason } => self.send_all(&members, &ToWorker::End { generation, reason }),
+            Output::Balance { from, to, gain } => {
+                tracing::info!("the shards move by speed, {to} instead of {from}: steps should take {:.0} % less time", 100.0 * gain)
+            }
             Output::Yield { members, generation } => self.send_all(&members, &ToWorker::Yield { generation }),
             Output::Spare { worker } => self.send(worker, ToWorker::Spare),
             Output::Goodbye { worker } => self.send(worker, ToWorker::Goodbye),
@@ -187,7 +191,7 @@ impl Effects {
                 }
                 self.send(worker, ToWorker::Dropped { reason });
             }
-            Output::Start { members, generation, dense } => self.start(members, generation, dense),
+            Output::Start { members, generation, speeds, dense } => self.start(members, generation, &speeds, dense),
             Output::Stop { members } => self.send_all(&members, &ToWorker::Stop),
             Output::Done { reports } => return Some(Ok(reports)),
             Output::Fail { members, reason } => {
@@ -200,8 +204,10 @@ impl Effects {
 
     /// Starts a generation. Its members are told of it once it is on disk: a
     /// restarted coordinator must know every generation that any worker was in.
-    fn start(&mut self, members: Vec<WorkerId>, generation: Generation, dense: Option<Dense>) {
-        tracing::info!("generation {}: {} workers, from step {}", generation.number, members.len(), generation.first_step);
+    fn start(&mut self, members: Vec<WorkerId>, generation: Generation, speeds: &[Option<f64>], dense: Option<Dense>) {
+        let Generation { number, first_step, .. } = generation;
+        let shares = shares(&generation.shards, speeds, self.balance);
+        tracing::info!("generation {number}: {} workers, from step {first_step}; {shares}", members.len());
         if let Some(Dense::Sum(reason)) = &dense
             && members.len() > 1
         {
@@ -210,10 +216,11 @@ impl Effects {
         self.recovery.started(generation.first_step);
         self.current = generation.number;
         self.admissions.set_members(&generation.members);
-        self.show(&generation);
+        self.show(&generation, speeds);
         let (started, on_disk) = oneshot::channel();
-        let (number, first_step) = (generation.number, generation.first_step);
-        self.record.put(Entry::Generation { number, members: generation.members.clone(), first_step, dense, started });
+        let (members_by_rank, shards) = (generation.members.clone(), generation.shards.clone());
+        let speeds = speeds.to_vec();
+        self.record.put(Entry::Generation { number, members: members_by_rank, first_step, shards, speeds, dense, started });
         let news = self.news.clone();
         tokio::spawn(async move {
             if let Ok((recorded, evaluated)) = on_disk.await {
@@ -225,20 +232,22 @@ impl Effects {
     }
 
     /// Shows the members in the run's status.
-    fn show(&self, generation: &Generation) {
-        let world = generation.members.len() as u32;
-        let member = |(rank, member): (u32, &Member)| {
-            let own = owned_shards(rank, world, self.shards);
+    fn show(&self, generation: &Generation, speeds: &[Option<f64>]) {
+        let mut end = 0;
+        let member = |((member, count), speed): ((&Member, &u32), &Option<f64>)| {
+            let start = end;
+            end += count;
             let device = self.workers.values().find(|w| w.name == member.name).map(|w| w.device.clone()).unwrap_or_default();
             MemberStatus {
                 name: member.name.clone(),
                 device,
-                shards: (own.start, own.end),
+                shards: (start, end),
                 step: generation.first_step,
                 images_per_second: 0.0,
+                speed: *speed,
             }
         };
-        let members: Vec<MemberStatus> = (0..).zip(&generation.members).map(member).collect();
+        let members: Vec<MemberStatus> = generation.members.iter().zip(&generation.shards).zip(speeds).map(member).collect();
         self.record.status().send_modify(|status| (status.generation, status.members) = (generation.number, members));
     }
 
@@ -291,6 +300,20 @@ impl Effects {
     fn send_all(&mut self, workers: &[WorkerId], message: &ToWorker) {
         workers.iter().for_each(|&worker| self.send(worker, message.clone()));
     }
+}
+
+/// Who owns how many shards, and why, in words.
+fn shares(shards: &[u32], speeds: &[Option<f64>], balance: Balance) -> String {
+    let ownership = Ownership::of(shards, shards.len(), shards.iter().sum());
+    let shards = ownership.map_or_else(|problem| problem, |ownership| ownership.to_string());
+    let speed = |speed: &Option<f64>| speed.map_or_else(|| "unknown".to_owned(), |speed| format!("{speed:.1}"));
+    let why = match balance {
+        Balance::Equal => format!("cluster.balance is \"{}\"", name_of(balance)),
+        Balance::Speed if speeds.iter().all(Option::is_none) => "no speed is known yet".to_owned(),
+        // As many as are named of the shards.
+        Balance::Speed => format!("samples/s: {}", speeds.iter().take(16).map(speed).collect::<Vec<_>>().join(", ")),
+    };
+    format!("shards by rank: {shards} ({why})")
 }
 
 /// Times how long the loss of a worker holds the run up.

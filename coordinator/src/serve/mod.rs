@@ -101,7 +101,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     let mut recorder = Recorder::new(run_dir, &config, source.as_ref(), &plan, config.cluster.min_workers, quiet)?;
     let rules = Rules {
         recorded: if expected.is_empty() { first_step } else { recorder.recorded().0 },
-        ..rules(&config, source.info(), &limits, start_workers, first_step, last.number)
+        ..rules(&config, source.info(), &limits, length, start_workers, [first_step, last.number])
     };
     let mut membership = Membership::returning(rules, &last, expected, lineage(&events), Instant::now());
     let mut next_worker: WorkerId = expected.len() as u64;
@@ -128,7 +128,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     };
     let bulk = BulkService::new(&config, source, files, to_loop.clone(), Arc::clone(&admissions), limits, Arc::clone(&committed));
     let bulk = Arc::new(bulk.reporting_to(on_alive));
-    let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), config.train.shards);
+    let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), &config);
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watching = tokio::spawn(watch_tokens(Arc::clone(&admissions), to_loop.clone()));
@@ -266,13 +266,23 @@ fn hear(effects: &mut Effects, admissions: &Arc<Admissions>, lineage: &Lineage, 
 }
 
 /// The rules of the run that a config and its data imply.
-fn rules(config: &Config, info: &DatasetInfo, limits: &Limits, start_workers: u32, first_step: u64, last_generation: u64) -> Rules {
+fn rules(
+    config: &Config,
+    info: &DatasetInfo,
+    limits: &Limits,
+    length: Length,
+    start_workers: u32,
+    [first_step, last_generation]: [u64; 2],
+) -> Rules {
     let cluster = &config.cluster;
     let input = info.input(config.data.pixels.image_size);
     Rules {
         start_workers: start_workers.max(cluster.min_workers),
         min_workers: cluster.min_workers,
         shards: config.train.shards,
+        balance: cluster.balance,
+        steps_per_epoch: length.steps_per_epoch,
+        steps: length.steps,
         timeout: Duration::from_millis(cluster.timeout_ms),
         stall: Duration::from_millis(cluster.stall_ms),
         rejoin: Duration::from_millis(cluster.rejoin_ms),

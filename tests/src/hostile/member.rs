@@ -8,7 +8,6 @@ use std::time::Duration;
 use common::config::Config;
 use common::dataset::DatasetInfo;
 use common::net::Alpn;
-use common::plan::owned_shards;
 use common::ring::{ExchangePlan, Ring, RingPeer, RingSpec};
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, Generation, MAX_CONTROL, MAX_REQUEST, ToCoordinator, ToWorker};
 use common::wire::{read_message, write_message};
@@ -128,7 +127,7 @@ async fn stay(hostile: &Arc<HostilePeer>, behaviour: Behaviour, counts: &Counts,
                 Some(_) => continue,
             },
             // It pretends to compute: it does not report that it waits for others.
-            _ = beat.tick() => ToCoordinator::Heartbeat { step: behaviour.claim, waiting: false },
+            _ = beat.tick() => ToCoordinator::Heartbeat { step: behaviour.claim, waiting: false, speed: None },
         };
         if write_message(&mut send, &say).await.is_err() {
             return false;
@@ -147,7 +146,7 @@ async fn sit(hostile: Arc<HostilePeer>, spec: RingSpec) {
 fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpec {
     let world = generation.members.len() as u32;
     let per_shard = (config.train.global_batch / config.train.shards) as usize;
-    let rows: Vec<usize> = (0..world).map(|rank| owned_shards(rank, world, config.train.shards).len() * per_shard).collect();
+    let rows: Vec<usize> = generation.shards.iter().map(|&shards| shards as usize * per_shard).collect();
     let factors = generation.products.is_some() && (world > 1 || config.train.reproducible);
     let plan = ExchangePlan::new(config, info.input(config.data.pixels.image_size), &rows, factors);
     let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };

@@ -49,6 +49,7 @@ fn pure_files_stay_pure() {
         "common/src/ring/encoding.rs",
         "coordinator/src/membership/mod.rs",
         "coordinator/src/membership/back_off.rs",
+        "coordinator/src/membership/balance.rs",
         "coordinator/src/membership/events.rs",
         "coordinator/src/membership/forming.rs",
         "coordinator/src/membership/heartbeats.rs",

@@ -16,7 +16,7 @@ use common::wire::{PROTOCOL, WireError, read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster::link::{self, CurrentRing, Order};
+use crate::cluster::link::{self, CurrentRing, KnownSpeed, Order};
 use crate::cluster::probe;
 use crate::cluster::replay_log::Outbox;
 
@@ -103,6 +103,7 @@ pub struct Session {
     pub stop: Arc<AtomicBool>,
     pub pause: Arc<AtomicU64>,
     pub step: Arc<AtomicU64>,
+    pub speed: KnownSpeed,
     pub heartbeat: Duration,
     /// How long this worker tries to reconnect to a coordinator that is out of reach.
     pub orphaned_after: Duration,
@@ -167,7 +168,8 @@ impl Session {
                 problem = connected.bulk.closed() => return SessionEnd::OutOfReach(anyhow!("its bulk connection ended: {problem}")),
                 _ = beat.tick() => {
                     self.forget_probes(Instant::now());
-                    ToCoordinator::Heartbeat { step: self.step.load(Ordering::Relaxed), waiting: link::waits(&self.ring) }
+                    let (step, waiting) = (self.step.load(Ordering::Relaxed), link::waits(&self.ring));
+                    ToCoordinator::Heartbeat { step, waiting, speed: self.speed.get() }
                 }
                 Ok(()) = self.shutdown.changed() => {
                     if *self.shutdown.borrow() {

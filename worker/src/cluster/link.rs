@@ -2,7 +2,7 @@
 //! async side.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
@@ -31,6 +31,21 @@ pub enum Order {
 /// The generation whose ring this worker is in, with the means to leave it.
 pub type CurrentRing = Arc<Mutex<Option<(u64, RingAborter)>>>;
 
+/// This worker's own speed in samples a second, for heartbeats.
+#[derive(Debug, Clone, Default)]
+pub struct KnownSpeed(Arc<AtomicU64>);
+
+impl KnownSpeed {
+    pub fn set(&self, samples_per_second: f64) {
+        self.0.store(samples_per_second.to_bits(), Ordering::Relaxed);
+    }
+
+    /// `None` before it is known.
+    pub fn get(&self) -> Option<f64> {
+        Some(f64::from_bits(self.0.load(Ordering::Relaxed))).filter(|speed| *speed > 0.0)
+    }
+}
+
 /// The training thread's side of the link.
 pub struct Link {
     pub runtime: tokio::runtime::Handle,
@@ -45,6 +60,7 @@ pub struct Link {
     pub ring: CurrentRing,
     /// Steps committed so far, for heartbeats.
     pub step: Arc<AtomicU64>,
+    pub speed: KnownSpeed,
     pub ring_endpoint: Arc<Endpoint>,
     pub bulk: Bulk,
     pub donor: Donor,

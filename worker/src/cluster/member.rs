@@ -13,6 +13,7 @@ use common::config::Config;
 use common::dataset::{self, DatasetInfo, SampleSource};
 use common::dense::Factored;
 use common::digest::Digest;
+use common::plan::Ownership;
 use common::ring::{ExchangePlan, Ring, RingError, RingPeer, RingSpec};
 use common::run_dir::peak_rss_bytes;
 use common::timing::reach_timeout;
@@ -154,8 +155,9 @@ fn take_part(
     report: &mut ClusterRecord<'_>,
     generation: Generation,
 ) -> Result<TrainingEnd> {
-    let job =
-        Job::new(member.config.clone(), member.info.clone(), generation.rank, generation.members.len() as u32).map_err(|e| anyhow!(e))?;
+    let ownership = Ownership::of(&generation.shards, generation.members.len(), member.config.train.shards)
+        .map_err(|problem| anyhow!("the coordinator's generation {} {problem}", generation.number))?;
+    let job = Job::new(member.config.clone(), member.info.clone(), generation.rank, ownership).map_err(|e| anyhow!(e))?;
     if generation.products.is_some() && generation.products != standing.products {
         bail!("the coordinator says that this worker makes the products {:?}, and it makes {:?}", generation.products, standing.products);
     }

@@ -1,5 +1,6 @@
 //! Where the time of a step goes.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use common::metrics::StepMetrics;
@@ -62,6 +63,15 @@ impl StepClock {
         elapsed
     }
 
+    /// The samples of its own that this rank computed in a second of this step; `None` if
+    /// it had none. Time in which it waited for other ranks does not count, nor does the
+    /// update: it takes as long for any number of samples, so no other share of the
+    /// samples would change it. Waiting for data counts: a worker that reads slowly is slow.
+    pub fn own_speed(&self, samples: usize) -> Option<f64> {
+        let own_ms = self.data_wait_ms + self.compute_ms;
+        (samples > 0 && own_ms > 0.0).then(|| samples as f64 / own_ms * 1e3)
+    }
+
     /// The step's line in metrics.jsonl. `all` are the sums over all ranks.
     pub fn metrics(&self, epoch: u64, all: StepTotals, lr: f64, grad_norm: f64) -> StepMetrics {
         let step_ms = self.last.duration_since(self.started).as_secs_f64() * 1e3;
@@ -83,5 +93,54 @@ impl StepClock {
             update_ms: self.update_ms,
             images_per_second: all.count as f64 / step_ms.max(1e-9) * 1e3,
         }
+    }
+}
+
+/// The steps over which a rank's own speed is taken.
+const RECENT: usize = 20;
+
+/// A rank's own speed: the median over its last steps, which a few that were disturbed do
+/// not change.
+#[derive(Debug, Default)]
+pub struct OwnSpeed {
+    recent: VecDeque<f64>,
+}
+
+impl OwnSpeed {
+    /// Adds the speed of one step. Returns the median of the last 20; `None` while there
+    /// are fewer, since the first steps of a process are slow.
+    pub fn add(&mut self, speed: f64) -> Option<f64> {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(speed);
+        let mut sorted: Vec<f64> = self.recent.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        (sorted.len() == RECENT).then(|| (sorted[RECENT / 2 - 1] + sorted[RECENT / 2]) / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock(data_wait_ms: f64, compute_ms: f64) -> StepClock {
+        StepClock { data_wait_ms, compute_ms, all_reduce_exposed_ms: 1e6, update_ms: 1e6, ..StepClock::start(0) }
+    }
+
+    #[test]
+    fn a_rank_is_as_fast_as_it_computes_whatever_it_waits_for() {
+        assert_eq!(clock(10.0, 40.0).own_speed(32), Some(640.0));
+        assert_eq!((clock(10.0, 40.0).own_speed(0), clock(0.0, 0.0).own_speed(32)), (None, None));
+    }
+
+    #[test]
+    fn a_few_disturbed_steps_do_not_change_the_speed() {
+        let mut speed = OwnSpeed::default();
+        assert!((1..RECENT).all(|_| speed.add(100.0).is_none()), "too few steps say nothing");
+        assert!((0..9).all(|_| speed.add(1.0) == Some(100.0)));
+        // Ten more change it for good, and the old steps are forgotten.
+        let last = (0..50).filter_map(|_| speed.add(40.0)).last();
+        assert_eq!((last, speed.recent.len()), (Some(40.0), RECENT));
     }
 }

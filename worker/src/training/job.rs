@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::config::{Config, MicroBatch};
 use common::dataset::{DatasetInfo, SampleSource};
-use common::plan::{Plan, evaluation_range, owned_shards};
+use common::plan::{Ownership, Plan, evaluation_range};
 use common::recorder::{Length, plan};
 use common::ring::ExchangePlan;
 
@@ -26,17 +26,21 @@ pub struct Job {
     pub length: Length,
     pub rank: u32,
     pub world: u32,
+    /// Which shards each rank owns.
+    pub ownership: Ownership,
 }
 
 impl Job {
-    /// Errors when the dataset is too small for the config.
-    pub fn new(config: Config, info: DatasetInfo, rank: u32, world: u32) -> Result<Self, String> {
+    /// Errors when the dataset is too small for the config, or when the run has no such
+    /// rank or not so many shards.
+    pub fn new(config: Config, info: DatasetInfo, rank: u32, ownership: Ownership) -> Result<Self, String> {
         let plan = plan(&config, &info)?;
-        if rank >= world || world > config.train.shards {
-            return Err(format!("rank {rank} of {world} workers is none in a run of {} shards", config.train.shards));
+        let (world, owned) = (ownership.world(), ownership.shards());
+        if rank >= world || owned != config.train.shards {
+            return Err(format!("rank {rank} of {world} workers that own {owned} shards is none in a run of {}", config.train.shards));
         }
         let length = Length::of(&config, &plan);
-        Ok(Self { config, info, plan, length, rank, world })
+        Ok(Self { config, info, plan, length, rank, world, ownership })
     }
 
     /// The shape of the model's input.
@@ -52,8 +56,7 @@ impl Job {
     /// As many decoding threads as compute threads keep up with the model: more would only
     /// take cores from it.
     pub fn loader_options(&self) -> LoaderOptions {
-        let samples = self.config.train.global_batch.div_ceil(self.world) as usize;
-        let bytes = samples * Self::input(&self.config, &self.info).values();
+        let bytes = self.largest_batch() * Self::input(&self.config, &self.info).values();
         LoaderOptions::new(Self::threads(&self.config), PREFETCH_STEPS, bytes)
     }
 
@@ -64,7 +67,7 @@ impl Job {
 
     /// The shards this rank owns.
     pub fn shards(&self) -> Range<u32> {
-        owned_shards(self.rank, self.world, self.plan.shards())
+        self.ownership.range(self.rank)
     }
 
     /// What this rank exchanges with the others. With `factors`, the gradients of dense
@@ -79,7 +82,7 @@ impl Job {
     /// its shards have samples in a full step.
     pub fn rows_by_rank(&self) -> Vec<usize> {
         let per_shard = self.plan.per_shard() as usize;
-        (0..self.world).map(|rank| owned_shards(rank, self.world, self.plan.shards()).len() * per_shard).collect()
+        self.ownership.counts().iter().map(|&shards| shards as usize * per_shard).collect()
     }
 
     /// The row of the global batch that each sample of this rank's batch has: shard v has the
@@ -90,7 +93,8 @@ impl Job {
         shards.iter().flat_map(|(shard, places)| (0..places.len()).map(move |n| *shard as usize * per_shard + n)).collect()
     }
 
-    /// The validation samples this rank evaluates.
+    /// The validation samples this rank evaluates: equally many on every rank, however
+    /// the shards are owned.
     pub fn evaluation(&self) -> Range<u32> {
         evaluation_range(self.rank, self.world, self.info.val)
     }
@@ -151,7 +155,22 @@ mod tests {
         let overrides: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let config = Config::parse(text, "test", &overrides).unwrap();
         let source = dataset::open(&config.data, 1, &|_| {}).unwrap();
-        Job::new(config, source.info().clone(), 0, 1).unwrap()
+        let ownership = Ownership::equal(1, config.train.shards);
+        Job::new(config, source.info().clone(), 0, ownership).unwrap()
+    }
+
+    #[test]
+    fn a_rank_works_on_the_shards_that_it_owns() {
+        let job = job(&[]);
+        let part = |rank, counts: &[u32]| {
+            let ownership = Ownership::of(counts, counts.len(), counts.iter().sum()).unwrap();
+            Job::new(job.config.clone(), job.info.clone(), rank, ownership)
+        };
+        let second = part(1, &[1, 2]).unwrap();
+        // A shard gives 8 samples to a step.
+        assert_eq!((second.world, second.shards(), second.largest_batch()), (2, 1..3, 16));
+        assert!(part(2, &[1, 2]).unwrap_err().contains("rank 2 of 2 workers"));
+        assert!(part(0, &[1, 3]).unwrap_err().contains("own 4 shards"));
     }
 
     #[test]

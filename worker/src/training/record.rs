@@ -26,6 +26,8 @@ pub struct Snapshot {
 pub trait Record {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()>;
+    /// The samples of its own that this rank computed in a second of a committed step.
+    fn own_speed(&mut self, _samples_per_second: f64) {}
     /// The samples of this rank that went into a committed step.
     fn trained(&mut self, step: u64, batch: &Batch) -> Result<()>;
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()>;

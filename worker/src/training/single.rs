@@ -11,6 +11,7 @@ use common::config::Config;
 use common::dataset::SampleSource;
 use common::dense::Factored;
 use common::metrics::{Evaluation, StepMetrics};
+use common::plan::Ownership;
 use common::recorder::Recorder;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Dense, Event, LastGeneration, RunDir, RunDirError, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
@@ -45,7 +46,8 @@ pub struct Outcome {
 /// Trains to the end, or until it is stopped.
 pub fn run(run: SingleRun) -> Result<Outcome> {
     let SingleRun { config, source, mut run_dir, devices, quiet, stop } = run;
-    let job = Job::new(config, source.info().clone(), 0, 1).map_err(|e| anyhow!(e))?;
+    let ownership = Ownership::equal(1, config.train.shards);
+    let job = Job::new(config, source.info().clone(), 0, ownership).map_err(|e| anyhow!(e))?;
     devices.prepare(&job.config.train)?;
     let input = Job::input(&job.config, &job.info);
     let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, devices)?;
@@ -67,7 +69,7 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
     let mut exchange = Exchange::new(None, plan, 0, Summation::of(&job.config.train, None));
     let mut recorder = Recorder::new(run_dir, &job.config, source.as_ref(), &job.plan, 1, quiet)?;
     recorder.event(&Event::RunStarted { name: job.config.name.clone(), step: first });
-    recorder.generation(generation, &[], first, dense);
+    recorder.generation(generation, &[], first, job.ownership.counts(), &[], dense);
     let evaluated = recorder.recorded().1;
     let mut record = LocalRecord {
         recorder,

@@ -11,6 +11,7 @@ use common::dense::Factored;
 use common::digest::Digest;
 use common::metrics::{Evaluation, StepMetrics};
 use common::net::{Authority, Endpoint, Role, worker_name};
+use common::plan::Ownership;
 use common::ring::{Ring, RingPeer, RingSpec};
 
 use super::exchange::{Exchange, Summation};
@@ -101,7 +102,8 @@ fn ring(devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + 
     let config = Config::parse(CONFIG, "test", &sets).unwrap();
     let rank = |rank: usize| {
         let source = dataset::open(&config.data, config.seed, &|_| {})?;
-        let job = Job::new(config.clone(), source.info().clone(), rank as u32, devices.len() as u32).map_err(anyhow::Error::msg)?;
+        let job = Job::new(config.clone(), source.info().clone(), rank as u32, Ownership::equal(devices.len() as u32, config.train.shards))
+            .map_err(anyhow::Error::msg)?;
         let devices = Devices::parse(devices[rank], Share::WHOLE).unwrap();
         devices.prepare(&config.train)?;
         let input = Job::input(&job.config, &job.info);

@@ -144,6 +144,11 @@ pub fn train(
         clock.updated();
         exchange.committed(updated.grad_norm);
 
+        // The gradient of a rank that is alone stays in the engine, which may still compute
+        // it when the clock goes on; and there is nobody to share with.
+        if let Some(speed) = clock.own_speed(batch.ids.len()).filter(|_| !exchange.is_alone()) {
+            record.own_speed(speed);
+        }
         record.trained(step, &batch)?;
         for skipped in &batch.skipped {
             record.skipped(step, &skipped.name, &skipped.problem)?;

@@ -13,6 +13,7 @@ use crate::cluster::checkpoints::Upload;
 use crate::cluster::link::Link;
 use crate::data::Batch;
 use crate::replica::Replica;
+use crate::training::clock::OwnSpeed;
 use crate::training::record::{Record, Snapshot, snapshot};
 
 /// This worker's reports over all generations that it takes part in.
@@ -26,11 +27,12 @@ pub(super) struct ClusterRecord<'a> {
     due: bool,
     /// Gradient bytes that were sent in earlier generations.
     sent: u64,
+    speed: OwnSpeed,
 }
 
 impl<'a> ClusterRecord<'a> {
     pub(super) fn new(link: &'a Link, audit: bool) -> Self {
-        Self { link, generation: 0, rank: 0, audit, upload: None, due: false, sent: 0 }
+        Self { link, generation: 0, rank: 0, audit, upload: None, due: false, sent: 0, speed: OwnSpeed::default() }
     }
 
     /// Starts a generation, and sends the reports on earlier ones that the record lacks.
@@ -94,6 +96,13 @@ impl Record for ClusterRecord<'_> {
         }
         self.link.log.keep_evaluation(evaluation);
         Ok(())
+    }
+
+    /// Over all generations: a change of the ring does not change how fast this worker is.
+    fn own_speed(&mut self, samples_per_second: f64) {
+        if let Some(speed) = self.speed.add(samples_per_second) {
+            self.link.speed.set(speed);
+        }
     }
 
     fn trained(&mut self, step: u64, batch: &Batch) -> Result<()> {
