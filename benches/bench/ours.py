@@ -4,13 +4,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 from .environment import PROJECT, cache
 from .measure import Task
-from .process import LIMIT_S, Failed, Figures, JsonLines, figures, run, seconds_until, with_threads
+from .process import LIMIT_S, Failed, Figures, JsonLines, at_half_speed, children, figures, finish, run, seconds_until, started, with_threads
 
 # Steps that a run's summary leaves out, too.
 WARM_UP = 5
@@ -89,6 +90,33 @@ class Ours:
         """`coordinator local`, to its end."""
         argv = [self.coordinator, "local", config, "--workers", str(workers), "--devices", devices, "-q"]
         return self.training(argv, {**sets, "train.threads": threads}, threads, limit_s)
+
+    def unlike(self, config: str, sets: Mapping[str, object], setting: str) -> Task:
+        """`coordinator local` with two workers of one thread, of which one is at half its speed from the first step on.
+
+        `late_images_per_second` is that of the last third of the steps, when shards have moved that move.
+        """
+        words = ["local", config, "--workers", "2", "--devices", "cpu", "-q", *assignments({**sets, "train.threads": 1})]
+
+        def carry_out() -> Figures:
+            with scratch() as folder:
+                run_dir, argv = folder / "run", [self.coordinator, *words, "--run-dir", str(folder / "run")]
+                with started(argv, with_threads(1), PROJECT) as (process, out, err):
+                    began, lines = time.perf_counter(), JsonLines(run_dir / "metrics.jsonl")
+                    while not lines.new() and process.poll() is None and time.perf_counter() - began < LIMIT_S:
+                        time.sleep(0.01)
+                    workers = children(process.pid)
+                    if len(workers) != 2:
+                        finish(process, out, err, 1)
+                        raise Failed(f"the run has {len(workers)} workers")
+                    with at_half_speed(workers[1]):
+                        finish(process, out, err, LIMIT_S)
+                steps = [line for line in JsonLines(run_dir / "metrics.jsonl").new() if "step_ms" in line]
+                late = steps[len(steps) * 2 // 3 :]
+                rate = sum(s["samples"] for s in late) / sum(s["step_ms"] for s in late) * 1e3 if late else 0.0
+                return {**run_figures(run_dir), "late_images_per_second": rate}
+
+        return Task(key=" ".join(["coordinator", *words, "one at half speed"]), run=carry_out, setting=setting)
 
     def train(self, config: str, sets: Mapping[str, object], threads: int, device: str = "cpu") -> Task:
         """`worker train`, to its end."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import IO, Callable, Iterator, Mapping, Optional, Sequence
@@ -70,6 +71,44 @@ def end(process: subprocess.Popen) -> None:
     except (ProcessLookupError, PermissionError):
         pass
     process.wait()
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, in the order in which they were started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            # pid (name) state ppid ...
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split() if entry.name.isdigit() else []
+        except (OSError, IndexError):
+            continue
+        if len(fields) > 1 and fields[0] != "Z" and fields[1] == str(pid):
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+@contextmanager
+def at_half_speed(pid: int, slice_s: float = 0.004) -> Iterator[None]:
+    """Stops a process half of the time, in slices that are short against a step."""
+    over = threading.Event()
+
+    def slow() -> None:
+        try:
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(slice_s)
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(slice_s)
+        except ProcessLookupError:
+            pass
+
+    thread = threading.Thread(target=slow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def text_of(file: IO[str]) -> str:

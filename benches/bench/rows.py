@@ -108,6 +108,17 @@ def cluster_rows(c: Context) -> list[Row]:
     small = replace(c.ours.local(CONFIG, 4, small_run, 1), setting=setting)
     small_args = ["--size", 64, "--batch", 16, "--steps", c.pick(40, 5), "--warmup", c.pick(5, 1)]
     small_ddp = c.peers.alexnet(small_args, 1, world=4, bf16=c.bf16)
+    # Epochs of ten steps: shards move within the first hundred.
+    unlike_run = {
+        "train.max_steps": c.pick(180, 90),
+        "train.epochs": 100,
+        "train.eval_epochs": 100,
+        "train.checkpoint_steps": 1000,
+        "train.global_batch": 128,
+        "train.shards": 32,
+        "train.precision": c.precision,
+        "data.train": 1280,
+    }
     return [
         Row(
             name="ring",
@@ -149,6 +160,17 @@ def cluster_rows(c: Context) -> list[Row]:
             theirs=small_ddp,
             goal=at_least(1.2),
             group="oversubscribed",
+        ),
+        Row(
+            name="unlike",
+            work=f"AlexNet 64, global batch 128, 2 workers of 1 thread, one at half its speed, 32 shards, {c.precision}",
+            unit="images/s",
+            ours=c.ours.unlike(SMALL, unlike_run, "shards by speed"),
+            theirs=[c.ours.unlike(SMALL, {**unlike_run, "cluster.balance": "equal"}, "Ringleader, equal shards")],
+            value=key_of("late_images_per_second"),
+            goal=at_least(1.35),
+            group="unlike",
+            against_own=True,
         ),
     ]
 

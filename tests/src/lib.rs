@@ -24,7 +24,7 @@ mod process;
 pub mod record;
 pub mod scenario;
 
-pub use process::{Finished, Running, aside, cpu_seconds, gone, join_line, resident_mb, signal, until};
+pub use process::{Finished, Running, Slowed, aside, cpu_seconds, gone, join_line, resident_mb, signal, until};
 
 /// A binary of this workspace: the one built into the profile that the tests
 /// were built with.

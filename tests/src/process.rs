@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -165,6 +166,39 @@ pub fn signal(pid: i32, signal: i32) {
     // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
     let sent = unsafe { libc::kill(pid, signal) };
     assert_eq!(sent, 0, "process {pid} is not there to be signalled");
+}
+
+/// How long a slowed process runs, and then stands still: short against a step.
+const SLICE: Duration = Duration::from_millis(4);
+
+/// A process that is stopped half of the time, until this is dropped: it is half as fast.
+pub struct Slowed {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slowed {
+    pub fn by_half(pid: i32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
+            let send = |signal| unsafe { libc::kill(pid, signal) } == 0;
+            while !ends.load(Ordering::Relaxed) && send(libc::SIGSTOP) {
+                std::thread::sleep(SLICE);
+                send(libc::SIGCONT);
+                std::thread::sleep(SLICE);
+            }
+        });
+        Self { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Slowed {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 /// Whether all of these processes have ended.

@@ -2,6 +2,7 @@
 //! They are one program, so that its threads always have a test to run.
 
 // What any run of a cluster does.
+mod balance;
 mod processes;
 mod trace;
 mod worlds;
