@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::record::step_lines;
+use crate::record::{committed, step_lines};
 use crate::{LocalCluster, binary, project};
 
 /// The longest that any run of a test may take.
@@ -110,15 +110,15 @@ impl Running {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Steps in the metrics of the run.
+    /// Steps on the record of the run.
     pub fn step_count(&self) -> usize {
-        step_lines(&self.path).len()
+        committed(&self.path) as usize
     }
 
-    /// Waits until `steps` steps are in the metrics of the run.
+    /// Waits until `steps` steps are on the record of the run.
     pub fn wait_for_steps(&mut self, steps: usize) {
         let start = Instant::now();
-        while step_lines(&self.path).len() < steps {
+        while self.step_count() < steps {
             assert!(start.elapsed() < PATIENCE, "no {steps} steps within {PATIENCE:?}");
             if let Ok(Some(status)) = self.child.try_wait() {
                 let output = self.readers.drain(..).map(Reader::whole).collect::<String>();
@@ -168,26 +168,28 @@ pub fn signal(pid: i32, signal: i32) {
     assert_eq!(sent, 0, "process {pid} is not there to be signalled");
 }
 
-/// How long a slowed process runs, and then stands still: short against a step.
-const SLICE: Duration = Duration::from_millis(4);
+/// How long a slowed process runs, and how long it then stands still: short against a step.
+const RUNS: Duration = Duration::from_millis(4);
+const STANDS: Duration = Duration::from_millis(8);
 
-/// A process that is stopped half of the time, until this is dropped: it is half as fast.
+/// A process that is stopped two thirds of the time, until this is dropped: a third as fast
+/// where it has a core to itself, and slower than the others where cores are short.
 pub struct Slowed {
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Slowed {
-    pub fn by_half(pid: i32) -> Self {
+    pub fn to_a_third(pid: i32) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
         let thread = std::thread::spawn(move || {
             // SAFETY: kill(2) takes plain numbers; the process is a child of our child.
             let send = |signal| unsafe { libc::kill(pid, signal) } == 0;
             while !ends.load(Ordering::Relaxed) && send(libc::SIGSTOP) {
-                std::thread::sleep(SLICE);
+                std::thread::sleep(STANDS);
                 send(libc::SIGCONT);
-                std::thread::sleep(SLICE);
+                std::thread::sleep(RUNS);
             }
         });
         Self { over, thread: Some(thread) }

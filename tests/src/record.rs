@@ -1,5 +1,7 @@
 //! The record of a run, read while the run goes on.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -10,8 +12,26 @@ use crate::until;
 
 /// The lines of one of a run's files. A line that is being written does not count yet.
 fn lines(run: &Path, name: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join(name)).unwrap_or_default();
+    parsed(&std::fs::read_to_string(run.join(name)).unwrap_or_default())
+}
+
+fn parsed(text: &str) -> Vec<Value> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The last lines of metrics.jsonl: dozens of them, and no more to read the longer the run
+/// is.
+fn last_lines(run: &Path) -> Vec<Value> {
+    const BYTES: u64 = 32 << 10;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(run.join("metrics.jsonl"))?;
+        let from = file.metadata()?.len().saturating_sub(BYTES);
+        file.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    parsed(&String::from_utf8_lossy(&read().unwrap_or_default()))
 }
 
 /// The step lines of metrics.jsonl.
@@ -21,7 +41,7 @@ pub fn step_lines(run: &Path) -> Vec<Value> {
 
 /// How many steps are committed, according to the record.
 pub fn committed(run: &Path) -> u64 {
-    step_lines(run).iter().filter_map(|line| line["step"].as_u64()).max().map_or(0, |newest| newest + 1)
+    last_lines(run).iter().filter_map(|line| line["step"].as_u64()).max().map_or(0, |newest| newest + 1)
 }
 
 /// A ring of a run, according to its journal.

@@ -14,12 +14,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use common::config::Balance;
 use common::plan::Ownership;
 
-use super::events::{Output, Rules, WorkerId};
+use super::events::Rules;
 use super::listening::At;
-use super::state::{Membership, State, Worker};
 
 /// Shares that are not equal have to shorten the predicted step by so much: speeds that
 /// are measured on like machines differ by some percent, and mean equal shares.
@@ -130,7 +128,7 @@ impl Balancing {
     }
 
     /// Takes in that `step` steps are committed by members of these names, by rank.
-    fn stepped(&mut self, names: &[&str], step: u64, at: At, rules: &Rules) {
+    pub(super) fn stepped(&mut self, names: &[&str], step: u64, at: At, rules: &Rules) {
         let window = &self.window;
         let long = step >= window.first_step.saturating_add(WINDOW_STEPS) && at.saturating_sub(window.since) >= WINDOW;
         if long && names.iter().all(|name| window.heard.contains(*name)) {
@@ -147,8 +145,21 @@ impl Balancing {
         }
     }
 
-    fn speeds(&self, names: &[&str]) -> Vec<Option<f64>> {
+    /// Whether the ring may have to be formed anew.
+    pub(super) fn is_due(&self) -> bool {
+        self.due
+    }
+
+    /// What is known of the speeds of the workers of these names.
+    pub(super) fn speeds(&self, names: &[&str]) -> Vec<Option<f64>> {
         names.iter().map(|name| self.speeds.get(*name).copied()).collect()
+    }
+
+    /// The newest generation's ownership, the one that its ring is to be formed anew for,
+    /// and by which share that shortens the predicted step. `None` if it is to go on.
+    pub(super) fn moves(&self, names: &[&str], shards: u32) -> Option<(Ownership, Ownership, f64)> {
+        let (gain, to) = self.gain(names, shards)?;
+        (self.due && gain >= WORTH).then(|| (self.ownership.clone(), to, gain))
     }
 
     /// By which share the best ownership shortens the predicted step, and that ownership.
@@ -163,41 +174,6 @@ impl Balancing {
 /// The epoch that follows `step` committed steps.
 fn epoch(step: u64, rules: &Rules) -> u64 {
     step / rules.steps_per_epoch.max(1)
-}
-
-impl Membership {
-    /// The speeds of these workers, and who owns how many shards if they form a ring.
-    pub(super) fn share_out(&self, members: &[WorkerId]) -> (Vec<Option<f64>>, Ownership) {
-        let speeds = self.balancing.speeds(&names(&self.workers, members));
-        let ownership = match self.rules.balance {
-            Balance::Speed => by_speed(&speeds, self.rules.shards),
-            Balance::Equal => Ownership::equal(members.len() as u32, self.rules.shards),
-        };
-        (speeds, ownership)
-    }
-
-    /// Judges the ownership of the ring, now that it may have committed a step.
-    pub(super) fn weigh(&mut self) {
-        let State::Running { members, .. } = &self.state else { return };
-        if self.rules.balance == Balance::Equal || members.len() < 2 {
-            return;
-        }
-        let names = names(&self.workers, members);
-        self.balancing.stepped(&names, self.newest, self.listening.now(), &self.rules);
-    }
-
-    /// What is to be said when the ring is formed anew for its shares; `None` if it is not.
-    pub(super) fn moves_shards(&self) -> Option<Output> {
-        let State::Running { members, .. } = &self.state else { return None };
-        let names = self.balancing.due.then(|| names(&self.workers, members))?;
-        let (gain, to) = self.balancing.gain(&names, self.rules.shards).filter(|(gain, _)| *gain >= WORTH)?;
-        Some(Output::Balance { from: self.balancing.ownership.clone(), to, gain })
-    }
-}
-
-/// The names of these workers, in this order.
-fn names<'a>(workers: &'a BTreeMap<WorkerId, Worker>, members: &[WorkerId]) -> Vec<&'a str> {
-    members.iter().map(|id| workers.get(id).map_or("", |w| w.name.as_str())).collect()
 }
 
 #[cfg(test)]

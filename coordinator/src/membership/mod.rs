@@ -13,7 +13,7 @@
 //! | `staging`, `paths` | which newcomers a ring yields for |
 //! | `listening`, `losing` | which workers are given up, and when |
 //! | `heartbeats`, `pace` | which step the members have reached, and how long a step takes |
-//! | `balance` | how many shards each rank owns, and when a ring is formed anew for it |
+//! | `balance`, `sharing` | how many shards each rank owns, and when a ring is formed anew for it |
 //! | `lineage` | which states belong to the run |
 //! | `forming`, `back_off` | the next generation |
 //! | `dense` | whether its members exchange factors of dense layers |
@@ -31,6 +31,7 @@ mod listening;
 mod losing;
 mod pace;
 mod paths;
+mod sharing;
 mod staging;
 mod state;
 

@@ -160,7 +160,7 @@ fn round(arguments: &Arguments, drawn: &Drawn, seed: u64, steps: usize, expected
     };
     let faults = draw(seed, &choice);
     let kinds = counted(&faults);
-    let scenario = Scenario::new(steps).set("train.checkpoint_steps=100");
+    let scenario = Scenario::new(steps).set("train.checkpoint_steps=100").set("cluster.balance=speed");
     let start = Instant::now();
     let done = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let disk = if drawn.disk { SlowDisk::build() } else { None };

@@ -36,7 +36,7 @@ fn kills_while_factors_are_gathered_change_no_weight() {
         chaos.at(Moment { step, then: Then::After { millis: 11 * time } }, &Fault::Kill { worker: time as usize % 3 });
         let rings = record::generations(chaos.run_dir()).len();
         let run = chaos.run_dir().to_owned();
-        until("ring of all three", Duration::from_secs(30), || {
+        until("ring of all three", Duration::from_secs(90), || {
             record::generations(&run).into_iter().skip(rings.saturating_sub(1)).any(|g| g.members.len() == 3).then_some(())
         });
     }

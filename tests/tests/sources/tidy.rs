@@ -59,6 +59,7 @@ fn pure_files_stay_pure() {
         "coordinator/src/membership/losing.rs",
         "coordinator/src/membership/pace.rs",
         "coordinator/src/membership/paths.rs",
+        "coordinator/src/membership/sharing.rs",
         "coordinator/src/membership/staging.rs",
         "coordinator/src/membership/state.rs",
         "common/src/status.rs",

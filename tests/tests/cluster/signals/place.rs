@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use cluster_tests::{binary, signal};
+use cluster_tests::{binary, record, signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -73,7 +73,7 @@ impl Place {
     }
 
     pub(crate) fn steps(&self) -> u64 {
-        self.metrics().iter().filter_map(|line| line["step"].as_u64()).max().map_or(0, |last| last + 1)
+        record::committed(&self.run())
     }
 
     pub(crate) fn evaluated(&self, step: u64) -> bool {
