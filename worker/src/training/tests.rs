@@ -155,7 +155,7 @@ fn close(left: &[f32], right: &[f32], within: f32) -> bool {
 #[test]
 fn factors_train_as_sums_do_and_send_less() {
     for model in [&[][..], &ALEXNET] {
-        for devices in [&["cpu"; 1][..], &["cpu"; 2], &["cpu"; 3], &["cpu:resident"; 2]] {
+        for devices in [&["cpu"; 1][..], &["cpu"; 2], &["cpu"; 3], &["cpu:resident"; 2], &["cpu", "cpu,cpu"]] {
             for parts in ["train.micro_batch=1000", "train.micro_batch=5"] {
                 let sets = |dense| [model, &[parts, dense]].concat();
                 let sums = undisturbed(devices, &sets("cluster.dense=sum"));
@@ -172,11 +172,13 @@ fn factors_train_as_sums_do_and_send_less() {
 fn reproducible_weights_are_those_of_any_world() {
     for model in [&[][..], &ALEXNET] {
         let sets = [model, &["train.reproducible=true", "cluster.dense=factors"]].concat();
-        let alone = undisturbed(&["cpu"], &sets);
-        for world in [2, 3, 4] {
-            let ranks = undisturbed(&["cpu"; 4][..world], &sets);
-            assert_eq!(ranks[0].digest, alone[0].digest, "{world} workers, {model:?}");
-            assert_eq!(ranks[0].curve.norms, alone[0].curve.norms);
+        for worlds in [&[&["cpu"][..], &["cpu"; 2], &["cpu"; 3], &["cpu"; 4]][..], &[&["cpu:resident"], &["cpu:resident", "cpu,cpu"]]] {
+            let alone = undisturbed(worlds[0], &sets);
+            for devices in &worlds[1..] {
+                let ranks = undisturbed(devices, &sets);
+                assert_eq!(ranks[0].digest, alone[0].digest, "{devices:?}, {model:?}");
+                assert_eq!(ranks[0].curve.norms, alone[0].curve.norms);
+            }
         }
     }
 }

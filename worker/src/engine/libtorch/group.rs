@@ -5,17 +5,19 @@
 //! others.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::dense::Factored;
+use common::digest::Digest;
 use common::ring::Span;
 use crossbeam_channel::{Sender, bounded};
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{
-    Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
-};
+use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Piece, Sums, TrainBatch};
 use super::network::Times;
+use super::products::Products;
 use super::resident::{Complete, ResidentEngine};
 use super::{loss, span, update};
 use crate::optim::{NotFinite, Threads, Update, UpdateReport};
@@ -33,6 +35,9 @@ enum Message {
     Complete { device: usize, range: Range<usize>, gradient: Tensor },
     /// Values of the gradient of one part, in host memory.
     Part { number: usize, offset: usize, values: Tensor },
+    /// Inputs and slopes of a factored layer, of the device's samples of one part, in host
+    /// memory.
+    Factors { number: usize, device: usize, layer: usize, factors: [Tensor; 2] },
 }
 
 impl GroupEngine {
@@ -95,8 +100,15 @@ impl GroupEngine {
             let (mut all, mut time) = Default::default();
             let following = |number: usize| parts.get(number + self.engines.len());
             for (number, part) in parts.iter().enumerate().skip(device).step_by(self.engines.len()) {
-                let (statistics, times) = engine.accumulate(part, following(number), false, &mut |_, complete| {
-                    let Complete::Range(gradient, range) = complete else { return Err(EngineError::Broken) };
+                let (statistics, times) = engine.accumulate(part, following(number), true, &mut |_, complete| {
+                    let (gradient, range) = match complete {
+                        Complete::Range(gradient, range) => (gradient, range),
+                        Complete::Factors(layer, inputs, slopes) => {
+                            let factors = on_host([inputs, slopes])?;
+                            let _ = send.send(Message::Factors { number, device, layer, factors });
+                            return Ok(());
+                        }
+                    };
                     let own = gradient.f_narrow(0, range.start as i64, range.len() as i64)?;
                     // A copy also on the CPU: the next part overwrites it.
                     let values = own.f_to_device_(tch::Device::Cpu, own.kind(), false, true)?;
@@ -110,8 +122,12 @@ impl GroupEngine {
             Ok((all, time))
         };
         self.each_with(compute, |message| {
-            if let Message::Part { number, offset, values } = message {
-                sink(number, Piece::Values(offset, span(&values)?));
+            match message {
+                Message::Part { number, offset, values } => sink(number, Piece::Values(offset, span(&values)?)),
+                Message::Factors { number, layer, factors: [inputs, slopes], .. } => {
+                    sink(number, Piece::Factors { layer, inputs: span(&inputs)?, slopes: span(&slopes)? });
+                }
+                Message::Complete { .. } => {}
             }
             Ok(())
         })
@@ -122,7 +138,7 @@ impl GroupEngine {
         &self,
         parts: &[TrainBatch<'_>],
         next: Option<&TrainBatch<'_>>,
-        mut sink: Option<Sink<'_>>,
+        mut sink: Option<PartSink<'_>>,
     ) -> Result<Vec<(Sums, Phases)>, EngineError> {
         let count = self.engines.len();
         let share = |part, device| share(part, device, count);
@@ -131,17 +147,22 @@ impl GroupEngine {
         let delivers = sink.is_some();
         let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
             let (mut all, mut time) = Default::default();
-            let batches: Vec<TrainBatch<'_>> = parts.iter().filter_map(|part| share(part, device)).collect();
+            let shares = parts.iter().enumerate().filter_map(|(number, part)| share(part, device).map(|batch| (number, batch)));
+            let (numbers, batches): (Vec<usize>, Vec<TrainBatch<'_>>) = shares.unzip();
             let next = next.and_then(|part| share(part, device));
             for (number, batch) in batches.iter().enumerate() {
                 let is_last = number + 1 == batches.len();
                 let next = batches.get(number + 1).or(next.as_ref());
-                let (statistics, times) = engine.accumulate(batch, next, false, &mut |_, complete| {
-                    if let Complete::Range(gradient, range) = complete
-                        && delivers
-                        && is_last
-                    {
-                        let _ = send.send(Message::Complete { device, range, gradient: gradient.shallow_clone() });
+                let (statistics, times) = engine.accumulate(batch, next, delivers, &mut |_, complete| {
+                    match complete {
+                        Complete::Factors(layer, inputs, slopes) => {
+                            let (number, factors) = (numbers[number], on_host([inputs, slopes])?);
+                            let _ = send.send(Message::Factors { number, device, layer, factors });
+                        }
+                        Complete::Range(gradient, range) if delivers && is_last => {
+                            let _ = send.send(Message::Complete { device, range, gradient: gradient.shallow_clone() });
+                        }
+                        Complete::Range(..) => {}
                     }
                     Ok(())
                 })?;
@@ -150,8 +171,27 @@ impl GroupEngine {
             Ok((all, time))
         };
         let mut complete: Vec<(Range<usize>, Vec<Option<Tensor>>)> = Vec::new();
+        let mut factors: HashMap<(usize, usize), BTreeMap<usize, [Tensor; 2]>> = HashMap::new();
+        let sharing = |number: usize| (0..count).filter(|&device| share(&parts[number], device).is_some()).count();
+        let last = parts.len().saturating_sub(1);
         let results = self.each_with(compute, |message| {
-            let (Message::Complete { device, range, gradient }, Some(sink)) = (message, sink.as_mut()) else { return Ok(()) };
+            let Some(sink) = sink.as_mut() else { return Ok(()) };
+            let (device, range, gradient) = match message {
+                Message::Complete { device, range, gradient } => (device, range, gradient),
+                Message::Factors { number, device, layer, factors: new } => {
+                    let of_devices = factors.entry((number, layer)).or_default();
+                    of_devices.insert(device, new);
+                    if of_devices.len() == sharing(number) {
+                        // In the order of the samples, which is that of the devices.
+                        let all = |which: usize| Tensor::f_cat(&of_devices.values().map(|new| &new[which]).collect::<Vec<_>>(), 0);
+                        let (inputs, slopes) = (all(0)?, all(1)?);
+                        sink(number, Piece::Factors { layer, inputs: span(&inputs)?, slopes: span(&slopes)? });
+                        factors.remove(&(number, layer));
+                    }
+                    return Ok(());
+                }
+                Message::Part { .. } => return Ok(()),
+            };
             let at = complete.iter().position(|(of, _)| *of == range).unwrap_or_else(|| {
                 complete.push((range.clone(), (0..count).map(|_| None).collect()));
                 complete.len() - 1
@@ -163,7 +203,7 @@ impl GroupEngine {
                 for (number, addend) in addends.iter().enumerate() {
                     let chunk = chunk(&range, number, addends.len());
                     let host = no_grad(|| sum(&addends, &chunk, addend.device()))?.f_to_device(tch::Device::Cpu)?;
-                    sink(chunk.start, span(&host)?);
+                    sink(last, Piece::Values(chunk.start, span(&host)?));
                 }
             }
             Ok(())
@@ -233,6 +273,11 @@ impl Handles {
     }
 }
 
+/// The same values in host memory, which nothing overwrites.
+fn on_host([inputs, slopes]: [Tensor; 2]) -> Result<[Tensor; 2], EngineError> {
+    Ok([inputs.f_to_device(tch::Device::Cpu)?, slopes.f_to_device(tch::Device::Cpu)?])
+}
+
 /// The samples of a part that one of `count` devices computes, if there are any.
 fn share<'a>(part: &TrainBatch<'a>, device: usize, count: usize) -> Option<TrainBatch<'a>> {
     let places = chunk(&(0..part.labels.len()), device, count);
@@ -272,11 +317,9 @@ impl Engine for GroupEngine {
         delivery: Delivery,
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
-        let last = parts.len().saturating_sub(1);
-        let mut of_sum = |offset: usize, span: Span<'_>| sink(last, Piece::Values(offset, span));
         let results = match delivery {
             Delivery::Keep => self.parts_together(parts, next, None)?,
-            Delivery::Sum => self.parts_together(parts, next, Some(&mut of_sum))?,
+            Delivery::Sum => self.parts_together(parts, next, Some(sink))?,
             Delivery::Each => self.parts_by_themselves(parts, sink)?,
         };
         let (mut all, mut slowest) = (Sums::default(), Phases::default());
@@ -291,6 +334,24 @@ impl Engine for GroupEngine {
         (0..self.engines.len()).try_for_each(|number| self.engine(number).receive_span(offset, span))
     }
 
+    fn factor(&mut self, factored: &Factored) -> Result<bool, EngineError> {
+        // The products lie on the first device; the other engines have handles of them.
+        self.engine(0).factor(factored)?;
+        let handles: Vec<Products> = (1..self.engines.len()).map(|_| self.engine(0).products.shared()).collect();
+        for (number, products) in (1..).zip(handles) {
+            self.engine(number).products = products;
+        }
+        Ok(true)
+    }
+
+    fn multiply(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) -> Result<(), EngineError> {
+        self.engine(0).multiply(layer, inputs, slopes)
+    }
+
+    fn product(&self, layer: usize) -> Result<Digest, EngineError> {
+        self.engine(0).product(layer)
+    }
+
     fn devices(&self) -> usize {
         self.engines.len()
     }
@@ -302,7 +363,10 @@ impl Engine for GroupEngine {
     fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
         match gradient {
             // The same norm on every rank, whatever its devices.
-            Gradient::Summed(spans) => self.update_parts(|_, engine| engine.received(spans), self.threads.norm(spans)?, update),
+            Gradient::Summed(spans) => {
+                let norm = self.engine(0).products.norm(&self.threads, spans)?;
+                self.update_parts(|_, engine| engine.received(spans), norm, update)
+            }
             Gradient::Own => {
                 let (parts, norm) = self.summed()?;
                 if !norm.is_finite() {

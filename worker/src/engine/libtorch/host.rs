@@ -162,7 +162,7 @@ impl Engine for HostEngine {
     }
 
     fn product(&self, layer: usize) -> Result<Digest, EngineError> {
-        self.products.digest(layer, "host")
+        self.products.digest(layer)
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {

@@ -6,7 +6,7 @@ use common::digest::Digest;
 use common::ring::Span;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::EngineError;
+use super::super::{EngineError, whole};
 use super::{slice, span, update};
 use crate::models::ParamLayout;
 use crate::optim::{NotFinite, Threads};
@@ -36,6 +36,12 @@ impl Products {
             products.push(Tensor::f_empty([layer.inputs as i64, layer.units as i64], (kind, device))?);
         }
         Ok(Self { factored: factored.clone(), params, products })
+    }
+
+    /// The same layers, and the same memory.
+    pub(super) fn shared(&self) -> Self {
+        let products = self.products.iter().map(Tensor::shallow_clone).collect();
+        Self { factored: self.factored.clone(), params: self.params.clone(), products }
     }
 
     /// Makes the product of a layer. It has the bits of the gradient that libtorch's own
@@ -68,16 +74,15 @@ impl Products {
     }
 
     /// The norm of the whole gradient, of which these spans are what was summed: the same on
-    /// every rank whose engine is of the same kind and makes the same products.
+    /// every rank that makes the same products, be they on its CPU or on a GPU.
     pub(super) fn norm(&self, threads: &Threads, summed: &[Span<'_>]) -> Result<f64, EngineError> {
         let regions = &self.factored.regions;
-        let flat = |found: NotFinite| NotFinite { at: regions.flat(found.at..found.at + 1).next().map_or(found.at, |range| range.start) };
-        let of_summed = threads.norm(summed).map_err(flat)?;
-        // The very number that a rank has that keeps its state in host memory.
-        if self.products.is_empty() {
-            return Ok(of_summed);
+        if self.products.iter().all(|product| product.device() == tch::Device::Cpu) {
+            return Ok(threads.norm(&whole(regions, summed, &self.spans()?))?);
         }
-        let mut squares = of_summed.powi(2);
+        // Products stay on the GPU.
+        let flat = |found: NotFinite| NotFinite { at: regions.flat(found.at..found.at + 1).next().map_or(found.at, |range| range.start) };
+        let mut squares = threads.norm(summed).map_err(flat)?.powi(2);
         for (range, product) in self.on_device() {
             let product = product.f_view([-1])?;
             let norm = f64::try_from(update::norm(&product)?)?;
@@ -89,13 +94,15 @@ impl Products {
         Ok(squares.sqrt())
     }
 
-    /// A digest of a product, made with an engine of this kind.
-    pub(super) fn digest(&self, layer: usize, engine: &str) -> Result<Digest, EngineError> {
-        let product = self.products.get(layer).ok_or(EngineError::Broken)?.f_to_device(tch::Device::Cpu)?;
+    /// A digest of a product and of how its norm is computed.
+    pub(super) fn digest(&self, layer: usize) -> Result<Digest, EngineError> {
+        let product = self.products.get(layer).ok_or(EngineError::Broken)?;
+        let norm = if product.device() == tch::Device::Cpu { "norm on the CPU" } else { "norm on a GPU" };
+        let product = product.f_to_device(tch::Device::Cpu)?;
         let bytes = product.numel() * product.kind().elt_size_in_bytes();
         // SAFETY: contiguous, in host memory, of so many bytes.
         let bytes: &[u8] = unsafe { slice(&product, bytes) };
-        Ok(Digest::of(&[engine.as_bytes(), Digest::of(bytes).to_string().as_bytes()].concat()))
+        Ok(Digest::of(&[norm.as_bytes(), Digest::of(bytes).to_string().as_bytes()].concat()))
     }
 }
 

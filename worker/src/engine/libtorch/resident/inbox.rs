@@ -75,7 +75,9 @@ impl Inbox {
     /// products.
     pub(super) fn take(&mut self, streams: &mut dyn Streams, products: &Products, summed: &[Span<'_>]) -> Result<Tensor, EngineError> {
         let regions = &products.factored.regions;
-        if self.received != self.owned.len() - regions.products().iter().map(Range::len).sum::<usize>() {
+        let owned = |range: &Range<usize>| range.start.max(self.owned.start)..range.end.min(self.owned.end);
+        let of_products: usize = regions.products().iter().map(|range| owned(range).len()).sum();
+        if self.received != self.owned.len() - of_products {
             self.received = 0;
             let mut start = 0;
             for span in summed {
@@ -91,10 +93,20 @@ impl Inbox {
         if let Some(last) = self.last.take() {
             streams.compute_after(&last)?;
         }
-        let Some(flat) = &self.flat else { return Ok(Tensor::f_zeros([0], (Kind::Float, self.device))?) };
+        // Nothing of what is owned was summed.
+        if self.flat.is_none() {
+            let kind = products.on_device().next().map_or(Kind::Float, |(_, product)| product.kind());
+            self.flat = Some(Tensor::f_empty([self.owned.len() as i64], (kind, self.device))?);
+        }
+        let Some(flat) = &self.flat else { return Err(EngineError::Broken) };
         no_grad(|| {
             for (range, product) in products.on_device() {
-                flat.f_narrow(0, range.start as i64, range.len() as i64)?.f_copy_(&product.f_view([-1])?)?;
+                let part = range.start.max(self.owned.start)..range.end.min(self.owned.end);
+                if part.is_empty() {
+                    continue;
+                }
+                let new = product.f_view([-1])?.f_narrow(0, (part.start - range.start) as i64, part.len() as i64)?;
+                flat.f_narrow(0, (part.start - self.owned.start) as i64, part.len() as i64)?.f_copy_(&new)?;
             }
             Ok(flat.shallow_clone())
         })

@@ -75,7 +75,8 @@ pub(crate) struct ResidentEngine {
     /// Host memory for `kept` on its way to the ring.
     outbox: Option<Tensor>,
     inbox: Inbox,
-    products: Products,
+    /// Those of several engines that share the work lie on one of their devices.
+    pub(super) products: Products,
 }
 
 /// Values that go to the host at a time: a fraction of a bucket of the ring, which can have
@@ -378,8 +379,7 @@ impl Engine for ResidentEngine {
     }
 
     fn product(&self, layer: usize) -> Result<Digest, EngineError> {
-        // The norm of a product is computed on the device, which may round differently.
-        self.products.digest(layer, "device")
+        self.products.digest(layer)
     }
 
     fn forget(&mut self) -> Result<(), EngineError> {
