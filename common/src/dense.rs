@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use crate::config::{Config, DenseExchange, InputShape, LayerKind, Precision, WireEncoding};
+use crate::config::{ClusterConfig, Config, DenseExchange, InputShape, LayerKind, ModelConfig, Precision, TrainConfig, WireEncoding};
 use crate::digest::Digest;
 
 /// A layer with fewer weights is always summed: its gradient takes no time worth saving.
@@ -79,18 +79,22 @@ fn others(world: u64) -> f64 {
 
 /// The dense layers of a run, in the order of the forward pass.
 pub fn dense_layers(config: &Config, input: InputShape) -> Vec<DenseLayer> {
-    let (train, cluster) = (&config.train, &config.cluster);
+    dense_layers_of(&config.model, &config.train, &config.cluster, input)
+}
+
+/// The dense layers of a model that is trained like this.
+pub fn dense_layers_of(model: &ModelConfig, train: &TrainConfig, cluster: &ClusterConfig, input: InputShape) -> Vec<DenseLayer> {
     // Reproducible sums travel as integers of 32 bits.
     let of_sum = if train.reproducible || cluster.wire == WireEncoding::F32 { 4 } else { 2 };
     let of_factor = if train.precision == Precision::Bf16 { 2 } else { 4 };
     let rows = f64::from(train.global_batch);
-    let dense = config.model.layers(input).into_iter().filter_map(|layer| match layer.kind {
+    let dense = model.layers(input).into_iter().filter_map(|layer| match layer.kind {
         LayerKind::Dense { inputs, units } => Some((layer.name, inputs, units)),
         _ => None,
     });
     let layer = |(name, inputs, units): (String, u64, u64)| {
         let bytes = of_factor as f64 * (1.0 / inputs as f64 + 1.0 / units as f64);
-        let most_rows = 2.0 * of_sum as f64 / (bytes + multiply_add(config));
+        let most_rows = 2.0 * of_sum as f64 / (bytes + multiply_add(train));
         let pays = inputs * units >= FEWEST_WEIGHTS && rows < most_rows;
         let way = match cluster.dense {
             DenseExchange::Auto if pays => Way::Factors,
@@ -105,9 +109,9 @@ pub fn dense_layers(config: &Config, input: InputShape) -> Vec<DenseLayer> {
 /// The time of a multiply-add of the product, in bytes that could be exchanged meanwhile:
 /// measured on CPUs, which need the most. In reproducible mode the product replaces sums of
 /// integers, which take longer than it.
-fn multiply_add(config: &Config) -> f64 {
-    match config.train.precision {
-        _ if config.train.reproducible => 0.0,
+fn multiply_add(train: &TrainConfig) -> f64 {
+    match train.precision {
+        _ if train.reproducible => 0.0,
         Precision::Bf16 => 0.004,
         Precision::F32 | Precision::Tf32 => 0.02,
     }

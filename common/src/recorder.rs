@@ -34,10 +34,39 @@ const SKIPS: usize = 1 << 20;
 /// How often a disk that does not take the record is reported.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
+/// The steps after which it is said that the ring takes most of the time.
+const NOTICED_AFTER: usize = 20;
+
+/// How much of the newest generation's steps the workers waited for gradients.
+#[derive(Debug, Default)]
+struct RingShare {
+    world: u32,
+    /// Of each of its first steps.
+    shares: Vec<f64>,
+}
+
+impl RingShare {
+    /// Adds a step. Once a generation, after 20 steps: the median share, if it is more than
+    /// half.
+    fn add(&mut self, metrics: &StepMetrics) -> Option<f64> {
+        if self.world < 2 || self.shares.len() == NOTICED_AFTER {
+            return None;
+        }
+        let waited = metrics.all_reduce_exposed_ms - metrics.product_ms;
+        self.shares.push(waited / metrics.step_ms.max(f64::MIN_POSITIVE));
+        if self.shares.len() < NOTICED_AFTER {
+            return None;
+        }
+        self.shares.sort_by(f64::total_cmp);
+        Some(self.shares[NOTICED_AFTER / 2]).filter(|share| *share > 0.5)
+    }
+}
+
 /// The record of one run.
 pub struct Recorder {
     run_dir: RunDir,
     summary: SummaryBuilder,
+    ring_share: RingShare,
     progress: StepProgress,
     status: Arc<watch::Sender<Status>>,
     /// Steps that were reported before an earlier one.
@@ -109,7 +138,16 @@ impl Recorder {
         }
         let progress = StepProgress::new(quiet, length.steps, run_dir.recorded()?.0);
         let status = Arc::new(watch::Sender::new(status));
-        Ok(Self { summary, progress, status, run_dir, early: BTreeMap::new(), skipped: HashSet::new(), complained: None })
+        Ok(Self {
+            summary,
+            ring_share: RingShare::default(),
+            progress,
+            status,
+            run_dir,
+            early: BTreeMap::new(),
+            skipped: HashSet::new(),
+            complained: None,
+        })
     }
 
     /// The status of the run, for displays to watch.
@@ -166,6 +204,7 @@ impl Recorder {
             }
         }
         self.summary.generation(workers, shards.to_vec(), dense.as_ref());
+        self.ring_share = RingShare { world: workers, shares: Vec::new() };
         let (members, shards, speeds) = (members.to_vec(), shards.to_vec(), speeds.to_vec());
         self.event(&Event::Generation { generation: number, workers, step: first_step, members, shards, speeds, dense })
     }
@@ -204,6 +243,12 @@ impl Recorder {
         self.status.send_modify(|status| status.stepped(metrics));
         self.progress.show(&self.status.borrow());
         self.summary.step(metrics);
+        if let Some(share) = self.ring_share.add(metrics) {
+            tracing::warn!(
+                "workers wait for gradients {:.0} % of the time: fewer machines may train as fast; `coordinator check CONFIG --link RATE` says what would change it",
+                100.0 * share
+            );
+        }
         let written = self.run_dir.write_step(metrics);
         self.tolerate(written);
     }
@@ -324,6 +369,19 @@ mod tests {
             "compute_ms":0,"all_reduce_exposed_ms":0,"update_ms":0,"images_per_second":1}}"#
         );
         serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_ring_that_takes_most_of_the_time_is_noticed_once() {
+        let waits =
+            |exposed: f64, product: f64| StepMetrics { step_ms: 100.0, all_reduce_exposed_ms: exposed, product_ms: product, ..step(0) };
+        let noticed = |world, metrics: StepMetrics| {
+            let mut share = RingShare { world, shares: Vec::new() };
+            (0..100).filter_map(|_| share.add(&metrics)).collect::<Vec<_>>()
+        };
+        assert_eq!(noticed(2, waits(80.0, 10.0)), [0.7]);
+        assert!(noticed(1, waits(80.0, 0.0)).is_empty() && noticed(3, waits(50.0, 0.0)).is_empty());
+        assert!(noticed(2, waits(80.0, 40.0)).is_empty(), "products are no waiting");
     }
 
     fn recorded(recorder: &mut Recorder) -> Vec<u64> {

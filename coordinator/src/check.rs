@@ -1,6 +1,7 @@
 //! `coordinator check`: validates config and data, and prints the plan.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
@@ -13,6 +14,9 @@ use common::ring::Encoding;
 use common::ui::index_progress;
 use indicatif::HumanCount;
 
+use crate::forecast::{Network, forecast, rate};
+use crate::local::worker_binary;
+
 #[derive(Debug, Args)]
 pub struct CheckArgs {
     /// The config to check, a TOML file.
@@ -20,9 +24,36 @@ pub struct CheckArgs {
     /// Change one key of the config, for example train.epochs=3.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Print the plan for this many workers.
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    pub workers: u32,
+    /// Print the plan for this many workers; with --link, the forecast for each of these
+    /// numbers [default: 2, with --link 2,3,4,8].
+    #[arg(long, value_name = "N,N...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub workers: Vec<u32>,
+    /// Measure a step on this machine, and predict those of several machines like it that
+    /// are connected at this rate each way, for example 1Gb/s.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub link: Option<f64>,
+    /// The time from one machine to the next, with --link.
+    #[arg(long, value_name = "TIME", default_value = "0.2ms", value_parser = latency, requires = "link")]
+    pub latency: Duration,
+    /// The worker binary that measures, if not the one beside this program.
+    #[arg(long, value_name = "FILE", requires = "link")]
+    pub worker_binary: Option<PathBuf>,
+}
+
+/// Reads a time such as `0.3ms`, which may be a fraction.
+fn latency(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        _ => return Err("write it as 0.3ms or 200us".to_owned()),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| "write it as 0.3ms or 200us".to_owned())?;
+    Duration::try_from_secs_f64(number * seconds)
+        .ok()
+        .filter(|time| time.as_secs() < 60)
+        .ok_or_else(|| "it must be under a minute".to_owned())
 }
 
 /// The plan as text. Errors when config or data cannot be trained on.
@@ -35,7 +66,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let plan = plan(&config, info).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
     let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
-    let workers = args.workers.clamp(1, config.train.shards);
+    let workers = args.workers.first().copied().unwrap_or(2).clamp(1, config.train.shards);
     let dense = dense_layers(&config, info.input(config.data.pixels.image_size));
     let (world, batch) = (u64::from(workers), u64::from(config.train.global_batch));
     let width = if config.train.reproducible { Encoding::Fixed } else { Encoding::from(config.cluster.wire) }.width() as u64;
@@ -76,7 +107,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ),
         ("last step of an epoch", format!("{} samples", plan.global_count(length.steps_per_epoch - 1))),
         ("workers", format!("{workers}; {}", shards.join("; "))),
-        ("balance", balance(&config, args.workers)),
+        ("balance", balance(&config, workers)),
     ];
     let layer = |layer: &DenseLayer| {
         let [of_sum, of_factors] = [layer.bytes_of_sum(world), layer.bytes_of_factors(world, batch)].map(|bytes| bytes * 1e-6);
@@ -98,7 +129,19 @@ pub fn report(args: &CheckArgs) -> Result<String> {
             gathered as f64 * 1e-6
         ),
     )]);
-    Ok(rows.map(|(name, value)| format!("{name:>22}  {value}\n")).collect())
+    let mut rows: Vec<(String, String)> = rows.collect();
+    if let Some(gbit_per_s) = args.link {
+        let asked = if args.workers.is_empty() { &[2, 3, 4, 8][..] } else { &args.workers };
+        let most = config.train.shards;
+        let worlds: Vec<u32> = asked.iter().copied().filter(|&workers| workers <= most).collect();
+        if worlds.len() < asked.len() {
+            rows.push(("workers at most".to_owned(), format!("{most}: each owns one of train.shards = {most} at least")));
+        }
+        let network = Network { gbit_per_s, latency: args.latency };
+        let input = info.input(config.data.pixels.image_size);
+        rows.extend(forecast(&config, input, network, &worlds, &worker_binary(args.worker_binary.clone())?)?);
+    }
+    Ok(rows.iter().map(|(name, value)| format!("{name:>22}  {value}\n")).collect())
 }
 
 /// With fewer shards for each worker, the parts that move are large: a worker's part of a

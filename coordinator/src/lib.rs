@@ -31,6 +31,9 @@ pub mod local;
 // `coordinator audit`.
 pub mod audit;
 
+// What more machines would bring.
+pub mod forecast;
+
 // `coordinator check`.
 pub mod check;
 

@@ -240,7 +240,8 @@ async fn transfer(
     stream: oneshot::Receiver<RecvStream>,
 ) -> Option<Outgoing> {
     let (step, number) = job.key;
-    let _span = trace::overlapping("bucket", step * context.all() as u64 + number as u64, Some(number as u64));
+    let what = if context.matrix(number).is_some() { "factors" } else { "bucket" };
+    let _span = trace::overlapping(what, step * context.all() as u64 + number as u64, Some(number as u64));
     let bucket = InFlight {
         values: Mutex::new(job.values),
         merged: AtomicUsize::new(0),

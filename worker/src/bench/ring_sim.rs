@@ -94,14 +94,14 @@ impl RingSimArgs {
     }
 
     fn row(&self, world: u32, alone_ms: f64) -> Row {
-        let planned = self.step.with(self.step.bucket_bytes, self.step.wire);
+        let planned = self.step.with(world, self.step.bucket_bytes, self.step.wire);
         let (step_ms, exposed_ms) = self.mean(world, &planned, &self.costs);
         let (without_ms, _) = self.mean(world, &planned, &Costs { latency_us: 0.0, local_latency_us: 0.0, message_us: 0.0, ..self.costs });
         let tried: Vec<Choice> = WireEncoding::value_variants()
             .into_par_iter()
             .flat_map(|&wire| BUCKETS.into_par_iter().map(move |bucket_bytes| (wire, bucket_bytes)))
             .map(|(wire, bucket_bytes)| {
-                let (step_ms, _) = self.mean(world, &self.step.with(bucket_bytes, wire), &self.costs);
+                let (step_ms, _) = self.mean(world, &self.step.with(world, bucket_bytes, wire), &self.costs);
                 Choice { bucket_bytes, wire, step_ms, efficiency: alone_ms / step_ms }
             })
             .collect();
@@ -113,7 +113,7 @@ impl RingSimArgs {
 }
 
 fn forecast(args: &RingSimArgs) -> Forecast {
-    let planned = args.step.with(args.step.bucket_bytes, args.step.wire);
+    let planned = args.step.with(1, args.step.bucket_bytes, args.step.wire);
     let (alone_ms, _) = args.mean(1, &planned, &args.costs);
     let worlds = args.worlds.iter().map(|&world| args.row(world, alone_ms)).collect();
     Forecast { parameters: planned.layout.elements(), costs: args.costs, machines: args.machines(), worlds }

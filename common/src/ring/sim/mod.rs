@@ -18,8 +18,10 @@ mod engine;
 mod model;
 #[cfg(test)]
 mod tests;
+mod work;
 
-pub use model::{Costs, Machines, Outcome, Part, Sent, Work, not_negative, positive, slowest};
+pub use model::{Costs, Gathered, Machines, Outcome, Part, Sent, Work, not_negative, positive, slowest};
+pub use work::{Compute, work};
 
 #[cfg(doc)]
 use super::schedule;

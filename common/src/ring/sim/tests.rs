@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use super::model::ready;
 use super::*;
+use crate::config::{
+    AlexnetConfig, AlexnetPreset, ClusterConfig, DenseExchange, InputShape, ModelConfig, Precision, TrainConfig, WireEncoding,
+};
 use crate::ring::bucket::BucketLayout;
 use crate::ring::encoding::Encoding;
 use crate::ring::schedule::{SEGMENT, chunk, hops};
@@ -43,6 +46,8 @@ fn gradient(elements: usize, bucket_bytes: usize) -> Work {
         update_ms: 0.0,
         layout: BucketLayout::new(elements, bucket_bytes),
         encoding: Encoding::F32,
+        gathered: Vec::new(),
+        product_ms: 0.0,
         in_flight: 4,
     }
 }
@@ -230,8 +235,47 @@ fn delays_follow_the_seed_and_grow_with_spread_and_world() {
 fn a_bucket_is_ready_with_the_last_of_its_parts_and_no_earlier_than_those_after_it() {
     let layout = BucketLayout::new(100, 4 * 30);
     let parts = [Part { elements: 20, ready_ms: 9.0 }, Part { elements: 50, ready_ms: 7.0 }, Part { elements: 30, ready_ms: 4.0 }];
-    let order = ready(&layout, &parts, 10.0);
-    assert_eq!(order, [(3, 0.004), (2, 0.007), (1, 0.007), (0, 0.009), (4, 0.010)]);
+    let work = Work { parts: parts.to_vec(), compute_ms: 10.0, layout, ..gradient(0, 4) };
+    assert_eq!(ready(&work), [(3, 0.004), (2, 0.007), (1, 0.007), (0, 0.009), (4, 0.010)]);
+    // Matrices come first, and no bucket before them.
+    let matrix = |ready_ms| Gathered { values_each: 1, ready_ms, encoding: Encoding::F32 };
+    let work = Work { gathered: vec![matrix(3.0), matrix(5.0)], ..work };
+    assert_eq!(ready(&work), [(5, 0.003), (6, 0.005), (3, 0.005), (2, 0.007), (1, 0.007), (0, 0.009), (4, 0.010)]);
+}
+
+#[test]
+fn a_matrix_takes_what_the_link_takes_for_the_rows_of_the_others() {
+    let costs = Costs { link_gbit_per_s: 8.0, ..FREE };
+    for world in 1..=16 {
+        for (encoding, width) in [(Encoding::F32, 4), (Encoding::Bf16, 2)] {
+            let matrix = Gathered { values_each: 4 << 20, ready_ms: 0.0, encoding };
+            let work = Work { gathered: vec![matrix; 3], product_ms: 7.0, ..gradient(0, 4) };
+            let expected = 3.0 * (world - 1) as f64 * f64::from(width * (4 << 20)) / 1e9 * 1e3 + 7.0;
+            let outcome = simulate(world, &work, &costs, &ALONE, 1.0);
+            assert!(close(outcome.step_ms, expected, 0.03), "world {world}: {outcome:?}, not {expected} ms");
+        }
+    }
+}
+
+/// AlexNet of 32 samples a worker in bf16, over links of 1 Gb/s.
+#[test]
+fn factors_make_more_machines_worth_while_where_sums_do_not() {
+    let model = ModelConfig::Alexnet(AlexnetConfig { preset: AlexnetPreset::Original, ..AlexnetConfig::default() });
+    let input = InputShape { channels: 3, image_size: 224, classes: 1000 };
+    let compute = Compute { forward_ms: 400.0, backward_ms: 800.0, dense_at: 0.33, update_ms: 60.0 };
+    let costs = Costs { link_gbit_per_s: 1.0, ..USUAL };
+    let efficiency = |dense: DenseExchange, world: u32| {
+        let train = TrainConfig { global_batch: 32 * world, precision: Precision::Bf16, ..TrainConfig::default() };
+        let cluster = ClusterConfig { wire: WireEncoding::Bf16, dense, ..ClusterConfig::default() };
+        let work = work(&model, input, &train, &cluster, world, compute);
+        let alone = compute.forward_ms + compute.backward_ms + compute.update_ms;
+        alone / simulate(world as usize, &work, &costs, &ALONE, 1.0).step_ms
+    };
+    for world in [2, 4, 8] {
+        let (sums, factors) = (efficiency(DenseExchange::Sum, world), efficiency(DenseExchange::Auto, world));
+        assert!(sums < 0.75 && factors > 0.85, "{world} workers: {sums} with sums, {factors} with factors");
+    }
+    assert!(close(efficiency(DenseExchange::Auto, 1), 1.0, 1e-9));
 }
 
 #[test]

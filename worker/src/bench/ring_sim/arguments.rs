@@ -1,10 +1,8 @@
 //! The arguments of `worker bench ring-sim`.
 
 use clap::Args;
-use common::config::{AlexnetConfig, AlexnetPreset, LayerKind, ModelConfig, WireEncoding};
-use common::net::transport::STREAMS_IN_FLIGHT;
-use common::ring::BucketLayout;
-use common::ring::sim::{Costs, Part, Work, not_negative, positive};
+use common::config::{AlexnetConfig, AlexnetPreset, ClusterConfig, DenseExchange, ModelConfig, Precision, TrainConfig, WireEncoding};
+use common::ring::sim::{Compute, Costs, Work, not_negative, positive, work};
 
 use crate::models::InputShape;
 
@@ -93,32 +91,30 @@ pub struct StepFlags {
     /// The number format between workers.
     #[arg(long, value_enum, default_value = "f32")]
     pub wire: WireEncoding,
+    /// What is exchanged of dense layers.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dense: DenseExchange,
+    /// Samples of a worker in a step.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub batch: u32,
+    /// The number format of forward and backward, and of factors.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: Precision,
     /// QUIC connections side by side from each worker to the next.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub connections: u32,
 }
 
 impl StepFlags {
-    /// The step with another bucket size and number format.
-    pub(super) fn with(&self, bucket_bytes: u64, wire: WireEncoding) -> Work {
+    /// The step in a world of this size, with another bucket size and number format.
+    pub(super) fn with(&self, world: u32, bucket_bytes: u64, wire: WireEncoding) -> Work {
         let model = ModelConfig::Alexnet(AlexnetConfig { preset: self.preset, ..AlexnetConfig::default() });
         let input = InputShape { channels: 3, image_size: self.size as usize, classes: self.classes as usize };
-        let layers = model.layers(input);
-        let count = |dense: bool| -> usize {
-            layers.iter().filter(|l| matches!(l.kind, LayerKind::Dense { .. }) == dense).map(|l| l.parameters as usize).sum()
-        };
-        let compute_ms = self.forward_ms + self.backward_ms;
-        let dense_ms = self.forward_ms + self.dense_at * self.backward_ms;
-        let parts = vec![Part { elements: count(false), ready_ms: compute_ms }, Part { elements: count(true), ready_ms: dense_ms }];
-        let elements = parts.iter().map(|p| p.elements).sum();
-        Work {
-            parts,
-            compute_ms,
-            update_ms: self.update_ms,
-            layout: BucketLayout::new(elements, bucket_bytes as usize),
-            encoding: wire.into(),
-            in_flight: (STREAMS_IN_FLIGHT * self.connections) as usize,
-        }
+        let train = TrainConfig { global_batch: self.batch * world, precision: self.precision, ..TrainConfig::default() };
+        let (bucket_bytes, connections, dense) = (bucket_bytes as usize, self.connections, self.dense);
+        let cluster = ClusterConfig { wire, bucket_bytes, connections, dense, ..ClusterConfig::default() };
+        let Self { forward_ms, backward_ms, dense_at, update_ms, .. } = *self;
+        work(&model, input, &train, &cluster, world, Compute { forward_ms, backward_ms, dense_at, update_ms })
     }
 }
 

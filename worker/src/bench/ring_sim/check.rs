@@ -142,6 +142,8 @@ fn work(load: &Load) -> Work {
         update_ms: 0.0,
         layout: BucketLayout::new(elements, load.bucket_bytes as usize),
         encoding: load.wire.into(),
+        gathered: Vec::new(),
+        product_ms: 0.0,
         in_flight: (STREAMS_IN_FLIGHT * load.connections) as usize,
     }
 }
