@@ -56,6 +56,12 @@ impl Scenario {
         Self::new(ENDLESS).set("train.checkpoint_steps=1000000").set("train.eval_epochs=1000000")
     }
 
+    /// A run that lets a hostile peer in. One that exchanges factors would not: the peer does
+    /// not make the products that it has to name.
+    pub fn open_to_hostile_peers() -> Self {
+        Self::endless().set("cluster.dense=sum")
+    }
+
     /// Changes one key of the config.
     pub fn set(mut self, pair: &str) -> Self {
         self.sets.push(pair.to_owned());

@@ -447,7 +447,10 @@ fn a_matrix_of_another_shape_or_format_is_refused() {
     let layout = BucketLayout::new(10, 40);
     let gathers = Gathers::new(&[1, 2], vec![4], true);
     let spec = |rank| RingSpec { gathers: gathers.clone(), ..workers.spec(rank, layout, Encoding::F32) };
+    // Nobody leaves before both are in the ring.
+    let formed = Barrier::new(2);
     workers.run(spec, |_, ring| {
+        formed.wait();
         for (values, problem) in
             [(Values::zeros(true, 11), "11 values were handed in for 12"), (Values::zeros(false, 12), "f32 values were handed in")]
         {

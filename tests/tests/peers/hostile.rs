@@ -27,7 +27,7 @@ const MEMORY_MB: f64 = 50.0;
 
 /// The run has checkpoints to fall back to, and to tamper with.
 fn scenario() -> Scenario {
-    Scenario::endless().set("train.checkpoint_steps=40").set("cluster.stall_ms=3000")
+    Scenario::open_to_hostile_peers().set("train.checkpoint_steps=40").set("cluster.stall_ms=3000")
 }
 
 /// A run that trains, so slowly that there is time for every attack.

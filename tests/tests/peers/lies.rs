@@ -74,7 +74,7 @@ async fn worker(hostile: &HostilePeer, address: std::net::SocketAddr) {
 
 #[test]
 fn lies_end_their_own_connection_only() {
-    let scenario = Scenario::endless();
+    let scenario = Scenario::open_to_hostile_peers();
     let mut coordinator = scenario.serve(free_port(), 1, &[]);
     let (addr, token) = join_line(&scenario.run_dir());
     let ring_port = free_port();

@@ -209,7 +209,7 @@ fn a_slow_one_does_not_hold_the_ring_up() {
 
 #[test]
 fn a_hostile_one_forms_no_ring_and_gives_no_state() {
-    let scenario = Scenario::endless();
+    let scenario = Scenario::open_to_hostile_peers();
     let behaviour = Behaviour { claim: ENDLESS as u64 - 1, ring: InRing::NeverForms, donor: AsDonor::Refuses };
     let comes = |chaos: &mut Chaos<'_>| {
         let runtime = runtime();
