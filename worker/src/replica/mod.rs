@@ -42,7 +42,7 @@ pub struct Replica {
     step: u64,
     phases: Phases,
     /// Changes a product of this step, to test that others notice.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "libtorch"))]
     flips: Option<u64>,
 }
 
@@ -97,7 +97,7 @@ impl Replica {
             input,
             step: 0,
             phases: Phases::default(),
-            #[cfg(test)]
+            #[cfg(all(test, feature = "libtorch"))]
             flips: None,
         })
     }
@@ -200,7 +200,7 @@ impl Replica {
     /// # Errors
     /// The factors do not fit the layer, or the device failed.
     pub fn multiply(&mut self, layer: usize, inputs: Span<'_>, slopes: Span<'_>) -> Result<(), ReplicaError> {
-        #[cfg(test)]
+        #[cfg(all(test, feature = "libtorch"))]
         if self.flips == Some(self.step) {
             let mut other = vec![0.0; inputs.len()];
             inputs.read(&mut other);
@@ -214,7 +214,7 @@ impl Replica {
     }
 
     /// The product of a layer at this step is made with a wrong bit.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "libtorch"))]
     pub(crate) fn flip_a_bit_of_a_product_at(&mut self, step: u64) {
         self.flips = Some(step);
     }
