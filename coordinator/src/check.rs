@@ -14,7 +14,7 @@ use common::ring::Encoding;
 use common::ui::index_progress;
 use indicatif::HumanCount;
 
-use crate::forecast::{Network, forecast, rate};
+use crate::forecast::{Network, forecast, latency, rate};
 use crate::local::worker_binary;
 
 #[derive(Debug, Args)]
@@ -38,22 +38,6 @@ pub struct CheckArgs {
     /// The worker binary that measures, if not the one beside this program.
     #[arg(long, value_name = "FILE", requires = "link")]
     pub worker_binary: Option<PathBuf>,
-}
-
-/// Reads a time such as `0.3ms`, which may be a fraction.
-fn latency(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
-    let seconds = match unit {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        _ => return Err("write it as 0.3ms or 200us".to_owned()),
-    };
-    let number: f64 = number.trim().parse().map_err(|_| "write it as 0.3ms or 200us".to_owned())?;
-    Duration::try_from_secs_f64(number * seconds)
-        .ok()
-        .filter(|time| time.as_secs() < 60)
-        .ok_or_else(|| "it must be under a minute".to_owned())
 }
 
 /// The plan as text. Errors when config or data cannot be trained on.

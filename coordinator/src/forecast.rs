@@ -21,16 +21,22 @@ pub struct Network {
 /// Reads a rate such as `1Gb/s` or `200Mb/s`, in 10^9 bits a second.
 pub fn rate(text: &str) -> Result<f64, String> {
     let bits = text.strip_suffix("/s").or_else(|| text.strip_suffix("ps")).unwrap_or(text);
-    let (number, unit) = bits.split_at(bits.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(bits.len()));
-    let unit = match unit.trim() {
-        "Gb" | "Gbit" | "G" => 1.0,
-        "Mb" | "Mbit" | "M" => 1e-3,
-        _ => return Err("write it as 1Gb/s or 200Mb/s".to_owned()),
-    };
-    match number.trim().parse::<f64>() {
-        Ok(number) if (1e-3..=1e6).contains(&(number * unit)) => Ok(number * unit),
-        _ => Err("it must be between 1Mb/s and 1000000Gb/s".to_owned()),
-    }
+    let units = [("Gb", 1.0), ("Gbit", 1.0), ("G", 1.0), ("Mb", 1e-3), ("Mbit", 1e-3), ("M", 1e-3)];
+    let rate = quantity(bits, &units).ok_or("write it as 1Gb/s or 200Mb/s")?;
+    if (1e-3..=1e6).contains(&rate) { Ok(rate) } else { Err("it must be between 1Mb/s and 1000000Gb/s".to_owned()) }
+}
+
+/// Reads a time such as `0.3ms`, which may be a fraction.
+pub fn latency(text: &str) -> Result<Duration, String> {
+    let seconds = quantity(text, &[("us", 1e-6), ("ms", 1e-3), ("s", 1.0)]).ok_or("write it as 0.3ms or 200us")?;
+    Duration::try_from_secs_f64(seconds).ok().filter(|time| time.as_secs() < 60).ok_or_else(|| "it must be under a minute".to_owned())
+}
+
+/// A number and its unit, of which each is worth so much.
+fn quantity(text: &str, units: &[(&str, f64)]) -> Option<f64> {
+    let (number, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic())?);
+    let (_, worth) = units.iter().find(|(name, _)| *name == unit.trim())?;
+    Some(number.trim().parse::<f64>().ok()? * worth)
 }
 
 /// What a worker computes by itself in a step of some samples.
@@ -59,7 +65,7 @@ impl Machine {
         let at = |of: fn(&Measured) -> f64| {
             let apart = f64::from(many.samples) - f64::from(few.samples);
             let slope = if apart == 0.0 { 0.0 } else { (of(&many) - of(&few)) / apart };
-            // Fewer samples take no less than their share.
+            // Fewer samples take no less than half their share.
             (of(&few) + slope * (samples - f64::from(few.samples))).max(of(&many) * samples / f64::from(many.samples.max(1)) * 0.5)
         };
         Compute { forward_ms: at(|m| m.forward_ms), backward_ms: at(|m| m.backward_ms), dense_at: self.dense, update_ms: many.update_ms }
@@ -235,6 +241,10 @@ mod tests {
         assert_eq!(rate("200 Mb/s").map(|rate| (rate * 1e3).round()), Ok(200.0));
         for wrong in ["", "1", "1GB/s", "-1Gb/s", "Gb/s", "1e9Gb/s", "0Mb/s"] {
             assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(latency("0.3ms"), Ok(Duration::from_micros(300)));
+        for wrong in ["", "3", "-1ms", "1h", "61s"] {
+            assert!(latency(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Generation {
     pub members: Vec<(String, SocketAddr)>,
     /// How many shards each owns, by rank.
     pub shards: Vec<u64>,
+    /// What they exchange of dense layers.
+    pub dense: Value,
 }
 
 impl Generation {
@@ -72,6 +74,7 @@ pub fn generations(run: &Path) -> Vec<Generation> {
         number: number(&line, "generation"),
         step: number(&line, "step"),
         members: line["members"].as_array().into_iter().flatten().filter_map(member).collect(),
+        dense: line["dense"].clone(),
         shards: line["shards"].as_array().into_iter().flatten().filter_map(Value::as_u64).collect(),
     };
     found.map(read).collect()

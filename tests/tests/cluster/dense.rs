@@ -20,9 +20,7 @@ fn unlike(addr: &str, token: &str) -> Running {
 
 /// What the journal says of each generation's dense layers.
 fn ways(run: &std::path::Path) -> Vec<Value> {
-    let text = std::fs::read_to_string(run.join("journal.jsonl")).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["event"] == "generation").map(|line| line["dense"].clone()).collect()
+    record::generations(run).into_iter().map(|ring| ring.dense).collect()
 }
 
 /// Each link takes so long that factors are on their way for most of a step.

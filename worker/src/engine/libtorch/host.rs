@@ -181,14 +181,12 @@ impl Engine for HostEngine {
                 params.map(|(param, kept)| kept.take().map_or_else(|| zeros(param), Ok)).collect::<Result<_, _>>()?
             }
         };
-        let own: Vec<Span<'_>> = own.iter().map(span).collect::<Result<_, _>>()?;
-        let summed = match gradient {
+        let spans = match gradient {
             Gradient::Summed(spans) => whole(&self.products.factored.regions, spans, &self.products.spans()?),
-            Gradient::Own => Vec::new(),
+            Gradient::Own => own.iter().map(span).collect::<Result<_, _>>()?,
         };
-        let spans = if let Gradient::Summed(_) = gradient { &summed } else { &own };
         let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
-        Ok(self.optimizer.update(master, mirror, spans, update)?)
+        Ok(self.optimizer.update(master, mirror, &spans, update)?)
     }
 
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {

@@ -27,6 +27,12 @@ impl Inbox {
         Self { owned, device, host: None, flat: None, received: 0, last: None }
     }
 
+    /// The part of a range of the flat gradient that is owned; empty if none is.
+    fn own(&self, range: &Range<usize>) -> Range<usize> {
+        let start = range.start.max(self.owned.start);
+        start..range.end.min(self.owned.end).max(start)
+    }
+
     /// What has come is not for the next update.
     pub(super) fn forget(&mut self) {
         self.received = 0;
@@ -34,8 +40,8 @@ impl Inbox {
 
     /// Sends what is owned of a span of the summed gradient to the device.
     pub(super) fn receive(&mut self, streams: &mut dyn Streams, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
-        let (start, end) = (self.owned.start.max(offset), self.owned.end.min(offset + span.len()));
-        if start >= end {
+        let Range { start, end } = self.own(&(offset..offset + span.len()));
+        if start == end {
             return Ok(());
         }
         let kind = if let Span::F32(_) = span { Kind::Float } else { Kind::BFloat16 };
@@ -75,8 +81,7 @@ impl Inbox {
     /// products.
     pub(super) fn take(&mut self, streams: &mut dyn Streams, products: &Products, summed: &[Span<'_>]) -> Result<Tensor, EngineError> {
         let regions = &products.factored.regions;
-        let owned = |range: &Range<usize>| range.start.max(self.owned.start)..range.end.min(self.owned.end);
-        let of_products: usize = regions.products().iter().map(|range| owned(range).len()).sum();
+        let of_products: usize = regions.products().iter().map(|range| self.own(range).len()).sum();
         if self.received != self.owned.len() - of_products {
             self.received = 0;
             let mut start = 0;
@@ -101,7 +106,7 @@ impl Inbox {
         let Some(flat) = &self.flat else { return Err(EngineError::Broken) };
         no_grad(|| {
             for (range, product) in products.on_device() {
-                let part = range.start.max(self.owned.start)..range.end.min(self.owned.end);
+                let part = self.own(range);
                 if part.is_empty() {
                     continue;
                 }
