@@ -9,6 +9,9 @@ missing=()
 command -v c++ >/dev/null || missing+=(g++)
 command -v cc >/dev/null || missing+=(gcc)
 command -v make >/dev/null || missing+=(make)
+# What libjpeg-turbo is built with.
+command -v cmake >/dev/null || missing+=(cmake)
+if [ "$(uname -m)" = x86_64 ]; then command -v nasm >/dev/null || missing+=(nasm); fi
 command -v python3 >/dev/null || missing+=(python3)
 if command -v python3 >/dev/null && ! python3 -m pip --version >/dev/null 2>&1; then missing+=(python3-pip); fi
 

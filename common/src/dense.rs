@@ -15,6 +15,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{ClusterConfig, Config, DenseExchange, InputShape, LayerKind, ModelConfig, Precision, TrainConfig, WireEncoding};
 use crate::digest::Digest;
 
@@ -22,7 +24,8 @@ use crate::digest::Digest;
 pub const FEWEST_WEIGHTS: u64 = 1 << 18;
 
 /// What workers exchange of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Way {
     /// The gradient is summed round the ring.
     Sum,

@@ -3,7 +3,7 @@
 //! process.
 
 use crate::digest::Digest;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,20 +16,17 @@ use crate::dense::dense_layers;
 use crate::metrics::Recovery;
 use crate::metrics::{Evaluation, StepMetrics};
 use crate::plan::Plan;
-use crate::run_dir::{DataDescription, Dense, Event, RunDir, RunDirError, Summary, SummaryBuilder};
+use crate::run_dir::{DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
 use crate::status::Status;
 use crate::ui::{StepProgress, duration};
 use crate::wire::messages::{Finished, Member};
 
-/// Samples that the log names; of later ones only the number is kept.
-const NAMED_SKIPS: usize = 20;
+/// Skipped samples that the log names.
+const NAMED_SKIPS: u64 = 20;
 
 /// Steps that wait for an earlier one which another worker must report. If more wait,
 /// no worker is left that knows it.
 const EARLY: usize = 256;
-
-/// Skipped samples that are told apart; later ones are not counted.
-const SKIPS: usize = 1 << 20;
 
 /// How often a disk that does not take the record is reported.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
@@ -71,9 +68,6 @@ pub struct Recorder {
     status: Arc<watch::Sender<Status>>,
     /// Steps that were reported before an earlier one.
     early: BTreeMap<u64, StepMetrics>,
-    /// Hashes of the skipped samples' names: a sample that is reported in several
-    /// epochs, or by several workers, counts once.
-    skipped: HashSet<u64>,
     /// When a disk that takes no lines was last reported.
     complained: Option<Instant>,
 }
@@ -138,16 +132,7 @@ impl Recorder {
         }
         let progress = StepProgress::new(quiet, length.steps, run_dir.recorded()?.0);
         let status = Arc::new(watch::Sender::new(status));
-        Ok(Self {
-            summary,
-            ring_share: RingShare::default(),
-            progress,
-            status,
-            run_dir,
-            early: BTreeMap::new(),
-            skipped: HashSet::new(),
-            complained: None,
-        })
+        Ok(Self { summary, ring_share: RingShare::default(), progress, status, run_dir, early: BTreeMap::new(), complained: None })
     }
 
     /// The status of the run, for displays to watch.
@@ -292,11 +277,14 @@ impl Recorder {
         false
     }
 
-    /// A sample was left out because it does not decode.
+    /// A sample was left out because it does not decode. It counts once, in whatever
+    /// number of epochs and by whatever number of workers it is reported.
     pub fn skipped(&mut self, step: u64, name: &str, problem: &str) {
-        let hash = blake3::hash(name.as_bytes()).as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-        if self.skipped.len() < SKIPS && self.skipped.insert(hash) && self.skipped.len() <= NAMED_SKIPS {
-            tracing::warn!("skipped `{name}` in step {step}: {problem}");
+        let sample = SkippedSample { step, sample: name.to_owned(), problem: problem.to_owned() };
+        match self.run_dir.write_skipped(&sample) {
+            Ok(Some(count)) if count <= NAMED_SKIPS => tracing::warn!("skipped `{name}` in step {step}: {problem}"),
+            Ok(_) => {}
+            Err(e) => _ = self.tolerate(Err(e)),
         }
     }
 
@@ -305,15 +293,19 @@ impl Recorder {
     pub fn finish(mut self, reports: &[Finished]) -> Result<Summary, RunDirError> {
         self.take_down_all();
         self.progress.finish();
-        if !self.skipped.is_empty() {
-            let more = if self.skipped.len() < SKIPS { "" } else { "at least " };
-            tracing::warn!("{more}{} samples were skipped because they do not decode", self.skipped.len());
+        let skipped = self.run_dir.skipped().unwrap_or_else(|e| {
+            tracing::warn!("{e}");
+            0
+        });
+        if skipped > 0 {
+            let samples = if skipped == 1 { "sample was" } else { "samples were" };
+            tracing::warn!("{skipped} {samples} skipped for not decoding: skipped.jsonl in the run directory lists what was skipped");
         }
         let digest = reports.first().map_or_else(|| Digest::of(&[]), |r| r.weights_blake3);
         let sent = reports.iter().map(|r| r.bytes_sent).sum();
         let peak = reports.iter().map(|r| r.peak_rss_bytes).max().unwrap_or_default();
         let steps = reports.first().map(|r| r.step).unwrap_or_default();
-        let summary = self.summary.finish(steps, digest, sent, peak);
+        let summary = Summary { skipped, ..self.summary.finish(steps, digest, sent, peak) };
         self.run_dir.write_summary(&summary)?;
         self.run_dir.record(&Event::RunFinished { step: steps })?;
         Ok(summary)
@@ -419,7 +411,7 @@ mod tests {
         for (step, name) in [(1, "a.png"), (1, "b.png"), (9, "a.png"), (17, "a.png")] {
             recorder.skipped(step, name, "it is cut short");
         }
-        assert_eq!(recorder.skipped.len(), 2);
+        assert_eq!(recorder.run_dir.skipped().unwrap(), 2);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail};
 use common::audit::{AuditReport, Committed, Finding, TrainedSamples, audit};
 use common::dataset::{self, SampleSource, Split};
 use common::recorder::plan;
-use common::run_dir::RunView;
+use common::run_dir::{Event, RunView};
 
 /// The most findings that are written out, and the most samples that are named in one.
 const FINDINGS: usize = 20;
@@ -29,10 +29,18 @@ pub fn run(path: &Path) -> Result<String> {
     if last == 0 {
         bail!("the run in `{}` has no committed step on its record", path.display());
     }
+    let events = view.events()?;
+    let accepted = events.iter().filter_map(|event| match event {
+        Event::DataAccepted { differences } => {
+            Some(format!("the run went on with other data ({differences}): steps before that are held against the plan for the new data\n"))
+        }
+        _ => None,
+    });
+    let accepted: String = accepted.collect();
     let report = audit(&plan, last, &committed, &view.generations()?, &trained);
     // The data is needed only for the names of samples; without it their ids are shown.
     let source = dataset::open(&view.config().data, view.config().seed, &|_| {}).ok();
-    let text = describe(&report, !trained.is_empty(), &Names(source));
+    let text = accepted + &describe(&report, !trained.is_empty(), &Names(source));
     if report.findings.is_empty() { Ok(text) } else { bail!("{text}the record of the run in `{}` is not clean", path.display()) }
 }
 

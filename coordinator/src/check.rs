@@ -114,6 +114,9 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ),
     )]);
     let mut rows: Vec<(String, String)> = rows.collect();
+    if !source.passed_over().is_empty() {
+        rows.push(("passed over".to_owned(), source.passed_over().to_string()));
+    }
     if let Some(gbit_per_s) = args.link {
         let asked = if args.workers.is_empty() { &[2, 3, 4, 8][..] } else { &args.workers };
         let most = config.train.shards;

@@ -1,12 +1,12 @@
 //! Datasets that users bring: tables, IDX files plain and zipped, lists of class
-//! folders, kernels. The first byte chooses.
+//! folders, shards, lists, kernels. The first byte chooses.
 #![no_main]
 
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use common::dataset::{self, Column, SampleSource, Split, Table};
+use common::dataset::{self, Column, SampleSource, Split, Table, Unlabelled};
 use fuzz::scratch;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -40,8 +40,10 @@ fn table(folder: &Path, bytes: &[u8]) {
     let classes = ["0".to_owned(), "1".to_owned()];
     let column = |name: &str| Column { name: name.to_owned(), mean: 1.0, deviation: 2.0 };
     for columns in [vec![], vec![column("a"), column("b")]] {
-        if let Ok(table) = Table::open_like(&path, "y", &columns, &classes) {
-            read_all(&table);
+        for unlabelled in [Unlabelled::Keep, Unlabelled::LeaveOut] {
+            if let Ok(table) = Table::open_like(&path, "y", &columns, &classes, unlabelled) {
+                read_all(&table);
+            }
         }
     }
 }
@@ -59,14 +61,26 @@ fn idx(folder: &Path, mut bytes: &[u8], ending: &str) {
     open(&format!("kind = \"idx\"\nimage_size = 28\npath = \"{}\"", folder.display()));
 }
 
+/// A tar shard, and a list of pictures.
+fn shard(folder: &Path, bytes: &[u8]) {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder).expect("a folder in memory");
+    fs::write(folder.join("a.tar"), bytes).expect("a file in memory");
+    open(&format!("kind = \"webdataset\"\nval_fraction = 0.5\npath = \"{}\"", folder.display()));
+    let list = folder.join("list.csv");
+    fs::write(&list, bytes).expect("a file in memory");
+    open(&format!("kind = \"list\"\nval_fraction = 0.5\npath = \"{}\"", list.display()));
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
     let folder = FOLDER.path();
-    match choice % 5 {
+    match choice % 6 {
         0 => table(folder, bytes),
         1 => idx(&folder.join("plain"), bytes, ""),
         2 => idx(&folder.join("zipped"), bytes, ".gz"),
         3 => common::fuzzing::index(bytes),
+        4 => shard(&folder.join("shard"), bytes),
         _ => {
             let path = folder.join("kernel.txt");
             fs::write(&path, bytes).expect("a file in memory");

@@ -21,6 +21,7 @@ pub mod chaos;
 pub mod hostile;
 pub mod pictures;
 mod process;
+pub mod python;
 pub mod record;
 pub mod scenario;
 

@@ -198,7 +198,7 @@ fn a_trained_model_can_be_evaluated_asked_and_drawn() {
     assert!(ok(at, &["predict", "run", "dark.png", "--invert"]).contains("dark.png: 4 "));
     std::fs::write(at.join("bad.png"), b"no picture").unwrap();
     let text = refused(at, &["predict", "run", "bad.png", "bar.png"]);
-    assert!(text.contains("bad.png") && text.contains("neither JPEG nor PNG"), "{text}");
+    assert!(text.contains("bad.png") && text.contains("no picture that is read"), "{text}");
 
     let files = ok(at, &["plot", "run", "--format", "svg", "--out", "drawn"]);
     assert!(files.contains("curves.svg") && files.contains("filters.svg") && !files.contains("regions"), "{files}");
@@ -236,6 +236,11 @@ fn a_table_goes_all_the_way() {
     assert_eq!((&answer[0]["top"][0]["class"], &answer[1]["top"][0]["class"]), (&"narrow".into(), &"wide".into()));
     std::fs::write(at.join("test.csv"), "width,height,kind\n110,0.5,narrow\n90,0.5,wide\n").unwrap();
     assert!(ok(at, &["eval", "run", "--data", "test.csv"]).contains("top-1 50.00%"));
+    // Rows without a label are predicted, and neither right nor wrong.
+    std::fs::write(at.join("some.csv"), "width,height,kind\n110,0.5,narrow\n90,0.5,\n90,0.5,?\n").unwrap();
+    assert!(ok(at, &["eval", "run", "--data", "some.csv"]).contains("top-1 100.00%"));
+    assert_eq!(ok(at, &["predict", "run", "some.csv"]).matches("narrow").count(), 3);
+    assert!(refused(at, &["eval", "run", "--data", "new.csv"]).contains("no label column `kind`"));
 
     let text = ok(at, &["data", "show", "t.csv", "--label", "kind"]);
     assert!(text.contains("narrow") && text.contains("width") && at.join("t-sheet.png").exists(), "{text}");

@@ -194,7 +194,7 @@ fn train_alone(source: &Arc<Noted>, rank: u32, ownership: Ownership) -> Trained 
         },
     };
 
-    let config = Config::parse(CONFIG, "test", &[]).unwrap();
+    let config = Config::parse(CONFIG, "test", &["data.max_corrupt=1".to_owned()]).unwrap();
     let info = source.info().clone();
     let job = Job::new(config.clone(), info.clone(), rank, ownership).unwrap();
     let device = ComputeDevice::parse("auto").unwrap();

@@ -18,7 +18,7 @@ pub struct DataConfig {
 /// The source of samples, chosen by `data.kind`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DataSource {
-    /// A folder per class, JPEG and PNG, under `train/` and `val/`, or one tree
+    /// A folder of picture files per class, under `train/` and `val/`, or one tree
     /// that `val_fraction` divides.
     Images {
         /// Relative paths are relative to the working directory.
@@ -26,10 +26,32 @@ pub enum DataSource {
         /// For a folder without train/ and val/: the share of each class that
         /// is kept for validation.
         val_fraction: Option<f64>,
-        on_corrupt: CorruptPolicy,
     },
+    /// A CSV or TSV file that names pictures: `path`, `label`, and `split` or not.
+    List {
+        path: PathBuf,
+        /// The folder below which the pictures lie, if not the list's own; if it is
+        /// relative, it is so to that.
+        root: Option<PathBuf>,
+        /// For a list without splits.
+        val_fraction: Option<f64>,
+    },
+    /// Tar shards with a picture and a class for each key.
+    Webdataset {
+        /// A folder, a tar, or a pattern such as `shards/{000..146}.tar`.
+        path: PathBuf,
+        /// The same for validation, where `path` does not hold both.
+        val_path: Option<PathBuf>,
+        /// For shards without splits.
+        val_fraction: Option<f64>,
+    },
+    /// A folder with ILSVRC2012 as it is downloaded: its tars and development kit, or
+    /// Kaggle's folders.
+    Ilsvrc { path: PathBuf },
     /// A folder with MNIST's four IDX files, plain or gzipped.
     Idx { path: PathBuf },
+    /// A folder with CIFAR-10 or CIFAR-100, the binary version.
+    Cifar { path: PathBuf },
     /// Generated pictures: each class a pattern of its own under noise.
     Synthetic { classes: u32, train: u32, val: u32 },
     /// A CSV file with a header; every column but `label` is a feature.
@@ -74,10 +96,15 @@ pub struct Pixels {
     /// takes the centre.
     pub eval_resize: f32,
     /// Channel means and deviations of the normalisation, in 0..1 units. By
-    /// default ImageNet's for `images`, and none (0 and 1) for the other kinds.
+    /// default ImageNet's for picture files, and none (0 and 1) for the other kinds.
     /// A single-channel set uses the first of each.
     pub mean: [f32; 3],
     pub std: [f32; 3],
+    /// What to do about a picture that does not decode.
+    pub on_corrupt: CorruptPolicy,
+    /// With `on_corrupt = "skip"`: the share of a split that may be left out. A run that
+    /// meets more pictures that do not decode ends.
+    pub max_corrupt: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +126,7 @@ pub enum Augment {
 }
 
 /// What to do about a picture that does not decode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CorruptPolicy {
     /// End the run and name the file.
@@ -110,45 +137,79 @@ pub enum CorruptPolicy {
 }
 
 impl DataConfig {
-    /// The folder or file that holds the data, if there is one.
+    /// The folder or file that holds the data, or the pattern of several, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
-            DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => Some(path),
+            DataSource::Images { path, .. }
+            | DataSource::List { path, .. }
+            | DataSource::Webdataset { path, .. }
+            | DataSource::Ilsvrc { path, .. }
+            | DataSource::Idx { path }
+            | DataSource::Cifar { path }
+            | DataSource::Csv { path, .. } => Some(path),
             DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => None,
         }
     }
 
-    /// Moves the data to another path.
+    /// Every path that the section names.
+    pub fn places(&self) -> impl Iterator<Item = &Path> {
+        let second = match &self.source {
+            DataSource::List { root, .. } => root.as_deref(),
+            DataSource::Webdataset { val_path, .. } => val_path.as_deref(),
+            _ => None,
+        };
+        self.path().into_iter().chain(second)
+    }
+
+    /// Moves the data to another path, which holds all of it: both splits of shards.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
-            DataSource::Images { path, .. } | DataSource::Idx { path } | DataSource::Csv { path, .. } => *path = to,
+            DataSource::Webdataset { path, .. } if *path == to => {}
+            DataSource::Webdataset { path, val_path, .. } => (*path, *val_path) = (to, None),
+            DataSource::Images { path, .. }
+            | DataSource::List { path, .. }
+            | DataSource::Ilsvrc { path, .. }
+            | DataSource::Idx { path }
+            | DataSource::Cifar { path }
+            | DataSource::Csv { path, .. } => *path = to,
             DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => {}
         }
     }
 
-    pub fn on_corrupt(&self) -> CorruptPolicy {
-        match &self.source {
-            DataSource::Images { on_corrupt, .. } => *on_corrupt,
-            DataSource::Idx { .. }
-            | DataSource::Synthetic { .. }
-            | DataSource::Csv { .. }
-            | DataSource::Xor { .. }
-            | DataSource::Separable { .. } => CorruptPolicy::Stop,
+    /// The same data in no place: what is left decides which samples there are.
+    pub(super) fn forget_places(&mut self) {
+        self.set_path(PathBuf::new());
+        if let DataSource::List { root, .. } = &mut self.source {
+            *root = None;
         }
     }
 
     /// Whether a sample is a row of numbers, not a picture.
     pub fn is_table(&self) -> bool {
         match &self.source {
-            DataSource::Images { .. } | DataSource::Idx { .. } | DataSource::Synthetic { .. } => false,
+            DataSource::Images { .. }
+            | DataSource::List { .. }
+            | DataSource::Webdataset { .. }
+            | DataSource::Ilsvrc { .. }
+            | DataSource::Idx { .. }
+            | DataSource::Cifar { .. }
+            | DataSource::Synthetic { .. } => false,
             DataSource::Csv { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => true,
         }
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         match &self.source {
-            DataSource::Images { val_fraction: Some(f), .. } | DataSource::Csv { val_fraction: f, .. } if !(*f > 0.0 && *f < 1.0) => {
+            DataSource::Images { val_fraction: Some(f), .. }
+            | DataSource::List { val_fraction: Some(f), .. }
+            | DataSource::Webdataset { val_fraction: Some(f), .. }
+            | DataSource::Csv { val_fraction: f, .. }
+                if !(*f > 0.0 && *f < 1.0) =>
+            {
                 return Err(invalid("data.val_fraction", format!("is {f}: it must lie between 0 and 1")));
+            }
+            DataSource::Webdataset { val_path: Some(_), val_fraction: Some(_), .. } => {
+                return Err(invalid("data.val_fraction", "divides data.path, and data.val_path is for validation already: leave one out"));
             }
             DataSource::Synthetic { classes, train, val } if *classes < 2 || train < classes || val < classes => {
                 return Err(invalid("data.classes", "needs at least 2, with at least one picture each in data.train and data.val"));
@@ -195,6 +256,9 @@ impl Pixels {
         if !(1.0..=4.0).contains(&self.eval_resize) {
             return Err(invalid("data.eval_resize", format!("is {}: it must be between 1 and 4", self.eval_resize)));
         }
+        if !(0.0..=1.0).contains(&self.max_corrupt) {
+            return Err(invalid("data.max_corrupt", format!("is {}: it must be a share between 0 and 1", self.max_corrupt)));
+        }
         if !self.std.iter().all(|&s| s > 0.0 && s.is_finite()) || !self.mean.iter().all(|m| m.is_finite()) {
             return Err(invalid("data.std", "must be three positive numbers, and data.mean three finite ones"));
         }
@@ -210,7 +274,11 @@ const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.
 enum Kind {
     #[default]
     Images,
+    List,
+    Webdataset,
+    Ilsvrc,
     Idx,
+    Cifar,
     Synthetic,
     Csv,
     Xor,
@@ -258,8 +326,9 @@ macro_rules! raw_data {
 raw_data! {
     sources {
         path: PathBuf,
+        val_path: PathBuf,
+        root: PathBuf,
         val_fraction: f64,
-        on_corrupt: CorruptPolicy,
         classes: u32,
         train: u32,
         val: u32,
@@ -282,6 +351,8 @@ raw_data! {
         eval_resize: f32 = 1.14,
         mean: [f32; 3] = kind.statistics().0,
         std: [f32; 3] = kind.statistics().1,
+        on_corrupt: CorruptPolicy = CorruptPolicy::default(),
+        max_corrupt: f64 = 0.01,
     }
 }
 
@@ -289,8 +360,11 @@ impl Kind {
     /// The source keys of this kind.
     fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Images => &["path", "val_fraction", "on_corrupt"],
-            Self::Idx => &["path"],
+            Self::Images => &["path", "val_fraction"],
+            Self::List => &["path", "root", "val_fraction"],
+            Self::Webdataset => &["path", "val_path", "val_fraction"],
+            Self::Ilsvrc => &["path"],
+            Self::Idx | Self::Cifar => &["path"],
             Self::Synthetic => &["classes", "train", "val"],
             Self::Csv => &["path", "label", "val_fraction", "standardize"],
             Self::Xor => &["train", "val", "noise"],
@@ -300,14 +374,17 @@ impl Kind {
 
     fn is_table(self) -> bool {
         match self {
-            Self::Images | Self::Idx | Self::Synthetic => false,
+            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc | Self::Idx | Self::Cifar | Self::Synthetic => false,
             Self::Csv | Self::Xor | Self::Separable => true,
         }
     }
 
     /// The means and deviations that normalise pictures of this kind.
     fn statistics(self) -> ([f32; 3], [f32; 3]) {
-        if self == Self::Images { IMAGENET } else { ([0.0; 3], [1.0; 3]) }
+        match self {
+            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc => IMAGENET,
+            Self::Idx | Self::Cifar | Self::Synthetic | Self::Csv | Self::Xor | Self::Separable => ([0.0; 3], [1.0; 3]),
+        }
     }
 }
 
@@ -323,11 +400,14 @@ impl TryFrom<RawData> for DataConfig {
         let pixels = raw.pixels();
         let missing = |key: &str| format!("`data.{key}` is missing");
         let path = raw.path.ok_or_else(|| missing("path"));
+        let val_fraction = raw.val_fraction;
         let source = match raw.kind {
-            Kind::Images => {
-                DataSource::Images { path: path?, val_fraction: raw.val_fraction, on_corrupt: raw.on_corrupt.unwrap_or_default() }
-            }
+            Kind::Images => DataSource::Images { path: path?, val_fraction },
+            Kind::List => DataSource::List { path: path?, root: raw.root, val_fraction },
+            Kind::Webdataset => DataSource::Webdataset { path: path?, val_path: raw.val_path, val_fraction },
+            Kind::Ilsvrc => DataSource::Ilsvrc { path: path? },
             Kind::Idx => DataSource::Idx { path: path? },
+            Kind::Cifar => DataSource::Cifar { path: path? },
             Kind::Synthetic => DataSource::Synthetic {
                 classes: raw.classes.ok_or_else(|| missing("classes"))?,
                 train: raw.train.ok_or_else(|| missing("train"))?,
@@ -355,10 +435,14 @@ impl From<DataConfig> for RawData {
     fn from(config: DataConfig) -> Self {
         let raw = if config.is_table() { Self::default() } else { Self::with_pixels(config.pixels) };
         match config.source {
-            DataSource::Images { path, val_fraction, on_corrupt } => {
-                Self { kind: Kind::Images, path: Some(path), val_fraction, on_corrupt: Some(on_corrupt), ..raw }
+            DataSource::Images { path, val_fraction } => Self { kind: Kind::Images, path: Some(path), val_fraction, ..raw },
+            DataSource::List { path, root, val_fraction } => Self { kind: Kind::List, path: Some(path), root, val_fraction, ..raw },
+            DataSource::Webdataset { path, val_path, val_fraction } => {
+                Self { kind: Kind::Webdataset, path: Some(path), val_path, val_fraction, ..raw }
             }
+            DataSource::Ilsvrc { path } => Self { kind: Kind::Ilsvrc, path: Some(path), ..raw },
             DataSource::Idx { path } => Self { kind: Kind::Idx, path: Some(path), ..raw },
+            DataSource::Cifar { path } => Self { kind: Kind::Cifar, path: Some(path), ..raw },
             DataSource::Synthetic { classes, train, val } => {
                 Self { kind: Kind::Synthetic, classes: Some(classes), train: Some(train), val: Some(val), ..raw }
             }

@@ -1,4 +1,11 @@
-//! `--set key=value`, and messages for unknown keys that name the nearest known one.
+//! `--set key=value`, and messages for wrong keys and values that say what was
+//! probably meant.
+
+use serde::de::DeserializeOwned;
+
+/// The sections of a config, as they stand before a key ("train.", or nothing), and the
+/// keys of each.
+pub(super) type Sections = [(&'static str, Vec<String>)];
 
 /// Sets the dotted `key` of `key=value`. The value is TOML if it parses as
 /// such, and otherwise a string, so that paths and names need no quotes.
@@ -36,27 +43,69 @@ fn other_name(key: &str) -> Option<&'static str> {
     }
 }
 
-/// The parser's message, with the nearest known key if the key is unknown.
-pub(super) fn explain(error: &toml::de::Error) -> String {
+/// The parser's message, and what was probably meant.
+pub(super) fn explain(error: &toml::de::Error, sections: &Sections) -> String {
     let text = error.to_string();
-    let text = text.trim_end();
-    match nearest(error.message()) {
-        Some(key) => format!("{text}\ndid you mean `{key}`?"),
-        None => text.to_owned(),
-    }
+    let message = error.message();
+    let hint = meant(message, sections).or_else(|| wants_text(message).then(|| "a text stands in quotes: \"...\"".to_owned()));
+    with_hint(text.trim_end(), hint)
 }
 
-/// serde says "unknown field `epoch`, expected one of `epochs`, `lr`": the
-/// first quoted word is the wrong one, the others are known.
-fn nearest(message: &str) -> Option<&str> {
-    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+/// The same for what the `key=value` of a `--set` has caused.
+pub(super) fn explain_set(error: &toml::de::Error, argument: &str, sections: &Sections) -> String {
+    let (key, value) = argument.split_once('=').unwrap_or((argument, ""));
+    let (key, value) = (key.trim(), value.trim());
+    let text = error.to_string();
+    let message = error.message();
+    let hint = if wants_text(message) {
+        Some(format!("a text that reads as something else needs quotes within quotes: --set '{key}=\"{value}\"'"))
+    } else if message.starts_with("invalid type: string") && value.contains(',') && value.replace(',', ".").parse::<f64>().is_ok() {
+        Some(format!("a number has a decimal point: {key}={}", value.replace(',', ".")))
+    } else {
+        meant(message, sections)
+    };
+    with_hint(text.trim_end(), hint)
+}
+
+fn with_hint(text: &str, hint: Option<String>) -> String {
+    hint.map_or_else(|| text.to_owned(), |hint| format!("{text}\n{hint}"))
+}
+
+/// Whether a number, or another value that is no text, stands where a text belongs.
+fn wants_text(message: &str) -> bool {
+    message.starts_with("invalid type: ") && (message.ends_with("expected a string") || message.ends_with("expected path string"))
+}
+
+/// serde says "unknown field `epoch`, expected one of `epochs`, `lr`": the first quoted
+/// word is the wrong one, the others are known there. A key that another section has
+/// is meant to stand there; else the nearest known one is meant.
+fn meant(message: &str, sections: &Sections) -> Option<String> {
+    let field = message.starts_with("unknown field");
+    if !field && !message.starts_with("unknown variant") {
         return None;
     }
     let mut words = message.split('`').skip(1).step_by(2);
     let wrong = words.next()?;
-    words
-        .map(|known| (strsim::damerau_levenshtein(wrong, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 2)
-        .map(|(_, known)| known)
+    let known: Vec<&str> = words.collect();
+    let elsewhere = if field { places(wrong, &known, sections) } else { Vec::new() };
+    if !elsewhere.is_empty() {
+        return Some(format!("did you mean {}?", elsewhere.join(" or ")));
+    }
+    let nearest = known.into_iter().map(|known| (strsim::damerau_levenshtein(wrong, known), known)).min();
+    nearest.filter(|(distance, known)| *distance <= 1 + known.len() / 2).map(|(_, known)| format!("did you mean `{known}`?"))
+}
+
+/// The full names of a key in the sections that have it, but for the one that has the
+/// keys `known`, where it was found.
+fn places(key: &str, known: &[&str], sections: &Sections) -> Vec<String> {
+    let has = |keys: &[String], key: &str| keys.iter().any(|k| k == key);
+    let elsewhere = sections.iter().filter(|(_, keys)| has(keys, key) && !known.iter().all(|k| has(keys, k)));
+    elsewhere.map(|(section, _)| format!("`{section}{key}`")).collect()
+}
+
+/// The keys of a section, as serde names them where it is given one that does not exist.
+pub(super) fn keys_of<Section: DeserializeOwned>() -> Vec<String> {
+    let unknown = toml::Table::from_iter([("?".to_owned(), toml::Value::Boolean(true))]);
+    let message = unknown.try_into::<Section>().err().map(|e| e.message().to_owned()).unwrap_or_default();
+    message.split('`').skip(1).step_by(2).skip(1).map(str::to_owned).collect()
 }

@@ -13,7 +13,7 @@ mod model;
 mod train;
 
 use crate::digest::Digest;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,25 @@ fn default_seed() -> u64 {
     1
 }
 
+/// The keys that there are, for messages. A model's are those of all models.
+fn sections() -> [(&'static str, Vec<String>); 5] {
+    let model = [
+        vec!["kind".to_owned()],
+        edit::keys_of::<PerceptronConfig>(),
+        edit::keys_of::<SoftmaxConfig>(),
+        edit::keys_of::<MlpConfig>(),
+        edit::keys_of::<LenetConfig>(),
+        edit::keys_of::<AlexnetConfig>(),
+    ];
+    [
+        ("", edit::keys_of::<Config>()),
+        ("model.", model.concat()),
+        ("data.", edit::keys_of::<DataConfig>()),
+        ("train.", edit::keys_of::<TrainConfig>()),
+        ("cluster.", edit::keys_of::<ClusterConfig>()),
+    ]
+}
+
 impl Config {
     /// Reads `path`, lays each `key=value` of `overrides` over it, and validates.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
@@ -59,7 +78,7 @@ impl Config {
 
     /// Like [`Config::load`] from text; error messages name `origin`.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e) };
+        let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e, &sections()) };
         if overrides.is_empty() {
             // From the text itself, so that a message can show its line.
             let config: Self = toml::from_str(text).map_err(invalid)?;
@@ -75,14 +94,31 @@ impl Config {
         Self::overlaid(table, "the config", overrides)
     }
 
-    fn overlaid(mut table: toml::Table, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        for argument in overrides {
-            edit::apply(&mut table, argument).map_err(|message| ConfigError::Set { argument: argument.clone(), message })?;
-        }
-        let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e) };
-        let config: Self = table.try_into().map_err(invalid)?;
-        config.validate()?;
-        Ok(config)
+    fn overlaid(table: toml::Table, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        let read = |left_out: Option<usize>| {
+            let mut table = table.clone();
+            for (_, argument) in overrides.iter().enumerate().filter(|(n, _)| Some(*n) != left_out) {
+                edit::apply(&mut table, argument).map_err(|message| ConfigError::Set { argument: argument.clone(), message })?;
+            }
+            Ok(table.try_into::<Self>())
+        };
+        let error = match read(None)? {
+            Ok(config) => {
+                config.validate()?;
+                return Ok(config);
+            }
+            Err(error) => error,
+        };
+        // The argument without which the config reads, or else has another fault, is the
+        // one that is wrong; the last of several.
+        let without = |n: usize| Some((n, read(Some(n)).ok()?.err().map(|e| e.to_string())));
+        let faults: Vec<(usize, Option<String>)> = (0..overrides.len()).rev().filter_map(without).collect();
+        let cured = faults.iter().find(|(_, fault)| fault.is_none());
+        let blamed = cured.or_else(|| faults.iter().find(|(_, fault)| fault.as_ref() != Some(&error.to_string())));
+        Err(match blamed.and_then(|(n, _)| overrides.get(*n)) {
+            Some(argument) => ConfigError::Set { argument: argument.clone(), message: edit::explain_set(&error, argument, &sections()) },
+            None => ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&error, &sections()) },
+        })
     }
 
     /// The resolved config as TOML: stored in the run directory and sent to workers.
@@ -108,14 +144,13 @@ impl Config {
         same.data.pixels.eval_resize = 1.0;
         // A run that stops at a damaged picture has the same weights up to it as one
         // that skips it.
-        if let DataSource::Images { on_corrupt, .. } = &mut same.data.source {
-            *on_corrupt = CorruptPolicy::default();
-        }
+        same.data.pixels.on_corrupt = CorruptPolicy::default();
+        same.data.pixels.max_corrupt = 0.0;
         // Here the number of threads affects only speed.
         if !self.train.reproducible {
             same.train.threads = None;
         }
-        same.data.set_path(PathBuf::new());
+        same.data.forget_places();
         Digest::of(same.to_toml().as_bytes())
     }
 

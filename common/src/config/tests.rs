@@ -79,6 +79,45 @@ fn an_unknown_key_names_the_nearest_known_one() {
 }
 
 #[test]
+fn what_a_set_has_caused_is_blamed_on_it() {
+    for (wrong, words) in [
+        (&["train.lr=0,001"][..], "`--set train.lr=0,001`: invalid type"),
+        (&["train.lr=0,001"], "decimal point: train.lr=0.001"),
+        (&["seed=4", "train.lr=a", "name=b"], "`--set train.lr=a`"),
+        (&["data.kind=csv"], "`--set data.kind=csv`: `data."),
+        (&["data.kind=csv", "data.path=a", "data.lable=b"], "`--set data.lable=b`"),
+        (&["name=123"], "needs quotes within quotes: --set 'name=\"123\"'"),
+        (&["data={kind=\"csv\", path=\"a\"}", "model={kind=\"mlp\"}", "data.label=2020"], "--set 'data.label=\"2020\"'"),
+        (&["data={kind=\"csv\", path=\"a\"}", "model={kind=\"mlp\"}", "data.path=123"], "--set 'data.path=\"123\"'"),
+        (&["name=true"], "quotes within quotes: --set 'name=\"true\"'"),
+    ] {
+        let text = message(wrong);
+        assert!(text.contains(words) && !text.contains("small.toml"), "{wrong:?}: {text}");
+    }
+    // A right `--set` beside a wrong file.
+    let text = Config::parse(&SMALL.replace("classes = 4", "classes = 4.5"), "small.toml", &["seed=3".to_owned()]).expect_err("wrong");
+    assert!(text.to_string().contains("`small.toml` is not a valid config"), "{text}");
+    let text = Config::parse(&SMALL.replace("\"small\"", "5"), "small.toml", &[]).expect_err("wrong").to_string();
+    assert!(text.contains("small.toml") && text.contains("in quotes"), "{text}");
+}
+
+#[test]
+fn a_key_of_another_section_is_named_in_full() {
+    for (wrong, right) in [
+        ("lr=0.1", "did you mean `train.lr`?"),
+        ("train.seed=3", "did you mean `seed`?"),
+        ("kind=csv", "did you mean `model.kind` or `data.kind`?"),
+        ("model.min_workers=2", "did you mean `cluster.min_workers`?"),
+        ("train.hidden=[2]", "did you mean `model.hidden`?"),
+        ("data.max_epochs=2", "did you mean `train.max_epochs`?"),
+    ] {
+        assert!(message(&[wrong]).ends_with(right), "{wrong}: {}", message(&[wrong]));
+    }
+    // Of another model, in the section where it stands already.
+    assert!(!message(&["model.hidden=[2]"]).contains("did you mean"), "{}", message(&["model.hidden=[2]"]));
+}
+
+#[test]
 fn a_key_of_another_kind_of_data_is_refused() {
     let text = message(&["data.path=somewhere"]);
     assert!(text.contains("data.path") && text.contains("classes"), "{text}");
@@ -145,6 +184,30 @@ fn every_kind_of_data_and_model_reads_back_as_itself() {
         let config = points(&case).unwrap_or_else(|e| panic!("{case:?}: {e}"));
         assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);
     }
+}
+
+#[test]
+fn kinds_of_pictures_read_back_and_their_place_is_not_their_identity() {
+    let shared = "data={kind=\"webdataset\", path=\"a\", val_path=\"b\"}";
+    for (set, moved) in [
+        ("data={kind=\"list\", path=\"a.csv\", root=\"r\", val_fraction=0.1}", "data={kind=\"list\", path=\"b.tsv\", val_fraction=0.1}"),
+        (shared, "data={kind=\"webdataset\", path=\"c\", on_corrupt=\"skip\"}"),
+        ("data={kind=\"ilsvrc\", path=\"a\"}", "data={kind=\"ilsvrc\", path=\"b\", on_corrupt=\"skip\"}"),
+        ("data={kind=\"cifar\", path=\"a\"}", "data={kind=\"cifar\", path=\"b\"}"),
+    ] {
+        let config = with(&[set]).unwrap_or_else(|e| panic!("{set}: {e}"));
+        assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);
+        assert_eq!(config.identity(), with(&[moved]).expect("valid").identity(), "{set}");
+        assert_eq!(config.data.pixels.mean[0] > 0.0, !set.contains("cifar"), "{set}");
+    }
+    assert!(message(&[shared, "data.val_fraction=0.1"]).contains("leave one out"));
+    assert!(message(&["data={kind=\"list\", path=\"a\", val_fraction=1.5}"]).contains("between 0 and 1"));
+    assert!(message(&["data={kind=\"cifar\", path=\"a\", val_fraction=0.5}"]).contains("data.val_fraction"));
+    let mut data = with(&[shared]).expect("valid").data;
+    data.set_path("a".into());
+    assert_eq!(data, with(&[shared]).expect("valid").data);
+    data.set_path("local".into());
+    assert!(matches!(data.source, DataSource::Webdataset { val_path: None, .. }), "one path for both splits");
 }
 
 #[test]

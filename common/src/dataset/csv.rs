@@ -1,12 +1,15 @@
-//! A CSV file with a header: one column is the label, the others are numbers.
+//! A CSV file with a header: one column is the label, the others are numbers. They are
+//! read, centred and scaled in f64: of seconds since 1970, f32 tells apart every second
+//! minute only.
 
 use std::path::Path;
 
-use csv::{ReaderBuilder, StringRecord};
+use csv::StringRecord;
 
+use super::classes::{distinct, label_of, validation};
+use super::delimited::Delimited;
 use super::source::{Column, DatasetError};
 use super::table::{Rows, Table};
-use crate::seed;
 
 /// The most classes that a label column may hold: a column with more is no label, and
 /// each of them would be an output of the model.
@@ -16,29 +19,26 @@ const MAX_CLASSES: usize = 10_000;
 /// `standardize` each feature has mean 0 and deviation 1 over the training rows.
 pub(super) fn open(path: &Path, label: &str, val_fraction: f64, standardize: bool, seed: u64) -> Result<Table, DatasetError> {
     let bad = |problem: String| DatasetError::invalid(path, problem);
-    let all_but_label = |header: &StringRecord| {
-        let at = label_column(header, label)?;
-        let features: Vec<usize> = (0..header.len()).filter(|&n| n != at).collect();
-        if features.is_empty() {
-            return Err(format!("has no column but the label `{label}`: there is nothing to learn from"));
-        }
-        Ok(Places { features, label: Some(at) })
-    };
-    let Read { header, places, values, labels, lines } = read(path, all_but_label)?;
-    let mut columns: Vec<Column> = places.features.iter().filter_map(|&n| header.get(n)).map(Column::plain).collect();
-    let labels: Vec<String> = labels.into_iter().flatten().collect();
-    if labels.is_empty() {
-        return Err(bad("has a header and no rows".to_owned()));
+    let file = Delimited::open(path, b',')?;
+    file.refuse_twins(|_| true)?;
+    let at = label_column(file.header(), label).map_err(bad)?;
+    let features: Vec<usize> = (0..file.header().len()).filter(|&n| n != at).collect();
+    if features.is_empty() {
+        return Err(bad(format!("has no column but the label `{label}`: there is nothing to learn from")));
     }
-    let classes = classes(&labels);
+    let mut columns: Vec<Column> = features.iter().filter_map(|&n| file.header().get(n)).map(Column::plain).collect();
+    let Read { values, labels, lines } = read(file, &features, Some(at))?;
+    if let Some((_, line)) = labels.iter().zip(&lines).find(|(label, _)| label.is_empty()) {
+        return Err(bad(format!("has no label in line {line}, column `{label}`: fill it in or leave the row out")));
+    }
+    let classes = distinct(labels.iter().map(String::as_str));
     if classes.len() < 2 || classes.len() > MAX_CLASSES {
         return Err(bad(format!(
             "has {} different values in its label column `{label}`, and 2 to {MAX_CLASSES} are needed",
             classes.len()
         )));
     }
-    let label_of = |text: &String| classes.binary_search_by(|c| order(c, text)).unwrap_or_default() as u32;
-    let labels: Vec<u32> = labels.iter().map(label_of).collect();
+    let labels: Vec<u32> = labels.iter().map(|text| label_of(&classes, text)).collect();
     let chosen = validation(&labels, classes.len(), val_fraction, seed).map_err(|class| {
         bad(format!("has a single row of the class `{}`: it needs at least two, one to train and one to validate", classes[class]))
     })?;
@@ -50,148 +50,158 @@ pub(super) fn open(path: &Path, label: &str, val_fraction: f64, standardize: boo
         }
     }
     let (mut train, mut val) = (Rows::default(), Rows::default());
-    let mut scaled = vec![0.0; width];
     for (((row, label), line), chosen) in values.chunks_exact(width).zip(labels).zip(lines).zip(chosen) {
-        for ((to, from), column) in scaled.iter_mut().zip(row).zip(&columns) {
-            *to = (from - column.mean) / column.deviation;
-        }
+        let scaled = scaled(row, &columns, line).map_err(bad)?;
         if chosen { &mut val } else { &mut train }.push(&scaled, label, line);
     }
     Ok(Table::new(columns, classes, train, val, format!("{} line", path.display())))
 }
 
+/// What becomes of rows that say no class, in a table for a trained model: where the
+/// label is empty or `?`, unless that is one of the classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlabelled {
+    /// They count as the first class: the model is asked, and its answers are counted
+    /// against no label.
+    Keep,
+    /// They are left out, and a warning says how many: right and wrong are counted.
+    LeaveOut,
+}
+
 impl Table {
     /// Reads a CSV file for a model that was trained on `columns` and `classes`,
     /// scaled as in training; all rows are validation rows. Other columns are
-    /// ignored, and so is a missing `label` column: then every row counts as the
-    /// first class.
-    pub fn open_like(path: &Path, label: &str, columns: &[Column], classes: &[String]) -> Result<Self, DatasetError> {
+    /// ignored. Without a `label` column no row has a label.
+    pub fn open_like(
+        path: &Path,
+        label: &str,
+        columns: &[Column],
+        classes: &[String],
+        unlabelled: Unlabelled,
+    ) -> Result<Self, DatasetError> {
         let bad = |problem: String| DatasetError::invalid(path, problem);
         if columns.is_empty() {
             return Err(bad("cannot be read for a model that knows no columns: the run's dataset.json names none".to_owned()));
         }
-        let places = |header: &StringRecord| {
-            let at = |name: &str| header.iter().position(|h| h == name);
-            let found: Result<Vec<usize>, String> =
-                columns.iter().map(|c| at(&c.name).ok_or_else(|| format!("has no column `{}`, which the model needs", c.name))).collect();
-            found.map(|features| Places { features, label: at(label) })
-        };
-        let read = read(path, places)?;
-        let mut val = Rows::default();
-        for ((row, text), line) in read.values.chunks_exact(columns.len()).zip(&read.labels).zip(read.lines) {
-            let scaled: Vec<f32> = row.iter().zip(columns).map(|(v, c)| (v - c.mean) / c.deviation).collect();
-            let class = text.as_ref().map_or(Some(0), |text| classes.iter().position(|c| c == text));
-            let class = class.ok_or_else(|| {
-                let text = text.as_deref().unwrap_or_default();
-                bad(format!("has the label `{text}` in line {line}, and the model knows only {}", classes.join(", ")))
-            })?;
-            val.push(&scaled, class as u32, line);
+        let file = Delimited::open(path, b',')?;
+        file.refuse_twins(|name| name == label || columns.iter().any(|c| c.name == name))?;
+        let at = |name: &str| file.header().iter().position(|h| h == name);
+        let features: Result<Vec<usize>, String> =
+            columns.iter().map(|c| at(&c.name).ok_or_else(|| format!("has no column `{}`, which the model needs", c.name))).collect();
+        let (features, label_at) = (features.map_err(bad)?, at(label));
+        if label_at.is_none() && unlabelled == Unlabelled::LeaveOut {
+            return Err(bad(format!(
+                "has no label column `{label}`: nothing says which answers are right (`worker predict` gives answers)"
+            )));
         }
-        if val.labels.is_empty() {
-            return Err(bad("has a header and no rows".to_owned()));
+        let read = read(file, &features, label_at)?;
+        let (rows, mut left_out) = (read.lines.len(), 0);
+        let mut labels = read.labels.into_iter();
+        let mut val = Rows::default();
+        for (row, line) in read.values.chunks_exact(columns.len()).zip(read.lines) {
+            let text = labels.next().unwrap_or_default();
+            let class = match classes.iter().position(|c| *c == text) {
+                Some(class) => class,
+                None if matches!(text.as_str(), "" | "?") && unlabelled == Unlabelled::Keep => 0,
+                None if matches!(text.as_str(), "" | "?") => {
+                    left_out += 1;
+                    continue;
+                }
+                None => {
+                    return Err(bad(format!("has the label `{text}` in line {line}, and the model knows only {}", classes.join(", "))));
+                }
+            };
+            val.push(&scaled(row, columns, line).map_err(bad)?, class as u32, line);
+        }
+        if left_out == rows {
+            return Err(bad(format!("has no label in any of its {rows} rows: nothing says which answers are right")));
+        }
+        if left_out > 0 {
+            tracing::warn!("{left_out} of the {rows} rows of `{}` have no label and are left out", path.display());
         }
         Ok(Self::new(columns.to_vec(), classes.to_vec(), Rows::default(), val, format!("{} line", path.display())))
     }
 }
 
-/// The columns of features and label in a line.
-struct Places {
-    features: Vec<usize>,
-    label: Option<usize>,
-}
-
-/// A file's content.
+/// A file's rows; there is at least one.
 struct Read {
-    header: StringRecord,
-    places: Places,
     /// `[rows, features]`
-    values: Vec<f32>,
-    labels: Vec<Option<String>>,
+    values: Vec<f64>,
+    /// Of each row, if there is a column of labels.
+    labels: Vec<String>,
     lines: Vec<u32>,
 }
 
-fn read(path: &Path, places: impl FnOnce(&StringRecord) -> Result<Places, String>) -> Result<Read, DatasetError> {
-    let bad = |problem: String| DatasetError::invalid(path, problem);
-    let broken = |e: csv::Error| {
-        let line = |pos: Option<csv::Position>| pos.map_or(0, |p| p.line());
-        match e.into_kind() {
-            csv::ErrorKind::Io(source) => DatasetError::io(path)(source),
-            csv::ErrorKind::UnequalLengths { pos, expected_len, len } => {
-                bad(format!("has {len} values in line {}, and its header has {expected_len}", line(pos)))
-            }
-            csv::ErrorKind::Utf8 { pos, .. } => bad(format!("is not UTF-8 in line {}", line(pos))),
-            other => bad(format!("is no CSV file: {other:?}")),
-        }
-    };
-    let file = std::fs::File::open(path).map_err(DatasetError::io(path))?;
-    let mut reader = ReaderBuilder::new().trim(csv::Trim::All).from_reader(std::io::BufReader::new(file));
-    let header = reader.headers().map_err(broken)?.clone();
-    let places = places(&header).map_err(bad)?;
-    let mut read = Read { header, places, values: Vec::new(), labels: Vec::new(), lines: Vec::new() };
+fn read(mut file: Delimited, features: &[usize], label: Option<usize>) -> Result<Read, DatasetError> {
+    let mut read = Read { values: Vec::new(), labels: Vec::new(), lines: Vec::new() };
     let mut row = StringRecord::new();
-    while reader.read_record(&mut row).map_err(broken)? {
-        let line = row.position().map_or(0, csv::Position::line);
-        for &n in &read.places.features {
+    while let Some(line) = file.next(&mut row)? {
+        for &n in features {
             let text = row.get(n).unwrap_or_default();
-            let value = text.parse::<f32>().ok().filter(|v| v.is_finite());
-            let name = read.header.get(n).unwrap_or_default();
-            read.values.push(value.ok_or_else(|| {
-                bad(format!(
-                    "has `{text}` in line {line}, column `{name}`, where a number is needed: every column but the label is a feature"
-                ))
-            })?);
+            let value = number(text).map_err(|problem| {
+                let name = file.header().get(n).unwrap_or_default();
+                let found = if text.is_empty() { "no value".to_owned() } else { format!("`{text}`") };
+                file.invalid(format!("has {found} in line {line}, column `{name}`, {problem}"))
+            })?;
+            read.values.push(value);
         }
-        read.labels.push(read.places.label.and_then(|at| row.get(at)).map(str::to_owned));
-        read.lines.push(u32::try_from(line).unwrap_or(u32::MAX));
+        if let Some(at) = label {
+            read.labels.push(row.get(at).unwrap_or_default().to_owned());
+        }
+        read.lines.push(line);
+    }
+    if read.lines.is_empty() {
+        return Err(file.invalid("has a header and no rows".to_owned()));
     }
     Ok(read)
+}
+
+/// A finite number, or what is wrong with it.
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.abs() <= f64::from(f32::MAX) => Ok(value),
+        // "inf" and "nan" parse too.
+        Ok(_) if text.ends_with(char::is_alphabetic) => Err("where a finite number is needed".to_owned()),
+        Ok(_) => Err(format!("which is out of range: numbers up to {:.1e} can be learned from", f32::MAX)),
+        Err(_) => Err("where a number is needed: every column but the label is a feature".to_owned()),
+    }
+}
+
+/// A row as the model receives it.
+fn scaled(row: &[f64], columns: &[Column], line: u32) -> Result<Vec<f32>, String> {
+    let one = |(value, column): (&f64, &Column)| {
+        let scaled = column.scaled(*value);
+        if scaled.is_finite() {
+            return Ok(scaled);
+        }
+        let Column { name, mean, deviation } = column;
+        Err(format!(
+            "has {value:e} in line {line}, column `{name}`, which no f32 holds once it is scaled by mean {mean:e} and deviation {deviation:e}"
+        ))
+    };
+    row.iter().zip(columns).map(one).collect()
 }
 
 fn label_column(header: &StringRecord, label: &str) -> Result<usize, String> {
     header.iter().position(|name| name == label).ok_or_else(|| {
         let names: Vec<String> = header.iter().map(|name| format!("`{name}`")).collect();
-        format!("has no label column `{label}`; its columns are {}: name the right one with data.label", names.join(", "))
+        let single = header.iter().next().filter(|_| header.len() == 1).unwrap_or_default();
+        let hint = match single.find([';', '\t', '|']) {
+            Some(_) => "its values must have commas between them",
+            None => "name the right one with data.label",
+        };
+        format!("has no label column `{label}`; its columns are {}: {hint}", names.join(", "))
     })
 }
 
-/// The distinct labels; numbers are in numeric order.
-fn classes(labels: &[String]) -> Vec<String> {
-    let mut classes = labels.to_vec();
-    classes.sort_by(|a, b| order(a, b));
-    classes.dedup();
-    classes
-}
-
-fn order(a: &str, b: &str) -> std::cmp::Ordering {
-    match (a.parse::<f64>(), b.parse::<f64>()) {
-        (Ok(x), Ok(y)) => x.total_cmp(&y).then_with(|| a.cmp(b)),
-        (Ok(_), Err(_)) => std::cmp::Ordering::Less,
-        (Err(_), Ok(_)) => std::cmp::Ordering::Greater,
-        (Err(_), Err(_)) => a.cmp(b),
-    }
-}
-
-/// Which rows are kept for validation: the same share of every class. The error is a
-/// class that has a single row.
-fn validation(labels: &[u32], classes: usize, fraction: f64, seed: u64) -> Result<Vec<bool>, usize> {
-    let mut chosen = vec![false; labels.len()];
-    for class in 0..classes {
-        let mut own: Vec<usize> = (0..labels.len()).filter(|&n| labels[n] as usize == class).collect();
-        if own.len() < 2 {
-            return Err(class);
-        }
-        let kept = ((own.len() as f64 * fraction).round() as usize).clamp(1, own.len() - 1);
-        seed::shuffle(&mut own, &mut seed::stream(seed, "validation split", &[class as u64]));
-        own[..kept].iter().for_each(|&n| chosen[n] = true);
-    }
-    Ok(chosen)
-}
-
-/// Mean and standard deviation; the deviation of a constant counts as 1.
-fn moments(values: impl Iterator<Item = f32> + Clone) -> (f32, f32) {
+/// Mean and standard deviation; the deviation of a constant counts as 1. Summed as
+/// differences from the first value, so that a constant has no deviation at all and
+/// large numbers keep their digits.
+fn moments(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     let n = values.clone().count().max(1) as f64;
-    let mean = values.clone().map(f64::from).sum::<f64>() / n;
-    let variance = values.map(|v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n;
+    let first = values.clone().next().unwrap_or_default();
+    let mean = first + values.clone().map(|v| v - first).sum::<f64>() / n;
+    let variance = values.map(|v| (v - mean).powi(2)).sum::<f64>() / n;
     let deviation = variance.sqrt();
-    (mean as f32, if deviation > 0.0 { deviation as f32 } else { 1.0 })
+    (mean, if deviation > 0.0 { deviation } else { 1.0 })
 }

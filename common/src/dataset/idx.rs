@@ -9,9 +9,13 @@ use bytes::Bytes;
 use flate2::read::GzDecoder;
 
 use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::{classes, recognise};
 
 /// The most bytes that one file may unpack to.
 const MAX_BYTES: u64 = 8 << 30;
+
+/// How gzip files begin.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// One split: pictures end to end, and a label each.
 struct Part {
@@ -108,7 +112,8 @@ fn part(folder: &Path, prefix: &str) -> Result<(Part, u32, u32), DatasetError> {
     Ok((Part { path, pixels, labels }, height, width))
 }
 
-/// Finds a file under any of its usual names, and unpacks it.
+/// Finds a file under any of its usual names, and unpacks it if its content is
+/// gzipped, whatever its name says: browsers unpack files and keep their names.
 fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), DatasetError> {
     for separator in ["-", "."] {
         for ending in ["", ".gz"] {
@@ -119,12 +124,14 @@ fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), D
                 Err(e) => return Err(DatasetError::io(&path)(e)),
             };
             let mut bytes = Vec::new();
-            let outcome = if ending.is_empty() {
-                file.take(MAX_BYTES).read_to_end(&mut bytes)
-            } else {
-                GzDecoder::new(file).take(MAX_BYTES).read_to_end(&mut bytes)
-            };
-            outcome.map_err(DatasetError::io(&path))?;
+            file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(DatasetError::io(&path))?;
+            if bytes.starts_with(&GZIP) {
+                let zipped = std::mem::take(&mut bytes);
+                let unpacked = GzDecoder::new(&zipped[..]).take(MAX_BYTES).read_to_end(&mut bytes);
+                unpacked.map_err(|e| {
+                    DatasetError::invalid(&path, format!("is a damaged gzip file, cut short perhaps ({e}): fetch it again"))
+                })?;
+            }
             return Ok((path, bytes));
         }
     }
@@ -139,6 +146,9 @@ fn read(folder: &Path, stem: &str, suffix: &str) -> Result<(PathBuf, Vec<u8>), D
 fn parse(path: &Path, bytes: Vec<u8>, rank: usize) -> Result<(Vec<u32>, Bytes), DatasetError> {
     let bad = |problem: String| DatasetError::invalid(path, problem);
     let header = 4 + 4 * rank;
+    if let Some(what) = recognise::content(&bytes) {
+        return Err(bad(format!("is {what}, not an IDX file: fetch it again and look at what comes")));
+    }
     if bytes.len() < header {
         return Err(bad(format!("is cut short: {} bytes, and the header alone has {header}", bytes.len())));
     }
@@ -158,15 +168,11 @@ fn parse(path: &Path, bytes: Vec<u8>, rank: usize) -> Result<(Vec<u32>, Bytes), 
 
 fn class_names(folder: &Path, at_least: usize) -> Result<Vec<String>, DatasetError> {
     let path = folder.join("classes.txt");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            let names: Vec<String> = text.lines().map(|l| l.trim().to_owned()).filter(|l| !l.is_empty()).collect();
-            if names.len() < at_least {
-                return Err(DatasetError::invalid(&path, format!("names {} classes, and the labels need {at_least}", names.len())));
-            }
-            Ok(names)
+    match classes::named_in(&path)? {
+        Some(names) if names.len() < at_least => {
+            Err(DatasetError::invalid(&path, format!("names {} classes, and the labels need {at_least}", names.len())))
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((0..at_least).map(|n| n.to_string()).collect()),
-        Err(e) => Err(DatasetError::io(&path)(e)),
+        Some(names) => Ok(names),
+        None => Ok((0..at_least).map(|n| n.to_string()).collect()),
     }
 }

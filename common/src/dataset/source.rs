@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::passed_over::PassedOver;
 use crate::config::InputShape;
 
 /// Which of the two disjoint sets of a dataset.
@@ -21,7 +22,7 @@ pub enum Split {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SampleFormat {
-    /// A whole JPEG or PNG file, of any size. Decodes to three channels.
+    /// A whole picture file, of any size. Decodes to three channels.
     Encoded,
     /// `height * width * channels` bytes, row by row, channels innermost.
     Raw { height: u32, width: u32, channels: u32 },
@@ -50,9 +51,20 @@ pub struct DatasetInfo {
     /// Samples in each split.
     pub train: u32,
     pub val: u32,
-    /// BLAKE3 over labels, names and sizes of all samples, in order: equal
-    /// fingerprints mean that sample ids mean the same samples.
+    /// BLAKE3 over labels, names, sizes and contents of all samples, in order: equal
+    /// fingerprints mean that sample ids mean the same samples. Without contents where
+    /// [`FileDigests::contents`] is not known when the dataset is opened.
     pub fingerprint: Digest,
+}
+
+/// Digests of a dataset of files, which may be too large to be read when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigests {
+    /// Of labels, names and sizes.
+    pub listing: Digest,
+    /// Of all bytes, once they have been read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<Digest>,
 }
 
 impl DatasetInfo {
@@ -109,6 +121,22 @@ pub trait SampleSource: Send + Sync {
         Ok(labels)
     }
 
+    /// The parts of the fingerprint, if the samples are files.
+    fn files(&self) -> Option<FileDigests> {
+        None
+    }
+
+    /// Reads all samples for [`FileDigests::contents`], on one thread: for one in the
+    /// background. None if the fingerprint covers contents, or once `go_on` says false.
+    fn read_contents(&self, _go_on: &(dyn Fn() -> bool + Sync)) -> Result<Option<Digest>, DatasetError> {
+        Ok(None)
+    }
+
+    /// The files that are no samples, if this was made from a listing of files.
+    fn passed_over(&self) -> &PassedOver {
+        PassedOver::none()
+    }
+
     /// Describes the features, for [`SampleFormat::Features`]; empty for pictures.
     fn columns(&self) -> &[Column] {
         &[]
@@ -137,6 +165,20 @@ impl DatasetError {
         move |source| Self::Io { path, source }
     }
 
+    /// An error on the way through the folders below `root`.
+    pub(super) fn walk(root: &Path, error: walkdir::Error) -> Self {
+        let path = error.path().unwrap_or(root).to_owned();
+        Self::io(&path)(error.into())
+    }
+
+    /// A file whose size is not that of the listing.
+    pub(super) fn changed(path: &Path, bytes: u64, listed: u64) -> Self {
+        let problem = format!(
+            "has {bytes} bytes, and had {listed} when the dataset was listed: it was changed since; restore it, or start again, which lists the dataset anew"
+        );
+        Self::invalid(path, problem)
+    }
+
     pub(super) fn invalid(path: &Path, problem: String) -> Self {
         Self::Invalid { path: path.to_owned(), problem }
     }
@@ -163,10 +205,10 @@ pub struct IndexProgress {
 }
 
 /// One feature: its name, and how a raw value becomes the model's input:
-/// `(value - mean) / deviation`.
+/// `(value - mean) / deviation`, computed in f64.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Column {
     pub name: String,
-    pub mean: f32,
-    pub deviation: f32,
+    pub mean: f64,
+    pub deviation: f64,
 }

@@ -10,6 +10,16 @@ impl Column {
     pub fn plain(name: impl Into<String>) -> Self {
         Self { name: name.into(), mean: 0.0, deviation: 1.0 }
     }
+
+    /// A raw value as the model receives it.
+    pub fn scaled(&self, raw: f64) -> f32 {
+        ((raw - self.mean) / self.deviation) as f32
+    }
+
+    /// The raw value of what the model receives.
+    pub fn raw(&self, scaled: f32) -> f64 {
+        f64::from(scaled) * self.deviation + self.mean
+    }
 }
 
 /// The rows of one split.

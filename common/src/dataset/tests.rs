@@ -147,6 +147,52 @@ fn a_damaged_idx_file_is_named_with_its_damage() {
 }
 
 #[test]
+fn an_idx_file_is_taken_for_what_it_is_whatever_its_name() {
+    let dir = idx_set();
+    let zipped = dir.path().join("train-images-idx3-ubyte.gz");
+    let content = fs::read(&zipped).unwrap();
+    let refused = |content: &[u8]| {
+        fs::write(&zipped, content).unwrap();
+        Idx::open(dir.path()).err().expect("should be refused").to_string()
+    };
+    let page = refused(b"<!DOCTYPE html>\n<html><title>404 Not Found</title></html>");
+    assert!(page.contains("train-images-idx3-ubyte.gz") && page.contains("is an HTML page, not an IDX file"), "{page}");
+    let cut = refused(&content[..content.len() / 2]);
+    assert!(cut.contains("damaged gzip file, cut short"), "{cut}");
+    // Unpacked by a browser, under its old name; and the other way round.
+    idx(&zipped, &[3, 2, 2], &[7; 12], false);
+    fs::write(dir.path().join("train-labels.idx1-ubyte"), {
+        idx(&dir.path().join("labels"), &[3], &[0, 2, 1], true);
+        fs::read(dir.path().join("labels")).unwrap()
+    })
+    .unwrap();
+    assert_eq!(Idx::open(dir.path()).unwrap().read(Split::Train, &[1]).unwrap()[0].bytes, [7; 4][..]);
+}
+
+#[test]
+fn classes_of_one_name_are_refused_in_idx_sets() {
+    let dir = idx_set();
+    fs::write(dir.path().join("classes.txt"), "a\na\nb\nb\n").unwrap();
+    let text = Idx::open(dir.path()).err().unwrap().to_string();
+    assert!(text.contains("classes.txt") && text.contains("`a` twice, in lines 1 and 2"), "{text}");
+}
+
+#[test]
+fn a_tilde_that_no_shell_has_replaced_is_named() {
+    for (path, section) in [
+        ("~/data/t.csv", "kind = 'csv'\npath = '~/data/t.csv'"),
+        ("~someone/t.csv", "kind = 'list'\npath = '~someone/t.csv'"),
+        ("~", "kind = 'images'\npath = '~'"),
+        ("~/{0..9}.tar", "kind = 'webdataset'\npath = '/'\nval_path = '~/{0..9}.tar'"),
+        ("~/root", "kind = 'list'\npath = '/'\nroot = '~/root'"),
+    ] {
+        let config: DataConfig = toml::from_str(section).unwrap();
+        let text = open(&config, 1, &|_| {}).err().unwrap().to_string();
+        assert!(text.contains(path) && text.contains("the shell has not expanded `~"), "{text}");
+    }
+}
+
+#[test]
 fn generated_pictures_are_the_same_every_time_and_differ_by_class() {
     let (a, b) = (Synthetic::new(3, 30, 6, 16, 1), Synthetic::new(3, 30, 6, 16, 1));
     assert_eq!(a.read(Split::Train, &[0, 7]).unwrap(), b.read(Split::Train, &[0, 7]).unwrap());
@@ -169,102 +215,4 @@ fn other_data_under_the_same_path_is_refused_with_both_descriptions() {
     assert!(open_matching(&config(here.path()), 1, &expected).is_ok());
     let text = open_matching(&config(there.path()), 1, &expected).err().unwrap().to_string();
     assert!(text.contains("4 + 2 samples") && text.contains("3 + 2 samples") && text.contains("--data"), "{text}");
-}
-
-fn open_csv(text: &str) -> Result<Table, DatasetError> {
-    let dir = tempdir().unwrap();
-    let path = dir.path().join("t.csv");
-    fs::write(&path, text).unwrap();
-    csv::open(&path, "label", 0.25, true, 1)
-}
-
-fn rows(table: &Table, split: Split) -> Vec<(u32, Vec<f32>)> {
-    let ids: Vec<u32> = (0..table.info().len(split)).collect();
-    let floats = |s: &Sample| s.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    table.read(split, &ids).unwrap().iter().map(|s| (s.label, floats(s))).collect()
-}
-
-#[test]
-fn a_csv_file_becomes_standardized_rows_in_two_splits() {
-    let lines: String = (0..48).map(|n| format!("{},{}, {} ,5\n", n, if n % 4 == 0 { "10" } else { "9" }, 2 * n)).collect();
-    let table = open_csv(&format!("a,label,b,c\n{lines}")).unwrap();
-    // Numbers are in numeric order, and each class keeps its share.
-    assert_eq!(table.info().classes, ["9", "10"]);
-    assert_eq!((table.info().train, table.info().val), (36, 12));
-    assert_eq!(table.info().format, SampleFormat::Features { count: 3 });
-    let train = rows(&table, Split::Train);
-    for feature in 0..2 {
-        let mean: f32 = train.iter().map(|(_, row)| row[feature]).sum::<f32>() / 36.0;
-        let variance: f32 = train.iter().map(|(_, row)| row[feature].powi(2)).sum::<f32>() / 36.0;
-        assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-4, "{mean} {variance}");
-    }
-    // The constant column is 0, not a division by 0.
-    assert!(train.iter().all(|(_, row)| row[2] == 0.0));
-    // Raw values come back through the columns, whatever the split.
-    let (a, b) = (&table.columns()[0], &table.columns()[1]);
-    for (label, row) in train.iter().chain(&rows(&table, Split::Val)) {
-        let (a, b) = (row[0] * a.deviation + a.mean, row[1] * b.deviation + b.mean);
-        assert!((b - 2.0 * a).abs() < 1e-3 && (a.round() as u32).is_multiple_of(4) == (*label == 1), "{a} {b} {label}");
-    }
-}
-
-#[test]
-fn bad_csv_files_are_refused_by_name_line_and_cause() {
-    let cases = [
-        ("a,lable\n1,x\n", "no label column `label`; its columns are `a`, `lable`"),
-        ("a,label\n1,x\noops,y\n", "`oops` in line 3, column `a`"),
-        ("a,label\n1,x\ninf,y\n", "`inf` in line 3"),
-        ("a,label\n1,x\n1,2,3\n", "3 values in line 3, and its header has 2"),
-        ("a,label\n", "no rows"),
-        ("", "no label column"),
-        ("label\nx\ny\n", "nothing to learn from"),
-        ("a,label\n1,x\n2,x\n", "1 different values"),
-        ("a,label\n1,x\n2,y\n3,y\n", "single row of the class `x`"),
-    ];
-    for (text, expected) in cases {
-        let error = open_csv(text).err().expect("should be refused").to_string();
-        assert!(error.contains("t.csv") && error.contains(expected), "{text:?}: {error}");
-    }
-    let error = csv::open(Path::new("/nowhere/x.csv"), "label", 0.2, true, 1).err().unwrap().to_string();
-    assert!(error.contains("/nowhere/x.csv"), "{error}");
-}
-
-#[test]
-fn xor_is_its_four_corners() {
-    let table = points::xor(4, 8, 0.0, 1);
-    let expected = [(0, vec![0.0, 0.0]), (1, vec![0.0, 1.0]), (1, vec![1.0, 0.0]), (0, vec![1.0, 1.0])];
-    assert_eq!(rows(&table, Split::Train), expected);
-    assert_eq!(rows(&table, Split::Val).len(), 8);
-    let noisy = rows(&points::xor(4, 4, 0.1, 1), Split::Train);
-    assert!(noisy.iter().zip(&expected).all(|(a, b)| a.0 == b.0 && a.1 != b.1 && (a.1[0] - b.1[0]).abs() < 0.5));
-}
-
-#[test]
-fn separable_points_lie_in_the_ball_and_differ_by_split_and_seed() {
-    for features in [1, 2, 5] {
-        let table = points::separable(50, 20, features, 0.1, 3);
-        let train = rows(&table, Split::Train);
-        assert!(train.iter().all(|(_, p)| p.iter().map(|v| v * v).sum::<f32>() <= 1.0001));
-        assert_eq!(train.iter().filter(|(label, _)| *label == 1).count(), 25);
-        assert_ne!(train[..20], rows(&table, Split::Val)[..]);
-        assert_ne!(train, rows(&points::separable(50, 20, features, 0.1, 4), Split::Train));
-    }
-}
-
-#[test]
-fn other_rows_are_scaled_as_the_training_rows_were() {
-    let dir = tempdir().unwrap();
-    let path = dir.path().join("other.csv");
-    let columns = [Column { name: "a".to_owned(), mean: 10.0, deviation: 2.0 }];
-    let classes = ["x".to_owned(), "y".to_owned()];
-    fs::write(&path, "note,label,a\nfree text,y,14\n,x,8\n").unwrap();
-    let table = Table::open_like(&path, "label", &columns, &classes).unwrap();
-    assert_eq!(rows(&table, Split::Val), [(1, vec![2.0]), (0, vec![-1.0])]);
-    fs::write(&path, "a\n12\n").unwrap();
-    assert_eq!(rows(&Table::open_like(&path, "label", &columns, &classes).unwrap(), Split::Val), [(0, vec![1.0])]);
-    fs::write(&path, "a,label\n12,z\n").unwrap();
-    assert!(Table::open_like(&path, "label", &columns, &classes).err().unwrap().to_string().contains("label `z` in line 2"));
-    fs::write(&path, "b\n12\n").unwrap();
-    assert!(Table::open_like(&path, "label", &columns, &classes).err().unwrap().to_string().contains("no column `a`"));
-    assert!(Table::open_like(&path, "label", &[], &classes).err().unwrap().to_string().contains("dataset.json"));
 }

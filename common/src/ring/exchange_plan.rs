@@ -18,16 +18,22 @@ pub struct ExchangePlan {
 }
 
 impl ExchangePlan {
-    /// `rows`: how many rows of the global batch each rank has, in the order of the ranks.
-    /// Without `factors`, gradients of all layers are summed.
-    pub fn new(config: &Config, input: InputShape, rows: &[usize], factors: bool) -> Self {
+    /// `shards`: how many shards each rank owns, in the order of the ranks. Each has as many
+    /// rows of the global batch as its shards have samples in a full step.
+    ///
+    /// With `factors`, the gradients of dense layers are made of factors where the config
+    /// says so: in a world of one only if the weights must be those of any world.
+    pub fn new(config: &Config, input: InputShape, shards: &[u32], factors: bool) -> Self {
+        let factors = factors && (shards.len() > 1 || config.train.reproducible);
+        let per_shard = (config.train.global_batch / config.train.shards) as usize;
+        let rows: Vec<usize> = shards.iter().map(|&shards| shards as usize * per_shard).collect();
         let factored = if factors { Factored::of(config, input) } else { Factored::nothing(config.model.parameters(input) as usize) };
         let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
         Self {
             layout: BucketLayout::new(factored.regions.summed_len(), config.cluster.bucket_bytes),
             encoding: if config.train.reproducible { Encoding::Fixed } else { config.cluster.wire.into() },
             // In the format in which they are computed, so without loss.
-            gathers: Gathers::new(rows, widths, config.train.precision == Precision::Bf16),
+            gathers: Gathers::new(&rows, widths, config.train.precision == Precision::Bf16),
             factored,
         }
     }

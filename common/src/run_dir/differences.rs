@@ -29,6 +29,10 @@ pub(super) fn of_data(kept: &DataDescription, found: &DataDescription) -> String
     differs("format", format!("{:?}", is.format), format!("{:?}", was.format));
     let columns = |data: &DataDescription| quoted(&data.columns.iter().map(|c| c.name.clone()).collect::<Vec<_>>());
     differs("features", columns(found), columns(kept));
+    let contents = |data: &DataDescription| data.contents().map(|digest| digest.short());
+    if let (Some(is), Some(was)) = (contents(found), contents(kept)) {
+        differs("contents of the files", is, was);
+    }
     differs("fingerprint of names, labels and contents", is.fingerprint.short(), was.fingerprint.short());
     if named.is_empty() { "means and deviations of the features".to_owned() } else { named.join("; ") }
 }

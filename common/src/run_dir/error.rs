@@ -22,10 +22,15 @@ pub enum RunDirError {
     )]
     OtherConfig { path: PathBuf, keys: String },
     #[error(
-        "the run in `{}` cannot go on with other data than it was started with: {differences}; restore that data, name its place with --set data.path=..., or choose another --run-dir for a new run",
+        "the run in `{}` cannot go on with other data than it was started with: {differences}; restore that data, name its place with --set data.path=..., go on with this data by --accept-data, or choose another --run-dir for a new run",
         path.display()
     )]
     OtherData { path: PathBuf, differences: String },
+    #[error(
+        "the run in `{}` cannot go on with this data, --accept-data or not, because its model has other inputs or another number of classes: {differences}; choose another --run-dir for a new run",
+        path.display()
+    )]
+    UnfitData { path: PathBuf, differences: String },
     #[error("`{}`, which says what data the run was started with, is damaged: {problem}; restore it, or remove it if the data is the same", path.display())]
     DamagedData { path: PathBuf, problem: String },
     #[error("`{}` holds no run: it has no config.toml; give the run directory that `worker train` named at its end", .0.display())]

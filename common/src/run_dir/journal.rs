@@ -71,6 +71,10 @@ pub enum Event {
     Checkpoint {
         step: u64,
     },
+    /// The run goes on with other data, as its user accepted.
+    DataAccepted {
+        differences: String,
+    },
     RunFinished {
         step: u64,
     },
@@ -104,6 +108,15 @@ pub struct LastGeneration {
     pub dense: Option<Dense>,
     /// The journal does not say that it ended: its ring may still train.
     pub under_way: bool,
+}
+
+impl LastGeneration {
+    /// What a reproducible run with factored layers has decided to exchange of them, which
+    /// stays so to its end; none before its first generation.
+    pub fn decided(&self) -> Option<Dense> {
+        let older = || Dense::Sum("the run began with a version that summed all gradients".to_owned());
+        (self.number > 0).then(|| self.dense.clone().unwrap_or_else(older))
+    }
 }
 
 pub(super) fn last_generation(events: &[Event]) -> LastGeneration {

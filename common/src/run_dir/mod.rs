@@ -6,6 +6,7 @@
 //! journal.jsonl    workers that joined and left, generations, checkpoints
 //! metrics.jsonl    a line a step, a line an evaluation
 //! audit.jsonl      what each worker trained on, with train.audit
+//! skipped.jsonl    samples that were left out because they do not decode
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
 //! ```
@@ -13,6 +14,7 @@
 //! Everything here is plain files and synchronous code; nothing knows a socket.
 
 mod checkpoint;
+mod contents;
 mod differences;
 mod error;
 mod journal;
@@ -20,6 +22,7 @@ mod layout;
 mod lines;
 mod metrics;
 mod resume;
+mod skipped;
 mod summary;
 mod view;
 mod writer;
@@ -28,10 +31,12 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, VerifiedFile};
+pub use contents::ContentsCheck;
 pub use error::RunDirError;
 pub use journal::{Dense, Event, LastGeneration};
 pub use layout::CheckpointLayout;
 pub use resume::Resume;
+pub use skipped::SkippedSample;
 pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
 pub use view::{DataDescription, RunView, events};
 pub use writer::CheckpointWriter;
@@ -44,6 +49,9 @@ use error::write_whole;
 use journal::Journal;
 use lines::Lines;
 use metrics::Metrics;
+use skipped::SkippedSamples;
+
+const SKIPPED: &str = "skipped.jsonl";
 
 /// One run's directory, locked for this process.
 #[derive(Debug)]
@@ -52,11 +60,12 @@ pub struct RunDir {
     journal: Journal,
     metrics: Option<Metrics>,
     trained: Option<Lines>,
+    skipped: Option<SkippedSamples>,
     /// The journal has lines in memory that must be written after the metrics.
     metrics_first: bool,
     checkpoints: CheckpointFiles,
     resumed: bool,
-    /// The content of config.toml before this resumption, if it differed.
+    /// The content of config.toml before this resumption.
     config_before: Option<String>,
     _lock: File,
 }
@@ -124,6 +133,7 @@ impl RunDir {
             metrics_first: false,
             metrics: None,
             trained: None,
+            skipped: None,
             checkpoints,
             resumed: before.is_some(),
             config_before: before,
@@ -208,42 +218,85 @@ impl RunDir {
         lines.flush_large()
     }
 
+    /// Appends a sample that was left out to skipped.jsonl. Returns how many there are now,
+    /// none if this one was known.
+    pub fn write_skipped(&mut self, sample: &SkippedSample) -> Result<Option<u64>, RunDirError> {
+        let skipped = self.skipped_file()?;
+        if !skipped.add(sample) {
+            return Ok(None);
+        }
+        let count = skipped.count();
+        skipped.flush()?;
+        Ok(Some(count))
+    }
+
+    /// How many different samples were left out, in earlier parts of the run as well.
+    pub fn skipped(&mut self) -> Result<u64, RunDirError> {
+        let none = self.skipped.is_none() && !self.path.join(SKIPPED).exists();
+        if none { Ok(0) } else { self.skipped_file().map(|s| s.count()) }
+    }
+
+    fn skipped_file(&mut self) -> Result<&mut SkippedSamples, RunDirError> {
+        let file = match self.skipped.take() {
+            Some(file) => file,
+            None => SkippedSamples::open(&self.path.join(SKIPPED))?,
+        };
+        Ok(self.skipped.insert(file))
+    }
+
     /// Refuses to continue with other data than the run was started with, and names the
     /// differences; then it restores the previous config. A new run, and one that was
     /// killed before it described its data, may have any data.
     pub fn check_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
-        let Some(config) = &self.config_before else { return Ok(()) };
-        let checked = self.kept_dataset().and_then(|kept| match kept {
-            Some(kept) if !kept.is_same(data) => {
+        if !self.resumed {
+            return Ok(());
+        }
+        let checked = DataDescription::read(&self.path).and_then(|kept| match kept {
+            Some(kept) if !kept.agrees(data) => {
                 Err(RunDirError::OtherData { path: self.path.clone(), differences: differences::of_data(&kept, data) })
             }
             _ => Ok(()),
         });
-        if checked.is_err() {
+        self.restore_config_unless(checked)
+    }
+
+    /// Has the run go on with other data where it differs, which the journal then says.
+    /// Refuses data that does not fit the model.
+    pub fn accept_dataset(&mut self, data: &DataDescription) -> Result<(), RunDirError> {
+        let kept = if self.resumed { DataDescription::read(&self.path)? } else { None };
+        let Some(kept) = kept.filter(|kept| !kept.agrees(data)) else { return Ok(()) };
+        let differences = differences::of_data(&kept, data);
+        if kept.info.input(1) != data.info.input(1) {
+            return self.restore_config_unless(Err(RunDirError::UnfitData { path: self.path.clone(), differences }));
+        }
+        tracing::warn!("goes on with other data than before, as --accept-data says: {differences}");
+        self.record(&Event::DataAccepted { differences })?;
+        data.write(&self.path)
+    }
+
+    fn restore_config_unless(&self, accepted: Result<(), RunDirError>) -> Result<(), RunDirError> {
+        if let (Err(_), Some(config)) = (&accepted, &self.config_before) {
             write_whole(&self.path.join("config.toml"), config.as_bytes())?;
         }
-        checked
+        accepted
     }
 
-    /// Writes dataset.json: what is needed to use the model without its data. An equal
-    /// description is left as it is; see [`RunDir::check_dataset`] for what is refused.
+    /// Writes dataset.json: what is needed to use the model without its data. One that
+    /// says as much is left as it is; see [`RunDir::check_dataset`] for what is refused.
     pub fn write_dataset(&self, data: &DataDescription) -> Result<(), RunDirError> {
         self.check_dataset(data)?;
-        if self.kept_dataset().is_ok_and(|kept| kept.is_some_and(|kept| kept.is_same(data))) {
-            return Ok(());
+        let kept = DataDescription::read(&self.path).ok().flatten().filter(|kept| kept.agrees(data));
+        match kept {
+            Some(kept) if kept.files.is_none() && data.files.is_some() => {
+                tracing::warn!(
+                    "an older version began the run in `{}` and did not record what its files contain: from now on they have to stay as they are",
+                    self.path.display()
+                );
+            }
+            Some(kept) if kept.contents().is_some() || data.contents().is_none() => return Ok(()),
+            _ => {}
         }
-        let text = serde_json::to_string_pretty(data).unwrap_or_else(|e| unreachable!("a description is plain data: {e}"));
-        write_whole(&self.path.join("dataset.json"), text.as_bytes())
-    }
-
-    fn kept_dataset(&self) -> Result<Option<DataDescription>, RunDirError> {
-        let path = self.path.join("dataset.json");
-        let bytes = lines::read(&path)?;
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map(Some).map_err(|e| RunDirError::DamagedData { path, problem: e.to_string() })
+        data.write(&self.path)
     }
 
     /// Appends a step's line; it is in the file within a second. If the step already
@@ -334,6 +387,8 @@ fn lock(path: &Path) -> Result<File, RunDirError> {
 mod tests;
 #[cfg(test)]
 mod tests_of_checkpoints;
+#[cfg(test)]
+mod tests_of_contents;
 #[cfg(test)]
 mod tests_of_damage;
 #[cfg(test)]

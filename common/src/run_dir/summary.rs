@@ -55,6 +55,9 @@ pub struct Summary {
     /// some layers exchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sums_because: Option<String>,
+    /// Different samples that were left out because they do not decode.
+    #[serde(default)]
+    pub skipped: u64,
     pub recoveries: Vec<Recovery>,
     /// From the last sign of life of a lost worker to the first step without it, in
     /// milliseconds, over all recoveries; 0 if there were none.
@@ -72,17 +75,9 @@ pub struct DenseSummary {
     pub layer: String,
     pub inputs: u64,
     pub units: u64,
-    pub exchanges: Exchanges,
+    pub exchanges: Way,
     /// Bytes that a worker sends of it in a step, in the last generation.
     pub bytes_sent: u64,
-}
-
-/// What workers exchange of a dense layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Exchanges {
-    Sum,
-    Factors,
 }
 
 /// Quantiles of times in milliseconds.
@@ -166,7 +161,7 @@ impl SummaryBuilder {
                 layer: layer.name.clone(),
                 inputs: layer.inputs,
                 units: layer.units,
-                exchanges: if factors { Exchanges::Factors } else { Exchanges::Sum },
+                exchanges: if factors { Way::Factors } else { Way::Sum },
                 bytes_sent: bytes as u64,
             }
         };
@@ -248,6 +243,7 @@ impl SummaryBuilder {
             bytes_sent,
             dense: self.dense(),
             sums_because: if let Some(Dense::Sum(reason)) = &self.dense { Some(reason.clone()) } else { None },
+            skipped: 0,
             recoveries: self.recoveries.clone(),
             recovery_ms: StepTimes { p50: quantile(&recovery_ms, 0.5), p95: quantile(&recovery_ms, 0.95) },
             peak_rss_bytes,

@@ -12,7 +12,7 @@ use super::tests::{config, run_with_checkpoints, step};
 use super::*;
 use crate::dataset::{Column, DatasetInfo, SampleFormat};
 
-fn data(classes: &[&str]) -> DataDescription {
+pub(super) fn data(classes: &[&str]) -> DataDescription {
     DataDescription {
         info: DatasetInfo {
             format: SampleFormat::Features { count: 2 },
@@ -22,6 +22,7 @@ fn data(classes: &[&str]) -> DataDescription {
             fingerprint: Digest::of(b"own"),
         },
         columns: vec![Column { name: "x".to_owned(), mean: 0.1 + 0.2, deviation: 1.0 / 3.0 }, Column::plain("y")],
+        files: None,
     }
 }
 

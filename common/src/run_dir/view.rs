@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles};
-use super::error::RunDirError;
+use super::error::{RunDirError, write_whole};
 use super::journal::{self, Event};
 use super::{lines, metrics};
 use crate::audit::{GenerationStart, TrainedSamples};
 use crate::config::Config;
-use crate::dataset::{Column, DatasetInfo, SampleSource};
+use crate::dataset::{Column, DatasetInfo, FileDigests, SampleSource};
+use crate::digest::Digest;
 use crate::metrics::{Evaluation, StepMetrics};
 use crate::plan::Ownership;
+
+const DATASET: &str = "dataset.json";
 
 /// dataset.json: the meaning of the model's inputs and outputs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,18 +24,50 @@ pub struct DataDescription {
     pub info: DatasetInfo,
     /// The features; empty for pictures.
     pub columns: Vec<Column>,
+    /// Where samples are files. An older version recorded a fingerprint of the listing
+    /// alone, and none of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<FileDigests>,
 }
 
 impl DataDescription {
     pub fn of(source: &dyn SampleSource) -> Self {
-        Self { info: source.info().clone(), columns: source.columns().to_vec() }
+        Self { info: source.info().clone(), columns: source.columns().to_vec(), files: source.files() }
     }
 
-    /// Whether this, which was read from a file, equals `other` after the same round
-    /// trip through JSON: numbers may lose bits on the way.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        let read = serde_json::to_string(other).and_then(|text| serde_json::from_str::<Self>(&text));
-        read.is_ok_and(|other| other == *self)
+    /// The contents of the files, where they are known.
+    pub(super) fn contents(&self) -> Option<Digest> {
+        self.files.and_then(|files| files.contents)
+    }
+
+    /// Whether `other` describes the same data as this, which was read from a file, as far
+    /// as both know it: contents that one of them lacks are not compared. Numbers may lose
+    /// bits on the way through JSON, so `other` goes the same way first.
+    pub(super) fn agrees(&self, other: &Self) -> bool {
+        // Without contents, the fingerprint is that of the listing.
+        let listing = |data: &Self| {
+            let fingerprint = data.files.map_or(data.info.fingerprint, |files| files.listing);
+            Self { info: DatasetInfo { fingerprint, ..data.info.clone() }, columns: data.columns.clone(), files: None }
+        };
+        let read = serde_json::to_string(&listing(other)).and_then(|text| serde_json::from_str::<Self>(&text));
+        let contents_differ = self.contents().zip(other.contents()).is_some_and(|(kept, found)| kept != found);
+        read.is_ok_and(|other| other == listing(self)) && !contents_differ
+    }
+
+    /// The description in the run directory `run`, if there is one.
+    pub(super) fn read(run: &Path) -> Result<Option<Self>, RunDirError> {
+        let path = run.join(DATASET);
+        let bytes = lines::read(&path)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map(Some).map_err(|e| RunDirError::DamagedData { path, problem: e.to_string() })
+    }
+
+    pub(super) fn write(&self, run: &Path) -> Result<(), RunDirError> {
+        let text = serde_json::to_string_pretty(self).unwrap_or_else(|e| unreachable!("a description is plain data: {e}"));
+        write_whole(&run.join(DATASET), text.as_bytes())
     }
 }
 
@@ -58,7 +93,7 @@ impl RunView {
         }
         let damaged = |path: PathBuf, problem: String| RunDirError::Damaged { path, problem };
         let config = Config::load(&file, &[]).map_err(|e| damaged(file, e.to_string()))?;
-        let file = path.join("dataset.json");
+        let file = path.join(DATASET);
         let bytes = std::fs::read(&file).map_err(RunDirError::io("read", &file))?;
         let data = serde_json::from_slice(&bytes).map_err(|e| damaged(file, e.to_string()))?;
         Ok(Self { path: path.to_owned(), config, data })

@@ -56,6 +56,9 @@ pub struct RunArgs {
     /// run there if it holds none yet.
     #[arg(long, requires = "run_dir", num_args = 0..=1, require_equals = true, default_missing_value = "always", value_name = "WHEN")]
     pub resume: Option<Resume>,
+    /// With --resume, go on although the data is not what the run was started with.
+    #[arg(long, requires = "resume")]
+    pub accept_data: bool,
 }
 
 #[derive(Debug, Args)]
@@ -119,6 +122,8 @@ mod tests {
         assert_eq!(resume(&["--run-dir", "r", "--resume=auto"]), Ok(Some(Resume::Auto)));
         assert!(resume(&["--run-dir", "r", "--resume=never"]).unwrap_err().contains("auto"));
         assert!(resume(&["--resume"]).unwrap_err().contains("--run-dir"));
+        assert!(resume(&["--accept-data", "--run-dir", "r"]).unwrap_err().contains("--resume"));
+        assert_eq!(resume(&["--accept-data", "--resume", "--run-dir", "r"]), Ok(Some(Resume::Always)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use common::dataset;
 use common::files::replace_private;
 use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
 use common::recorder::{Length, describe, plan};
-use common::run_dir::{DataDescription, Resume, RunDir};
+use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir};
 use common::signals::Signals;
 use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
@@ -70,8 +70,11 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
     tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
     print_stdout(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
+    let contents = check_contents(&run, &args.run, send.clone())?;
     interrupts(Signals::listen(false)?, send);
-    serve(run, endpoint, events).await.map(Some)
+    let outcome = serve(run, endpoint, events).await?;
+    contents.finish()?;
+    Ok(Some(outcome))
 }
 
 async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Option<Outcome>> {
@@ -105,6 +108,7 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     };
     let path = run.run_dir.path().to_owned();
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
+    let contents = check_contents(&run, &args.run, send.clone())?;
     interrupts(Signals::listen(false)?, send.clone());
     let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
@@ -119,7 +123,20 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
         },
     };
     workers.end(if served.is_ok() { GRACE } else { Duration::from_millis(500) }).await;
-    served.map(Some)
+    let outcome = served?;
+    contents.finish()?;
+    Ok(Some(outcome))
+}
+
+/// Has data that was too large to be read before the run read now; the run is stopped if
+/// the data is other than that it was started with.
+fn check_contents(run: &Run, args: &RunArgs, events: mpsc::Sender<LauncherEvent>) -> Result<ContentsCheck> {
+    let on_other = move || {
+        if events.blocking_send(LauncherEvent::Stop).is_err() {
+            tracing::debug!("the run was over before its data was read");
+        }
+    };
+    Ok(ContentsCheck::start(run.run_dir.path(), Arc::clone(&run.source), args.accept_data, on_other)?)
 }
 
 /// Whether the run is complete already, which is then printed: the same command line
@@ -149,9 +166,14 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
+    source.passed_over().warn();
     plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
-    run_dir.check_dataset(&DataDescription::of(source.as_ref()))?;
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    let data = DataDescription::of(source.as_ref());
+    if args.accept_data {
+        run_dir.accept_dataset(&data)?;
+    }
+    run_dir.write_dataset(&data)?;
     let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
     Ok(Run { config, source, run_dir, authority, start_workers, may_return: false, quiet })
 }

@@ -9,11 +9,7 @@ use super::state::Membership;
 
 /// What a reproducible run has decided, as its journal tells: it stays so to its end.
 pub(super) fn decided(rules: &Rules, last: &LastGeneration) -> Option<Dense> {
-    if !rules.factors || !rules.reproducible || last.number == 0 {
-        return None;
-    }
-    let older = || Dense::Sum("the run began with a version that summed all gradients".to_owned());
-    Some(last.dense.clone().unwrap_or_else(older))
+    last.decided().filter(|_| rules.factors && rules.reproducible)
 }
 
 impl Membership {

@@ -182,7 +182,7 @@ fn datasets(folder: &Path) -> Result<()> {
         }
         put("dataset", name, &[&bytes])?;
     }
-    let index = r#"{"version":1,"root":"/data","folders":{"a":1},"classes":["a","b"],"train":[["a/1.png",0,10]],"val":[["b/1.png",1,10]]}"#;
+    let index = r#"{"version":2,"root":"/data","folders":{"a":1},"classes":["a","b"],"train":[["a/1.png",0,10]],"val":[["b/1.png",1,10]],"passed_over":{"kinds":[{"reason":{"ending":"txt"},"files":2,"examples":["a/n.txt"]},{"reason":"no_ending","files":1,"examples":["a/n"]}],"folders":[]}}"#;
     put("dataset", "index", &[&[3], index.as_bytes()])?;
     put("dataset", "kernel", &[&[4], b"# a blur\n1/16 2/16 1/16\n2/16, 4/16, 2/16\n1/16 2/16 1/16\n"])?;
     let root = folder.join("pictures");

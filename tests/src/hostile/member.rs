@@ -144,11 +144,7 @@ async fn sit(hostile: Arc<HostilePeer>, spec: RingSpec) {
 }
 
 fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpec {
-    let world = generation.members.len() as u32;
-    let per_shard = (config.train.global_batch / config.train.shards) as usize;
-    let rows: Vec<usize> = generation.shards.iter().map(|&shards| shards as usize * per_shard).collect();
-    let factors = generation.products.is_some() && (world > 1 || config.train.reproducible);
-    let plan = ExchangePlan::new(config, info.input(config.data.pixels.image_size), &rows, factors);
+    let plan = ExchangePlan::new(config, info.input(config.data.pixels.image_size), &generation.shards, generation.products.is_some());
     let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
     RingSpec {
         generation: generation.number,

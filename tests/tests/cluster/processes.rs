@@ -63,9 +63,16 @@ fn a_truncated_picture_stops_the_run_or_is_skipped_as_the_config_says() {
     let data = format!("data={{kind=\"images\",path={:?},image_size=64}}", folder.path());
     let sets = [data.as_str(), "train.global_batch=8", "train.epochs=1", "train.shards=2"];
     LocalCluster::new(CONFIG).workers(2).set_all(&sets).run().failed(1, &["3.JPEG"]);
-    let run = LocalCluster::new(CONFIG).workers(2).set_all(&sets).set("data.on_corrupt=skip").run().succeeded();
+    let skipping = || LocalCluster::new(CONFIG).workers(2).set_all(&sets).set("data.on_corrupt=skip");
+    skipping().run().failed(1, &["1 of the 8 training samples", "data.max_corrupt"]);
+    truncate(&folder.path().join("val/class 1/1.JPEG"));
+    // Two epochs and both splits: each of the two pictures counts once.
+    let run = skipping().set("data.max_corrupt=0.2").set("train.epochs=2").run().succeeded();
     assert!(run.stderr.contains("3.JPEG") && run.stderr.contains("skipped"), "{}", run.stderr);
-    assert_eq!(run.column("samples").iter().sum::<f64>(), 15.0);
+    assert_eq!(run.column("samples").iter().sum::<f64>(), 30.0);
+    let listed = std::fs::read_to_string(run.path.join("skipped.jsonl")).unwrap_or_default();
+    assert!(listed.lines().count() == 2 && listed.contains("3.JPEG") && listed.contains("1.JPEG"), "{listed}");
+    assert_eq!(run.summary()["skipped"], 2);
 }
 
 #[test]

@@ -260,9 +260,31 @@ fn a_run_does_not_go_on_with_other_data() {
     let kept = fs::read(&picture).unwrap_or_else(|e| panic!("{e}"));
     fs::remove_file(&picture).unwrap_or_else(|e| panic!("{e}"));
     train("worker", "train", &longer).failed(1, &["training samples 23, was 24", "fingerprint"]);
+    let mut mended = kept.clone();
+    if let Some(last) = mended.last_mut() {
+        *last ^= 1;
+    }
+    fs::write(&picture, mended).unwrap_or_else(|e| panic!("{e}"));
+    for (binary, command) in [("worker", "train"), ("coordinator", "local")] {
+        train(binary, command, &longer).failed(1, &["contents of the files", "--accept-data"]);
+    }
     fs::write(&picture, kept).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(fs::read(run.join("dataset.json")).unwrap_or_else(|e| panic!("{e}")), described);
     train("worker", "train", &longer).succeeded();
+
+    rename("class 0", "zebra");
+    let accepting = |epochs| ["--resume", "--accept-data", "--set", epochs];
+    let accepted = train("worker", "train", &accepting("train.epochs=3")).succeeded();
+    assert!(accepted.stderr.contains("goes on with other data") && accepted.stderr.contains("`zebra`"), "{}", accepted.stderr);
+    let journal = || fs::read_to_string(run.join("journal.jsonl")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(journal().matches("data_accepted").count(), 1);
+    train("coordinator", "local", &accepting("train.epochs=4")).succeeded();
+    assert_eq!(journal().matches("data_accepted").count(), 1, "it is the run's data now");
+    // Another number of classes is another model.
+    for split in ["train", "val"] {
+        fs::remove_dir_all(data.join(split).join("zebra")).unwrap_or_else(|e| panic!("{e}"));
+    }
+    train("worker", "train", &accepting("train.epochs=5")).failed(1, &["another number of classes", "`zebra`"]);
 }
 
 #[test]

@@ -150,6 +150,7 @@ fn documents_name_only_what_exists() {
         "CONTRIBUTING.md",
         "SECURITY.md",
         "docs/course.md",
+        "docs/data.md",
         "docs/failure.md",
         "benches/README.md",
         "benches/NOTES.md",

@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod fetch;
 pub mod figures;
 pub mod filter;
+pub mod pack;
 pub mod perceptron;
 pub mod predict;
 pub mod show;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use common::dataset::{SampleFormat, Split, Table};
+use common::dataset::{SampleFormat, Split, Table, Unlabelled};
 use serde::Serialize;
 
 use crate::analysis::trained::{TrainedModel, softmax};
@@ -67,7 +67,7 @@ fn rows(trained: &TrainedModel, path: &Path, top: usize) -> Result<Vec<Predictio
     };
     let data = trained.view.data();
     let table: std::sync::Arc<dyn common::dataset::SampleSource> =
-        std::sync::Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes)?);
+        std::sync::Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes, Unlabelled::Keep)?);
     let mut predictions = Vec::new();
     trained.score(&table, Split::Val, |ids, _, scores| {
         for (&id, scores) in ids.iter().zip(scores.chunks_exact(trained.classes().len())) {

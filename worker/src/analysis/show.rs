@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use common::config::{Config, DataConfig};
-use common::dataset::{self, SampleFormat, SampleSource, Split};
+use common::config::{Config, DataConfig, DataSource};
+use common::dataset::{self, Images, IndexProgress, SampleFormat, SampleSource, Split};
 use common::seed;
 use indicatif::HumanCount;
 
@@ -18,8 +18,8 @@ const SAMPLES: usize = 10;
 const CLASSES: usize = 20;
 const SIDE: u32 = 72;
 
-/// Opens the dataset at `place`: a config, a CSV file, or a folder with IDX files or
-/// with class folders. `label` is the label column of a CSV file.
+/// Opens the dataset at `place`: a config, a file or a folder of any kind of data.
+/// `label` is the label column of a CSV file.
 pub fn open(place: &Path, label: &str) -> Result<Arc<dyn SampleSource>> {
     let (config, seed) = if place.extension().is_some_and(|e| e == "toml") {
         let config = Config::load(place, &[])?;
@@ -30,20 +30,48 @@ pub fn open(place: &Path, label: &str) -> Result<Arc<dyn SampleSource>> {
     Ok(dataset::open(&config, seed, &common::ui::index_progress(false))?)
 }
 
+/// The dataset at `place` as it lies there, and its `[data]` section. Data that is not
+/// divided into training and validation is one set, and all of it is the validation set;
+/// the flag says that.
+pub(crate) fn open_as_it_lies(
+    place: &Path,
+    label: &str,
+    progress: &dyn Fn(IndexProgress),
+) -> Result<(Arc<dyn SampleSource>, DataConfig, bool)> {
+    if place.extension().is_some_and(|e| e == "toml") {
+        let Config { data, seed, .. } = Config::load(place, &[])?;
+        return Ok((dataset::open(&data, seed, progress)?, data, false));
+    }
+    let config = guess(place, label)?;
+    let to_divide = matches!(
+        &config.source,
+        DataSource::Images { val_fraction: Some(_), .. }
+            | DataSource::List { val_fraction: Some(_), .. }
+            | DataSource::Webdataset { val_fraction: Some(_), .. }
+    );
+    let whole = if to_divide { dataset::open_for_validation(&config, progress)? } else { None };
+    let (one, source) = (whole.is_some(), whole.map_or_else(|| dataset::open(&config, 1, progress), Ok)?);
+    Ok((source, config, one))
+}
+
 /// A `[data]` section for data of which only the place is known.
 pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
-    let has = |name: &str| place.join(name).is_dir();
     let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
     let mut data = toml::Table::new();
     let mut set = |key: &str, value: toml::Value| _ = data.insert(key.to_owned(), value);
     set("path", place.display().to_string().into());
-    if place.is_dir() {
+    if let Some(kind) = dataset::recognised(place) {
+        set("kind", kind.into());
+        if !dataset::is_divided(kind, place) {
+            set("val_fraction", 0.1.into());
+        }
+    } else if place.is_dir() {
         let entries = std::fs::read_dir(place).with_context(|| format!("could not read `{}`", place.display()))?;
         if entries.flatten().any(|e| idx(&e)) {
             set("kind", "idx".into());
         } else {
             set("kind", "images".into());
-            if !(has("train") && has("val")) {
+            if !Images::has_splits(place) {
                 set("val_fraction", 0.1.into());
             }
         }
@@ -52,7 +80,7 @@ pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
         set("standardize", false.into());
         set("label", label.into());
     } else {
-        bail!("`{}` does not exist: give a folder, a CSV file or a config", place.display());
+        bail!("`{}` does not exist: give a folder, a CSV file, a tar or a config", place.display());
     }
     Ok(data.try_into()?)
 }
@@ -64,7 +92,7 @@ pub fn text(source: &dyn SampleSource) -> Result<String> {
     let [train, val] = counts;
     let (train, val) = (train?, val?);
     let kind = match info.format {
-        SampleFormat::Encoded => "JPEG and PNG files".to_owned(),
+        SampleFormat::Encoded => "picture files".to_owned(),
         SampleFormat::Raw { height, width, channels } => format!("pictures of {width}x{height}, {channels} channels"),
         SampleFormat::Features { count } => format!("rows of {count} features"),
     };
@@ -82,6 +110,9 @@ pub fn text(source: &dyn SampleSource) -> Result<String> {
     if !source.columns().is_empty() {
         text += &columns(source)?;
     }
+    if !source.passed_over().is_empty() {
+        let _ = writeln!(text, "\n{}", source.passed_over());
+    }
     Ok(text)
 }
 
@@ -96,7 +127,7 @@ fn columns(source: &dyn SampleSource) -> Result<String> {
     let mut text = format!("\n{:>16}  {:>12}  {:>12}  {:>12}\n", "feature", "least", "mean", "most");
     let rows = rows(source)?;
     for (n, column) in source.columns().iter().enumerate() {
-        let values = || rows.iter().map(|(row, _)| f64::from(row[n] * column.deviation + column.mean));
+        let values = || rows.iter().map(|(row, _)| column.raw(row[n]));
         let mean = values().sum::<f64>() / rows.len().max(1) as f64;
         let (least, most) = values().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
         let _ = writeln!(text, "{:>16}  {least:>12.4}  {mean:>12.4}  {most:>12.4}", column.name);
@@ -131,7 +162,7 @@ pub fn picture(source: &dyn SampleSource, title: &str, path: &Path) -> Result<bo
 
 fn points(source: &dyn SampleSource, title: &str) -> Result<Regions> {
     let columns = source.columns();
-    let raw = |row: &[f32], n: usize| f64::from(row[n] * columns[n].deviation + columns[n].mean);
+    let raw = |row: &[f32], n: usize| columns[n].raw(row[n]);
     let points: Vec<(f64, f64, usize)> = rows(source)?.iter().map(|(row, label)| (raw(row, 0), raw(row, 1), *label as usize)).collect();
     Ok(Regions {
         title: title.to_owned(),

@@ -15,9 +15,9 @@ pub struct AssumedInput {
     pub note: Option<String>,
 }
 
-/// Classes of ImageNet and of MNIST, for configs whose data is not available.
+/// Classes of ImageNet, and of MNIST and CIFAR-10, for configs whose data is not available.
 const IMAGENET_CLASSES: usize = 1000;
-const IDX_CLASSES: usize = 10;
+const SMALL_CLASSES: usize = 10;
 
 /// The model's input: from the data if it is available, else what such data usually
 /// has. `classes` overrides the number of classes.
@@ -27,7 +27,8 @@ pub fn input_of(config: &Config, classes: Option<usize>) -> AssumedInput {
         Ok(source) => (source.info().input(size), None),
         Err(_) => {
             let (channels, classes) = match &config.data.source {
-                DataSource::Idx { .. } => (1, IDX_CLASSES),
+                DataSource::Idx { .. } => (1, SMALL_CLASSES),
+                DataSource::Cifar { .. } => (3, SMALL_CLASSES),
                 _ => (3, IMAGENET_CLASSES),
             };
             let input = InputShape { channels, image_size: size as usize, classes };

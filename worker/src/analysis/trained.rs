@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use common::config::DataSource;
-use common::dataset::{self, Images, SampleFormat, SampleSource, Split, Table};
+use common::dataset::{self, SampleFormat, SampleSource, Split, Table, Unlabelled};
 use common::run_dir::RunView;
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
@@ -51,22 +51,39 @@ impl TrainedModel {
     }
 
     /// The run's own data, or other data of the same kind at `path`: all of a table, or
-    /// of class folders without val/, is the validation set.
+    /// of pictures that are not divided, is the validation set.
     pub fn open_data(&self, path: Option<&Path>) -> Result<Arc<dyn SampleSource>> {
         let (config, data) = (self.view.config(), self.view.data());
         let source: Arc<dyn SampleSource> = match (path, &config.data.source) {
             (None, _) => dataset::open(&config.data, config.seed, &|_| {})?,
-            (Some(path), DataSource::Images { .. }) if !path.join("val").is_dir() => Arc::new(Images::open_all(path, &|_| {})?),
-            (Some(path), DataSource::Images { .. } | DataSource::Idx { .. }) => {
+            (
+                Some(path),
+                DataSource::Images { .. }
+                | DataSource::List { .. }
+                | DataSource::Webdataset { .. }
+                | DataSource::Ilsvrc { .. }
+                | DataSource::Idx { .. }
+                | DataSource::Cifar { .. },
+            ) => {
                 let mut other = config.data.clone();
                 other.set_path(path.to_owned());
-                dataset::open(&other, config.seed, &|_| {})?
+                // That data need not be laid out as the run's own.
+                if let DataSource::Images { val_fraction, .. } = &mut other.source {
+                    *val_fraction = None;
+                }
+                match dataset::open_for_validation(&other, &|_| {})? {
+                    Some(source) => source,
+                    None => dataset::open(&other, config.seed, &|_| {})?,
+                }
             }
-            (Some(path), DataSource::Csv { label, .. }) => Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes)?),
+            (Some(path), DataSource::Csv { label, .. }) => {
+                Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes, Unlabelled::LeaveOut)?)
+            }
             (Some(_), DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. }) => {
                 bail!("this run's data is generated from its seed: leave out --data")
             }
         };
+        source.passed_over().warn();
         let found = source.info();
         let same = match (found.format, data.info.format) {
             (SampleFormat::Raw { channels: a, .. }, SampleFormat::Raw { channels: b, .. }) => a == b,
@@ -87,7 +104,7 @@ impl TrainedModel {
         let config = self.view.config();
         let labels: Vec<i32> =
             source.info().classes.iter().map(|c| self.classes().iter().position(|k| k == c).unwrap_or(0) as i32).collect();
-        let input = Input { source: Arc::clone(source), pixels: config.data.pixels.clone(), on_corrupt: config.data.on_corrupt() };
+        let input = Input { source: Arc::clone(source), pixels: config.data.pixels.clone() };
         let options = LoaderOptions::new(Job::threads(config), 2, BATCH as usize * self.input().values());
         let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH, options)?;
         let mut sums = Sums::default();

@@ -7,13 +7,13 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use common::config::{Augment, CorruptPolicy, DataSource, Pixels, TrainConfig};
-use common::dataset::{self, DatasetError, DatasetInfo, Images, Sample, SampleSource, Split};
+use common::dataset::{DatasetError, DatasetInfo, Images, Sample, SampleSource, Split};
 use common::plan::Plan;
 use common::ui::index_progress;
 use serde::Serialize;
 
 use super::report::{cores, show};
-use crate::analysis::show::guess;
+use crate::analysis::show::{guess, open_as_it_lies};
 use crate::data::{Input, LoaderOptions, TrainLoader};
 use crate::training::job::PREFETCH_STEPS;
 
@@ -111,7 +111,8 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
     let plan = Plan::new(1, pictures, shards, args.batch.next_multiple_of(shards));
     let threads = args.threads.unwrap_or_else(cores) as usize;
     let options = LoaderOptions { threads, prefetch_steps: PREFETCH_STEPS };
-    let input = Input { source, pixels, on_corrupt: CorruptPolicy::Skip };
+    pixels.on_corrupt = CorruptPolicy::Skip;
+    let input = Input { source, pixels };
     let mut loader = TrainLoader::start(input, plan, 0..shards, 1, 0..u64::MAX, options, Vec::new())?;
     // Each thread allocates memory for its first batch, which is not counted. Batches
     // that were begun before the count make up for those that are unfinished at its
@@ -136,28 +137,24 @@ fn measure(args: &DataArgs) -> Result<DataResult> {
 
 /// The training pictures of a folder: those under train/ if there is one, else all of them.
 fn open(folder: &Path, quiet: bool) -> Result<(Arc<dyn SampleSource>, Pixels)> {
-    let config = guess(folder, "")?;
     let progress = index_progress(quiet);
-    let source = match &config.source {
-        DataSource::Images { val_fraction: Some(_), .. } => {
-            let train = folder.join("train");
-            let root = if train.is_dir() { train } else { folder.to_owned() };
-            Arc::new(Unsplit::new(Images::open_all(&root, &progress)?))
-        }
-        _ => dataset::open(&config, 1, &progress)?,
-    };
-    Ok((source, config.pixels))
+    if let (DataSource::Images { .. }, Some(train)) = (&guess(folder, "")?.source, Images::training_folder(folder)) {
+        let pictures = Arc::new(Images::open_all(&train, &progress)?);
+        return Ok((Arc::new(Unsplit::new(pictures)), guess(&train, "")?.pixels));
+    }
+    let (source, config, undivided) = open_as_it_lies(folder, "", &progress)?;
+    Ok((if undivided { Arc::new(Unsplit::new(source)) } else { source }, config.pixels))
 }
 
 /// Pictures without a validation set: all of them are training samples.
 struct Unsplit {
     info: DatasetInfo,
-    /// Unsplit of these pictures are in its validation set.
-    pictures: Images,
+    /// All of them are in its validation set.
+    pictures: Arc<dyn SampleSource>,
 }
 
 impl Unsplit {
-    fn new(pictures: Images) -> Self {
+    fn new(pictures: Arc<dyn SampleSource>) -> Self {
         let info = pictures.info().clone();
         Self { info: DatasetInfo { train: info.val, val: 0, ..info }, pictures }
     }
@@ -170,6 +167,10 @@ impl SampleSource for Unsplit {
 
     fn read(&self, _: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         self.pictures.read(Split::Val, ids)
+    }
+
+    fn size_hint(&self, _: Split, id: u32) -> u64 {
+        self.pictures.size_hint(Split::Val, id)
     }
 
     fn name(&self, _: Split, id: u32) -> String {

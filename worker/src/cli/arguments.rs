@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use common::config::CorruptPolicy;
 use common::run_dir::Resume;
 use common::ui::LogArgs;
 
@@ -65,6 +66,9 @@ pub struct TrainArgs {
     /// run there if it holds none yet.
     #[arg(long, requires = "run_dir", num_args = 0..=1, require_equals = true, default_missing_value = "always", value_name = "WHEN")]
     pub resume: Option<Resume>,
+    /// With --resume, go on although the data is not what the run was started with.
+    #[arg(long, requires = "resume")]
+    pub accept_data: bool,
     /// Write where the time goes, for ui.perfetto.dev.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -127,8 +131,8 @@ pub struct LeaveArgs {
 pub struct EvalArgs {
     /// A run directory.
     pub run: PathBuf,
-    /// Other data of the same kind [default: the run's own]. Of class folders
-    /// without val/, and of a CSV file, all of it is evaluated.
+    /// Other data of the same kind [default: the run's own]. Of pictures that are
+    /// not divided, and of a CSV file, all of it is evaluated.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Evaluate the training set.
@@ -149,7 +153,7 @@ pub struct EvalArgs {
 pub struct PredictArgs {
     /// A run directory.
     pub run: PathBuf,
-    /// JPEG or PNG files; CSV files for a model that was trained on one.
+    /// Pictures; CSV files for a model that was trained on one.
     #[arg(required = true)]
     pub inputs: Vec<PathBuf>,
     /// How many classes to name.
@@ -211,7 +215,7 @@ pub struct FilterArgs {
     /// edge, sharpen, gaussian, or a file with the numbers of a kernel.
     #[arg(long)]
     pub kernel: String,
-    /// A JPEG or PNG file, a CSV file, or a folder of frames.
+    /// A picture, a CSV file, or a folder of frames.
     pub input: PathBuf,
     /// A PNG file, a CSV file, or a folder for frames.
     pub output: PathBuf,
@@ -236,19 +240,47 @@ pub struct FilterArgs {
 pub enum DataCommand {
     /// Fetch a public dataset; what is there already is checked and kept.
     Get {
-        /// mnist or fashion-mnist
+        /// mnist, fashion-mnist, cifar10, cifar100, imagenette or imagenette-160
         dataset: String,
         /// The folder to put it in [default: data/NAME].
         #[arg(long, value_name = "DIR")]
         into: Option<PathBuf>,
-        /// A folder that has the files, or an http:// address, to be used
+        /// A folder that has the files, or an http address, to be used
         /// instead of the known places.
         #[arg(long, value_name = "PLACE")]
         from: Option<String>,
     },
+    /// Write pictures as WebDataset shards near the size that training needs: they are
+    /// read several times as fast. The same command goes on after an interruption.
+    Pack {
+        /// A folder with class folders or IDX files, or a config.
+        source: PathBuf,
+        /// The folder for the shards.
+        out: PathBuf,
+        /// Make larger pictures smaller until their shorter side has so many pixels.
+        #[arg(long, value_name = "PIXELS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=4096))]
+        short_side: u32,
+        /// Of JPEG.
+        #[arg(long, value_name = "1..100", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=100))]
+        quality: u32,
+        /// What to do about a picture that does not decode: stop, or skip it and list it
+        /// in skipped.txt.
+        #[arg(long, value_name = "POLICY", default_value = "stop")]
+        on_corrupt: CorruptPolicy,
+    },
+    /// Decode every sample of a dataset; of a pack, compare each with what was packed.
+    Verify {
+        /// A folder that `data pack` wrote, one with class folders or IDX files, a CSV file,
+        /// or a config.
+        data: PathBuf,
+        /// The label column of a CSV file.
+        #[arg(long, value_name = "COLUMN", default_value = "label")]
+        label: String,
+    },
     /// Print classes and counts, and draw some samples of each class.
     Show {
-        /// A folder with class folders or IDX files, a CSV file, or a config.
+        /// A folder with class folders, tars, IDX or CIFAR files, a CSV or TSV file,
+        /// a tar, or a config.
         data: PathBuf,
         /// The label column of a CSV file.
         #[arg(long, value_name = "COLUMN", default_value = "label")]

@@ -10,14 +10,14 @@ use common::config::Config;
 use common::dataset;
 use common::net::Token;
 use common::recorder::{Length, describe, plan};
-use common::run_dir::{DataDescription, Resume, RunDir};
+use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir};
 use common::signals::Signals;
 use common::trace;
 use common::ui::{exit, index_progress, print_stderr, print_stdout};
 
 use super::arguments::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
 use super::inspect;
-use crate::analysis::{after_training, doctor, fetch};
+use crate::analysis::{after_training, doctor, fetch, pack};
 use crate::bench;
 use crate::cluster::join::{JoinOptions, join};
 use crate::cluster::registry;
@@ -41,6 +41,10 @@ pub fn run(cli: Cli) -> Result<()> {
             let into = into.unwrap_or_else(|| PathBuf::from("data").join(&dataset));
             fetch::get(&dataset, &into, from.as_deref())
         }
+        Command::Data(DataCommand::Pack { source, out, short_side, quality, on_corrupt }) => {
+            inspect::pack(&source, &out, pack::Options { short_side, quality, on_corrupt })
+        }
+        Command::Data(DataCommand::Verify { data, label }) => inspect::verify(&data, &label),
         Command::Data(DataCommand::Show { data, label, out }) => inspect::show(&data, &label, out),
         Command::Bench(command) => bench::run(command),
         Command::Doctor => common::ui::print_result(doctor::report().trim_end()),
@@ -54,9 +58,14 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
+    source.passed_over().warn();
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
-    run_dir.check_dataset(&DataDescription::of(source.as_ref()))?;
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    let data = DataDescription::of(source.as_ref());
+    if args.accept_data {
+        run_dir.accept_dataset(&data)?;
+    }
+    run_dir.write_dataset(&data)?;
     let steps = Length::of(&config, &plan).steps;
     if args.resume == Some(Resume::Auto) && run_dir.is_complete(steps)? {
         print_stdout(&format!("the run in `{}` is complete after {steps} steps: raise train.epochs to go on", run_dir.path().display()));
@@ -65,7 +74,11 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let path = run_dir.path().to_owned();
     let stop = Arc::new(AtomicBool::new(false));
     stop_when_told(Arc::clone(&stop))?;
+    let stop_for_data = Arc::clone(&stop);
+    let on_other = move || stop_for_data.store(true, Ordering::Relaxed);
+    let contents = ContentsCheck::start(&path, Arc::clone(&source), args.accept_data, on_other)?;
     let outcome = single::run(SingleRun { config, source: Arc::clone(&source), run_dir, devices: devices.clone(), quiet, stop })?;
+    contents.finish()?;
     // The run's files are complete, so an error in drawing its pictures must not fail
     // the command.
     let mut lines = Vec::new();

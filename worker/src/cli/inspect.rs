@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use common::config::Config;
 use common::dataset::Split;
 use common::ui::{print_result, print_stderr, print_stdout};
+use indicatif::{HumanBytes, HumanCount};
 
 use super::arguments::{EvalArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
 use crate::analysis::figures::of_runs;
 use crate::analysis::trained::TrainedModel;
-use crate::analysis::{evaluate, filter, predict, show, summary};
+use crate::analysis::{evaluate, filter, pack, predict, show, summary};
 use crate::engine::device::ComputeDevice;
 
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
@@ -100,6 +101,33 @@ pub(super) fn show(data: &Path, label: &str, out: Option<PathBuf>) -> Result<()>
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{name}-sheet.png")));
     if show::picture(source.as_ref(), &name, &out)? {
         print_result(&out.display().to_string())?;
+    }
+    Ok(())
+}
+
+pub(super) fn pack(source: &Path, out: &Path, options: pack::Options) -> Result<()> {
+    let (source, _, undivided) = show::open_as_it_lies(source, "label", &common::ui::index_progress(false))?;
+    let done = pack::pack(&source, !undivided, out, options)?;
+    let mut text =
+        format!("{} samples in {} shards, {}, in `{}`", HumanCount(done.samples), done.shards, HumanBytes(done.bytes), out.display());
+    if done.kept > 0 {
+        text += &format!("; {} shards were there", done.kept);
+    }
+    if done.skipped > 0 {
+        text += &format!("; {} pictures do not decode, skipped.txt names them", HumanCount(done.skipped));
+    }
+    print_result(&text)
+}
+
+pub(super) fn verify(data: &Path, label: &str) -> Result<()> {
+    let report = if pack::verify::is_pack(data) {
+        pack::verify::pack(data)?
+    } else {
+        pack::verify::samples(&show::open_as_it_lies(data, label, &common::ui::index_progress(false))?.0)?
+    };
+    print_result(&report.text())?;
+    if report.bad > 0 {
+        bail!("{} of {} samples of `{}` are bad", report.bad, report.samples, data.display());
     }
     Ok(())
 }

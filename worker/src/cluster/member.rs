@@ -28,6 +28,7 @@ use crate::engine::device::Devices;
 use crate::replica::{Replica, ReplicaError, State};
 use crate::training::exchange::{Exchange, Summation};
 use crate::training::job::Job;
+use crate::training::left_out::TooManyLeftOut;
 use crate::training::train::{Diverged, Start, TrainingEnd, train};
 use cluster_record::ClusterRecord;
 
@@ -60,6 +61,7 @@ fn is_of_the_run(error: &anyhow::Error, own_data: bool) -> bool {
     let diverged = |e: &ReplicaError| matches!(e, ReplicaError::NotFinite { .. });
     error.chain().any(|cause| {
         cause.is::<Diverged>()
+            || cause.is::<TooManyLeftOut>()
             || cause.downcast_ref().is_some_and(diverged)
             || (!own_data && matches!(cause.downcast_ref(), Some(LoadError::Corrupt { .. })))
     })

@@ -5,6 +5,8 @@ use common::config::{Augment, Pixels};
 use common::seed::{normal, unit};
 use rand_chacha::rand_core::RngCore;
 
+use super::picture::Region;
+
 /// How often a random crop, or a part to erase, is tried.
 const ATTEMPTS: u32 = 10;
 
@@ -71,6 +73,27 @@ impl Recipe {
     pub fn evaluation(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, pixels.eval_resize.into()) };
         Self { crop, flip: false, colours: Vec::new(), erased: None }
+    }
+
+    /// The part of the picture from which the crop is made when it becomes `image_size`
+    /// pixels on each side: bilinear interpolation averages over the pixels round each
+    /// point, as far as the points lie apart.
+    pub fn region(&self, image_size: u32) -> Region {
+        let [left, top, width, height] = self.crop;
+        let side = |start: f64, length: f64| {
+            let reach = (length / f64::from(image_size)).max(1.0) + 1.0;
+            let (first, end) = ((start - reach).floor().max(0.0) as u32, (start + length + reach).ceil() as u32);
+            (first, end - first)
+        };
+        let ((x, w), (y, h)) = (side(left, width), side(top, height));
+        [x, y, w, h]
+    }
+
+    /// The recipe for a part of the picture, whose upper left corner lies there.
+    pub fn within(mut self, left: u32, top: u32) -> Self {
+        self.crop[0] -= f64::from(left);
+        self.crop[1] -= f64::from(top);
+        self
     }
 }
 

@@ -10,8 +10,9 @@ use common::plan::Plan;
 use common::seed;
 
 use super::augment::Recipe;
-use super::decode::decode;
+use super::decode::SampleFile;
 use super::masks::{Dropout, MaskGroup};
+use super::picture::Part;
 use super::pipeline::{Batch, BatchName, LoadError, LoaderOptions, Make, Pipeline, Skipped};
 use super::render::Renderer;
 
@@ -23,7 +24,6 @@ pub struct TrainLoader(Pipeline);
 pub struct Input {
     pub source: Arc<dyn SampleSource>,
     pub pixels: Pixels,
-    pub on_corrupt: CorruptPolicy,
 }
 
 impl TrainLoader {
@@ -154,14 +154,19 @@ impl Maker {
             return Ok(());
         }
         let size = pixels.image_size as usize;
-        let outcome = decode(format, &sample.bytes).map_err(|e| e.to_string()).and_then(|picture| {
+        let drawn = SampleFile::open(format, &sample.bytes).and_then(|file| {
             // Raw datasets (MNIST) are cropped already; their edges have content.
             let whole = matches!(format, SampleFormat::Raw { .. });
-            let recipe = recipe(pixels, picture.width, picture.height, whole);
+            let (width, height) = file.size();
+            let recipe = recipe(pixels, width, height, whole);
+            let Part { picture, left, top } = file.decode(Some(recipe.region(pixels.image_size)))?;
+            Ok((picture, recipe.within(left, top)))
+        });
+        let outcome = drawn.map_err(|e| e.to_string()).and_then(|(picture, recipe)| {
             let bytes = format.channels() as usize * size * size;
             batch.inputs.add_picture(bytes, |out| self.renderer.render(&picture, &recipe, pixels, out))
         });
-        match (outcome, self.input.on_corrupt) {
+        match (outcome, pixels.on_corrupt) {
             (Ok(()), _) => {
                 batch.labels.push(sample.label as i32);
                 batch.ids.push(sample.id);

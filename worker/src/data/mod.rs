@@ -10,17 +10,19 @@ mod encode;
 mod inputs;
 mod loader;
 mod masks;
+mod picture;
 mod pipeline;
 mod render;
 #[cfg(test)]
 mod tests;
 
 pub use augment::Recipe;
-pub use decode::{DecodeError, Picture, decode};
-pub use encode::write_png;
+pub use decode::{DecodeError, SampleFile, decode};
+pub use encode::{jpeg_of, png_of, write_png};
 pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
 pub use masks::{Dropout, MaskGroup, MaskRows, Masks};
+pub use picture::{Part, Picture, Region};
 #[cfg(feature = "libtorch")]
 pub(crate) use pipeline::panic_message;
 pub use pipeline::{Batch, BatchName, LoadError, LoaderOptions, Skipped};

@@ -6,8 +6,8 @@ use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::augment::{Colour, Recipe};
-use super::decode::Picture;
 use super::inputs::Finish;
+use super::picture::Picture;
 
 /// Rec. 601 luma, the grey that contrast is measured from.
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];

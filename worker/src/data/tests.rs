@@ -113,7 +113,8 @@ fn damaged_files_are_errors_and_never_panic() {
     assert!(matches!(decode(SampleFormat::Encoded, &png[..png.len() / 2]), Err(DecodeError::Png(_))));
     let dot = png_of(RgbImage::from_pixel(1, 1, Rgb([1, 2, 3])).into());
     assert!(matches!(decode(SampleFormat::Encoded, &dot), Err(DecodeError::TooSmall { width: 1, height: 1 })));
-    assert!(matches!(decode(SampleFormat::Encoded, b"GIF89a"), Err(DecodeError::Unknown)));
+    assert!(matches!(decode(SampleFormat::Encoded, b"GIF89a"), Err(DecodeError::Other { format: "GIF", .. })));
+    assert!(matches!(decode(SampleFormat::Encoded, b"<!DOCTYPE html>"), Err(DecodeError::Unknown)));
     assert!(matches!(decode(SampleFormat::Encoded, b""), Err(DecodeError::Unknown)));
     assert!(matches!(
         decode(SampleFormat::Raw { height: 2, width: 2, channels: 1 }, &[0; 3]),
@@ -235,7 +236,8 @@ impl SampleSource for Folder {
 
 fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
     use Augment::{Brightness, Contrast, Crop, Erase, Flip, Lighting, Temperature};
-    Input { source: Arc::new(folder), pixels: pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]), on_corrupt }
+    let pixels = Pixels { on_corrupt, ..pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]) };
+    Input { source: Arc::new(folder), pixels }
 }
 
 const DROPOUT: Dropout = Dropout { values: 3, probability: 0.5 };

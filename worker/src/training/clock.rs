@@ -64,11 +64,12 @@ impl StepClock {
     }
 
     /// The samples of its own that this rank computed in a second of this step; `None` if
-    /// it had none. Time in which it waited for other ranks does not count, nor does the
-    /// update: it takes as long for any number of samples, so no other share of the
-    /// samples would change it. Waiting for data counts: a worker that reads slowly is slow.
+    /// it had none. Time in which it waited for other ranks does not count. Waiting for data
+    /// does: a worker that reads slowly is slow. So do the products and the update, which
+    /// take as long for any number of samples: shares by this speed are right once all ranks
+    /// have the same time of their own, whatever part of it depends on the samples.
     pub fn own_speed(&self, samples: usize) -> Option<f64> {
-        let own_ms = self.data_wait_ms + self.compute_ms;
+        let own_ms = self.data_wait_ms + self.compute_ms + self.product_ms + self.update_ms;
         (samples > 0 && own_ms > 0.0).then(|| samples as f64 / own_ms * 1e3)
     }
 
@@ -125,12 +126,13 @@ mod tests {
     use super::*;
 
     fn clock(data_wait_ms: f64, compute_ms: f64) -> StepClock {
-        StepClock { data_wait_ms, compute_ms, all_reduce_exposed_ms: 1e6, update_ms: 1e6, ..StepClock::start(0) }
+        StepClock { data_wait_ms, compute_ms, all_reduce_exposed_ms: 1e6, ..StepClock::start(0) }
     }
 
     #[test]
     fn a_rank_is_as_fast_as_it_computes_whatever_it_waits_for() {
         assert_eq!(clock(10.0, 40.0).own_speed(32), Some(640.0));
+        assert_eq!(StepClock { product_ms: 20.0, update_ms: 10.0, ..clock(10.0, 40.0) }.own_speed(32), Some(400.0));
         assert_eq!((clock(10.0, 40.0).own_speed(0), clock(0.0, 0.0).own_speed(32)), (None, None));
     }
 

@@ -62,7 +62,7 @@ impl Job {
 
     /// The samples of `source` as this run sees them.
     pub fn samples(&self, source: &Arc<dyn SampleSource>) -> Input {
-        Input { source: Arc::clone(source), pixels: self.config.data.pixels.clone(), on_corrupt: self.config.data.on_corrupt() }
+        Input { source: Arc::clone(source), pixels: self.config.data.pixels.clone() }
     }
 
     /// The shards this rank owns.
@@ -70,19 +70,9 @@ impl Job {
         self.ownership.range(self.rank)
     }
 
-    /// What this rank exchanges with the others. With `factors`, the gradients of dense
-    /// layers are made of factors where the config says so: in a world of one only if the
-    /// weights must be those of any world.
+    /// What this rank exchanges with the others, with factors of dense layers or without.
     pub fn exchange_plan(&self, factors: bool) -> ExchangePlan {
-        let factors = factors && (self.world > 1 || self.config.train.reproducible);
-        ExchangePlan::new(&self.config, Self::input(&self.config, &self.info), &self.rows_by_rank(), factors)
-    }
-
-    /// How many rows of the global batch each rank has, in the order of the ranks: as many as
-    /// its shards have samples in a full step.
-    pub fn rows_by_rank(&self) -> Vec<usize> {
-        let per_shard = self.plan.per_shard() as usize;
-        self.ownership.counts().iter().map(|&shards| shards as usize * per_shard).collect()
+        ExchangePlan::new(&self.config, Self::input(&self.config, &self.info), self.ownership.counts(), factors)
     }
 
     /// The row of the global batch that each sample of this rank's batch has: shard v has the
@@ -190,7 +180,6 @@ mod tests {
     #[test]
     fn samples_have_the_rows_of_their_shards() {
         let job = job(&[]);
-        assert_eq!(job.rows_by_rank(), [24]);
         // A shard with a corrupt sample, an empty one, and one of a short last step.
         assert_eq!(job.rows(&[(0, 0..7), (1, 7..7), (2, 7..9)]), [0, 1, 2, 3, 4, 5, 6, 16, 17]);
     }

@@ -2,13 +2,14 @@
 //!
 //! [`job`] derives the work of one rank, [`schedule`] gives the learning rate,
 //! [`exchange`] has the gradient summed ([`totals`] are what is summed beside it), [`record`] receives metrics and checkpoints,
-//! and [`early_stop`] ends training before its last step. [`single`] runs the loop in
+//! [`early_stop`] ends training before its last step and [`left_out`] once too many samples do not decode. [`single`] runs the loop in
 //! one process; a cluster's worker does so in `cluster::member`.
 
 pub mod clock;
 pub mod early_stop;
 pub mod exchange;
 pub mod job;
+pub mod left_out;
 mod micro_batch;
 pub mod record;
 pub mod schedule;

@@ -109,12 +109,11 @@ fn dense_exchange(job: &Job, replica: &mut Replica, last: &LastGeneration) -> Re
         return Ok(None);
     }
     let products = replica.products_of_seeded_factors(&factored, &job.config.train)?;
-    match &last.dense {
-        Some(Dense::Factors(before)) if products != Some(*before) => bail!(
+    match last.decided() {
+        Some(Dense::Factors(before)) if products != Some(before) => bail!(
             "this processor, or this libtorch, makes other bits of the same factors than the one on which this reproducible run began: go on there, or begin a run with cluster.dense = \"sum\""
         ),
-        Some(before) => Ok(Some(before.clone())),
-        None if last.number > 0 => Ok(Some(Dense::Sum("the run began with a version that summed all gradients".to_owned()))),
+        Some(before) => Ok(Some(before)),
         None => Ok(Some(products.map_or_else(|| Dense::Sum("this device cannot multiply factors".to_owned()), Dense::Factors))),
     }
 }

@@ -18,6 +18,7 @@ use super::clock::StepClock;
 use super::early_stop::EarlyStop;
 use super::exchange::{Exchange, Receiver};
 use super::job::Job;
+use super::left_out::{self, LeftOut};
 use super::micro_batch::micro_batch;
 use super::record::{Record, snapshot};
 use super::totals::StepTotals;
@@ -78,11 +79,13 @@ pub fn train(
     )?;
     let mut ahead = None;
     let mut early_stop = EarlyStop::new(job, first);
+    let mut left_out = LeftOut::new(job.plan.samples(), job.config.data.pixels.max_corrupt);
     let (mut step, mut stored) = (first, start.stored);
     // The evaluation and the checkpoint after the last step of an earlier generation,
     // if that generation ended before it made them.
     if job.evaluates_after(step) && step > start.evaluated {
-        record.evaluation(&evaluate(job, replica, exchange, source, step)?)?;
+        let evaluation = evaluate(job, replica, exchange, source, record, step)?;
+        record.evaluation(&evaluation)?;
     }
     if job.checkpoints_after(step) && step > stored {
         record.checkpoint(&mut || snapshot(replica))?;
@@ -128,6 +131,10 @@ pub fn train(
             return Err(unlike(step, &*record, stored, job));
         }
 
+        for skipped in &batch.skipped {
+            record.skipped(step, &skipped.name, &skipped.problem)?;
+        }
+        left_out.step(job.plan.position(step).epoch, planned, all.count)?;
         if !all.loss.is_finite() {
             return Err(Diverged(format!(
                 "the loss is {} at step {step} (epoch {}): lower train.lr, or set train.clip_norm{}",
@@ -150,9 +157,6 @@ pub fn train(
             record.own_speed(speed);
         }
         record.trained(step, &batch)?;
-        for skipped in &batch.skipped {
-            record.skipped(step, &skipped.name, &skipped.problem)?;
-        }
         loader.recycle(batch);
         record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, updated.grad_norm))?;
         step += 1;
@@ -161,7 +165,7 @@ pub fn train(
         // A run that is asked to stop does not wait for an evaluation, which is made
         // when the run is resumed. A run that is over is not resumed.
         if over || (job.evaluates_after(step) && !all.stop) {
-            let evaluation = evaluate(job, replica, exchange, source, step)?;
+            let evaluation = evaluate(job, replica, exchange, source, record, step)?;
             record.evaluation(&evaluation)?;
         }
         if job.checkpoints_after(step) || over || all.stop || record.checkpoint_due() {
@@ -240,7 +244,14 @@ fn correction(planned: u32, counted: u64) -> f64 {
 
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
 /// no padding. Every rank returns the same result.
-pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &Arc<dyn SampleSource>, step: u64) -> Result<Evaluation> {
+pub fn evaluate(
+    job: &Job,
+    replica: &Replica,
+    exchange: &mut Exchange,
+    source: &Arc<dyn SampleSource>,
+    record: &mut dyn Record,
+    step: u64,
+) -> Result<Evaluation> {
     let _span = trace::span("evaluation", Some(step));
     let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256).min(job.evaluates_at_a_time());
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
@@ -251,12 +262,16 @@ pub fn evaluate(job: &Job, replica: &Replica, exchange: &mut Exchange, source: &
         mine.top1 += u64::from(sums.top1);
         mine.top5 += u64::from(sums.top5);
         mine.count += u64::from(sums.count);
+        for skipped in &batch.skipped {
+            record.skipped(step, &skipped.name, &skipped.problem)?;
+        }
         loader.recycle(batch);
     }
     let all = exchange.totals(mine)?;
     if exchange.differs(&all) {
         return Err(Diverged(format!("workers have different weights after {step} steps: a processor or a memory makes errors")).into());
     }
+    left_out::evaluated(source.info().val, all.count, job.config.data.pixels.max_corrupt)?;
     let share = |n: u64| n as f64 / all.count.max(1) as f64;
     Ok(Evaluation {
         step,

@@ -10,14 +10,15 @@ use common::ui::counter;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that the download of one file may take.
-const FILE_TIMEOUT: Duration = Duration::from_secs(600);
+const FILE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The most bytes that are read for one file.
 const MAX_BYTES: u64 = 4 << 30;
 
 /// Fetches `url` into `path`, appending to the bytes that are already there.
 pub(super) fn resume(url: &str, path: &Path) -> Result<()> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(FILE_TIMEOUT)).build().into();
+    let tls = ureq::tls::TlsConfig::builder().unversioned_rustls_crypto_provider(rustls::crypto::aws_lc_rs::default_provider().into());
+    let config = ureq::Agent::config_builder().timeout_connect(Some(CONNECT_TIMEOUT)).timeout_global(Some(FILE_TIMEOUT));
+    let agent: ureq::Agent = config.tls_config(tls.build()).build().into();
     let mut file = File::options().create(true).append(true).open(path).with_context(|| format!("could not open `{}`", path.display()))?;
     let there = file.seek(SeekFrom::End(0))?;
     let mut request = agent.get(url);

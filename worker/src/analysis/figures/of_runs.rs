@@ -126,11 +126,11 @@ pub fn regions(run: &Path, device: ComputeDevice) -> Result<Option<Regions>> {
     let trained = TrainedModel::load(run, device)?;
     let source = trained.open_data(None)?;
     let rows = rows(source.as_ref())?;
-    let at = |n: usize, v: f32| f64::from(v * columns[n].deviation + columns[n].mean);
+    let at = |n: usize, v: f32| columns[n].raw(v);
     let points: Vec<(f64, f64, usize)> = rows.iter().map(|(row, label)| (at(0, row[0]), at(1, row[1]), *label as usize)).collect();
     let (x, y) = (Regions::range(points.iter().map(|p| p.0)), Regions::range(points.iter().map(|p| p.1)));
     let place = |range: &std::ops::Range<f64>, n: usize| range.start + (range.end - range.start) * (n as f64 + 0.5) / GRID as f64;
-    let scaled = |n: usize, v: f64| (v as f32 - columns[n].mean) / columns[n].deviation;
+    let scaled = |n: usize, v: f64| columns[n].scaled(v);
     let mut classes = Vec::with_capacity(GRID);
     for r in 0..GRID {
         let inputs: Vec<f32> = (0..GRID).flat_map(|c| [scaled(0, place(&x, c)), scaled(1, place(&y, r))]).collect();

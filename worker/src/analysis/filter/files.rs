@@ -84,7 +84,7 @@ fn frames(folder: &Path) -> Result<Source> {
     files.sort();
     let pictures = files.iter().map(|f| picture(f)).collect::<Result<Vec<_>>>()?;
     let Some(first) = pictures.first() else {
-        bail!("`{}` holds no JPEG or PNG pictures: a folder is read as the frames of a film", folder.display());
+        bail!("`{}` holds no pictures: a folder is read as the frames of a film", folder.display());
     };
     let (width, height) = (first.width as usize, first.height as usize);
     if let Some((file, odd)) = files.iter().zip(&pictures).find(|(_, p)| (p.width, p.height) != (first.width, first.height)) {

@@ -1,0 +1,182 @@
+//! Which tars a set of shards consists of: a folder of them, one tar, or a pattern with
+//! braces, as shells and Python's webdataset expand it.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::source::{DatasetError, Split};
+use super::split_names::Named;
+
+/// The most tars that a pattern may name.
+const MAX_TARS: usize = 100_000;
+
+/// Tars in the order of their names, and what their names say of the split of each.
+pub(super) type Shards = Vec<(PathBuf, Option<Named>)>;
+
+/// The tars that a path or pattern names.
+pub(super) fn find(place: &Path) -> Result<Shards, DatasetError> {
+    let bad = |problem: String| DatasetError::invalid(place, problem);
+    if place.is_dir() {
+        return in_folder(place);
+    }
+    if place.is_file() {
+        return Ok(vec![(place.to_owned(), None)]);
+    }
+    let pattern = place.to_str().filter(|text| text.contains('{'));
+    let Some(pattern) = pattern else {
+        let hint = if place.as_os_str().as_bytes().contains(&b'*') { ": name the folder, or {000..146} for numbers" } else { "" };
+        return Err(bad(format!("does not exist, and is no pattern such as shards/{{000..146}}.tar either{hint}")));
+    };
+    let paths: Vec<PathBuf> = expand(pattern).map_err(bad)?.into_iter().map(PathBuf::from).collect();
+    let mut missing = paths.iter().filter(|path| !path.is_file());
+    if let Some(first) = missing.next() {
+        let lacking = 1 + missing.count();
+        return Err(bad(format!("names {} tars, and {lacking} of them are not there, the first is `{}`", paths.len(), first.display())));
+    }
+    Ok(paths.into_iter().map(|path| (path, None)).collect())
+}
+
+/// All tars of a folder, and of its folders with the names of splits.
+fn in_folder(folder: &Path) -> Result<Shards, DatasetError> {
+    let mut shards = Vec::new();
+    let mut zipped = None;
+    for entry in std::fs::read_dir(folder).map_err(DatasetError::io(folder))? {
+        let path = entry.map_err(DatasetError::io(folder))?.path();
+        if hidden(&path) {
+            continue;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() {
+            if let Some(named) = Named::of(&name) {
+                shards.extend(tars(&path)?.into_iter().map(|tar| (tar, Some(named))));
+            }
+        } else if is_tar(&path) {
+            shards.push((path, Named::within(&name)));
+        } else if name.ends_with(".tar.gz") || name.ends_with(".tgz") {
+            zipped = Some(name);
+        }
+    }
+    if let (Some(zipped), true) = (zipped, shards.is_empty()) {
+        let problem = format!("holds `{zipped}`, and pictures are read in place: unpack it with gunzip, to a .tar");
+        return Err(DatasetError::invalid(folder, problem));
+    }
+    if shards.is_empty() {
+        return Err(DatasetError::invalid(
+            folder,
+            "holds no .tar files: data.path must name a folder with shards, or a pattern".to_owned(),
+        ));
+    }
+    shards.sort_by(|(a, _), (b, _)| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+    Ok(shards)
+}
+
+/// Whether a folder holds shards and nothing that looks like classes: no other folders
+/// than those of splits, with shards and no folders in them.
+pub(super) fn are_in(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    let visible = entries.flatten().map(|entry| entry.path()).filter(|path| !hidden(path));
+    let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = visible.partition(|path| path.is_dir());
+    let of_split = |path: &PathBuf| path.file_name().is_some_and(|name| Named::of(&name.to_string_lossy()).is_some()) && are_in(path);
+    folders.iter().all(of_split) && (!folders.is_empty() || files.iter().any(|path| is_tar(path)))
+}
+
+fn hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."))
+}
+
+fn tars(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(DatasetError::io(folder))? {
+        let path = entry.map_err(DatasetError::io(folder))?.path();
+        if is_tar(&path) && path.is_file() && !hidden(&path) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+fn is_tar(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"))
+}
+
+/// Divides shards by what their names say; none if they say nothing. Shards named as a
+/// test set are left out beside a validation set.
+pub(super) fn divide(place: &Path, shards: &Shards) -> Result<Option<Vec<(PathBuf, Split)>>, DatasetError> {
+    if shards.iter().all(|(_, named)| named.is_none()) {
+        return Ok(None);
+    }
+    let val_exists = shards.iter().any(|(_, named)| *named == Some(Named::Val));
+    let (mut divided, mut left_out) = (Vec::new(), 0);
+    for (path, named) in shards {
+        let Some(named) = named else {
+            let problem = format!(
+                "holds shards named by their split, and `{}`, whose name says none: rename it, or name the shards with data.path and data.val_path",
+                path.display()
+            );
+            return Err(DatasetError::invalid(place, problem));
+        };
+        match named.split(val_exists) {
+            Some(split) => divided.push((path.clone(), split)),
+            None => left_out += 1,
+        }
+    }
+    if left_out > 0 {
+        tracing::warn!("{left_out} shards of a test set in `{}` are left out, since there is a validation set", place.display());
+    }
+    Ok(Some(divided))
+}
+
+/// Replaces `{000..146}` and `{a,b}`; several in one pattern give every combination.
+pub(super) fn expand(pattern: &str) -> Result<Vec<String>, String> {
+    let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_owned()]) };
+    let (inner, after) = rest.split_once('}').ok_or("has a brace that is not closed")?;
+    let choices: Vec<String> = match inner.split_once("..") {
+        Some((from, to)) => numbers(from, to).ok_or_else(|| format!("has `{{{inner}}}`, which is no range such as {{000..146}}"))?,
+        None if inner.contains(',') => inner.split(',').map(str::to_owned).collect(),
+        None => return Err(format!("has `{{{inner}}}`, which is neither a range such as {{000..146}} nor a choice such as {{a,b}}")),
+    };
+    let ends = expand(after)?;
+    if choices.len().saturating_mul(ends.len()) > MAX_TARS {
+        return Err(format!("names more than {MAX_TARS} tars"));
+    }
+    Ok(choices.iter().flat_map(|choice| ends.iter().map(move |end| format!("{before}{choice}{end}"))).collect())
+}
+
+/// A range with both ends, as wide as the wider of them if either begins with a zero.
+fn numbers(from: &str, to: &str) -> Option<Vec<String>> {
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<usize>().ok()).flatten();
+    let (first, last) = (digits(from)?, digits(to)?);
+    let padded = [from, to].iter().any(|text| text.len() > 1 && text.starts_with('0'));
+    let width = if padded { from.len().max(to.len()) } else { 0 };
+    if first.abs_diff(last) >= MAX_TARS {
+        return None;
+    }
+    let range: Vec<usize> = if first <= last { (first..=last).collect() } else { (last..=first).rev().collect() };
+    Some(range.into_iter().map(|n| format!("{n:0width$}")).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn braces_expand_as_in_a_shell() {
+        assert_eq!(expand("a.tar").unwrap(), ["a.tar"]);
+        assert_eq!(expand("x/{008..011}.tar").unwrap(), ["x/008.tar", "x/009.tar", "x/010.tar", "x/011.tar"]);
+        assert_eq!(expand("{9..11}").unwrap(), ["9", "10", "11"]);
+        assert_eq!(expand("{2..0}").unwrap(), ["2", "1", "0"]);
+        assert_eq!(expand("{a,b}-{0..1}").unwrap(), ["a-0", "a-1", "b-0", "b-1"]);
+        for (wrong, word) in [
+            ("{0..", "not closed"),
+            ("{x}", "neither"),
+            ("{}", "neither"),
+            ("{a..b}", "no range"),
+            ("{0..999999}", "no range"),
+            ("{0..9999}{0..9999}", "more than"),
+            ("{99999999999999999999999..1}", "no range"),
+        ] {
+            assert!(expand(wrong).unwrap_err().contains(word), "{wrong}");
+        }
+    }
+}

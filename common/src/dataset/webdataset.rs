@@ -1,0 +1,256 @@
+//! WebDataset: tars whose members belong together by their key, which is their path up
+//! to the first dot of its last part. Of each sample, the picture is used and `cls`, its
+//! class as a decimal number (Aizman, Maltby, Breuel, "High Performance I/O for Large
+//! Scale Deep Learning", 2019).
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::classes::{self, MAX_CLASSES};
+use super::shards::{self, Shards};
+use super::source::{DatasetError, IndexProgress, Split};
+use super::tar_index::{self, TarIndex};
+use super::tar_pictures::TarPictures;
+use super::tar_scan::{Fault, Member, Scanner};
+
+/// Endings of pictures, the preferred ones first.
+const PICTURES: [&str; 11] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"];
+
+/// The ending of a sample's class.
+const CLASS: &str = "cls";
+
+/// Bytes of a class that are looked at.
+const MAX_CLASS_BYTES: usize = 64;
+
+/// Members between two progress reports.
+const REPORT_EVERY: u64 = 4096;
+
+/// How shards whose names say no split are divided.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Division<'a> {
+    /// This share of each class is for validation, chosen by this seed.
+    Share(f64, u64),
+    /// These shards are for validation.
+    Shards(&'a Path),
+    /// Everything is for validation.
+    AllForValidation,
+    /// Not at all: their names must say.
+    None,
+}
+
+/// Indexes the shards at `place`, or takes their index from the user's cache.
+pub(super) fn open(place: &Path, division: Division, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures, DatasetError> {
+    let bad = |problem: String| DatasetError::invalid(place, problem);
+    let (tars, splits) = tars(place, division)?;
+    let index = tar_index::of("webdataset", &tars, || scan(&tars, progress))?;
+    if index.places.is_empty() {
+        let found: Vec<String> =
+            index.passed_over.iter().map(|(reason, count, names)| format!("{count} {reason} ({})", names.join(", "))).collect();
+        let found = if found.is_empty() { "it is empty".to_owned() } else { found.join("; ") };
+        return Err(bad(format!("holds no sample with a picture and a class (.cls): {found}")));
+    }
+    let classes = class_names(place, &index)?;
+    let numbers = |split: Split, splits: &[Split]| -> Vec<u32> {
+        (0..).zip(&index.places).filter(|(_, place)| splits[place.tar as usize] == split).map(|(n, _)| n).collect()
+    };
+    let (train, val) = match (splits, division) {
+        (Some(splits), _) => (numbers(Split::Train, &splits), numbers(Split::Val, &splits)),
+        (None, Division::Share(share, seed)) => {
+            let labels: Vec<u32> = index.places.iter().map(|place| place.label).collect();
+            let chosen = classes::validation(&labels, classes.len(), share, seed).map_err(|class| {
+                bad(format!(
+                    "has a single picture of the class `{}`: it needs at least two, one to train and one to validate",
+                    classes[class]
+                ))
+            })?;
+            (0..index.places.len() as u32).partition(|n| !chosen[*n as usize])
+        }
+        (None, Division::Shards(_) | Division::AllForValidation | Division::None) => (Vec::new(), (0..index.places.len() as u32).collect()),
+    };
+    for (split, numbers) in [(Split::Train, &train), (Split::Val, &val)] {
+        if numbers.is_empty() && !matches!(division, Division::AllForValidation) {
+            return Err(bad(format!("holds no {split} sample with a picture and a class")));
+        }
+    }
+    Ok(TarPictures::new(tars, classes, index, train, val))
+}
+
+/// All tars, and the split of each where that is known before they are read.
+fn tars(place: &Path, division: Division) -> Result<(Vec<PathBuf>, Option<Vec<Split>>), DatasetError> {
+    let bad = |problem: &str| DatasetError::invalid(place, problem.to_owned());
+    let found = shards::find(place)?;
+    let paths = |shards: Shards| shards.into_iter().map(|(path, _)| path);
+    let divided = match division {
+        Division::Shards(val) => {
+            let val = shards::find(val)?;
+            let (train, val) = (paths(found).map(|path| (path, Split::Train)), paths(val).map(|path| (path, Split::Val)));
+            Some(train.chain(val).collect::<Vec<_>>())
+        }
+        Division::Share(..) | Division::AllForValidation | Division::None => match (shards::divide(place, &found)?, division) {
+            (Some(_), Division::Share(..)) => {
+                return Err(bad("has shards named by their split, which data.val_fraction would contradict: leave it out"));
+            }
+            (None, Division::None) => {
+                return Err(bad("has no shards named by their split (train-000.tar, val-000.tar, or folders train/ and val/): \
+                     name those for validation with data.val_path, or set data.val_fraction to, say, 0.1"));
+            }
+            (None, _) => return Ok((paths(found).collect(), None)),
+            (Some(divided), _) => Some(divided),
+        },
+    };
+    let divided = divided.unwrap_or_default();
+    let mut seen = std::collections::HashSet::new();
+    if let Some((twice, _)) = divided.iter().find(|(path, _)| !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone()))) {
+        return Err(bad(&format!("names `{}` twice: a picture that is trained on must not validate", twice.display())));
+    }
+    let (tars, splits) = divided.into_iter().unzip();
+    Ok((tars, Some(splits)))
+}
+
+/// From `classes.txt` or `labels.txt` beside the shards; without either, numbers.
+fn class_names(place: &Path, index: &TarIndex) -> Result<Vec<String>, DatasetError> {
+    let needed = index.places.iter().map(|place| place.label as usize + 1).max().unwrap_or_default();
+    let folder = if place.is_dir() { place } else { place.parent().unwrap_or(Path::new("")) };
+    for name in ["classes.txt", "labels.txt"] {
+        let path = folder.join(name);
+        match classes::named_in(&path)? {
+            Some(names) if names.len() < needed => {
+                let problem = format!("names {} classes, and the shards have the class {}", names.len(), needed - 1);
+                return Err(DatasetError::invalid(&path, problem));
+            }
+            Some(names) => return Ok(names),
+            None => {}
+        }
+    }
+    Ok((0..needed.max(2)).map(|n| n.to_string()).collect())
+}
+
+fn scan(tars: &[PathBuf], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
+    let mut index = TarIndex::default();
+    let mut members: u64 = 0;
+    for (number, path) in tars.iter().enumerate() {
+        let file = File::open(path).map_err(DatasetError::io(path))?;
+        let mut tar = Tar { index: &mut index, number, keys: Vec::new(), key_ends: Vec::new(), sample: Sample::default() };
+        let mut each = || {
+            members += 1;
+            if members.is_multiple_of(REPORT_EVERY) {
+                progress(IndexProgress { files: members });
+            }
+        };
+        tar.scan(&file, path, &mut each).map_err(|fault| fault.of(path))?;
+    }
+    progress(IndexProgress { files: members });
+    Ok(index)
+}
+
+/// The members of one key.
+#[derive(Default)]
+struct Sample {
+    key: Vec<u8>,
+    /// The endings seen so far.
+    endings: Vec<String>,
+    /// A picture, its place among [`PICTURES`], and its name.
+    picture: Option<(usize, Member, Vec<u8>)>,
+    label: Option<u32>,
+}
+
+/// A tar that is being read.
+struct Tar<'a> {
+    index: &'a mut TarIndex,
+    number: usize,
+    /// The keys so far, end to end.
+    keys: Vec<u8>,
+    key_ends: Vec<usize>,
+    sample: Sample,
+}
+
+impl Tar<'_> {
+    fn scan(&mut self, file: &File, path: &Path, each: &mut dyn FnMut()) -> Result<(), Fault> {
+        let mut scanner = Scanner::of_file(file)?;
+        while let Some(member) = scanner.next()? {
+            each();
+            let name = scanner.name();
+            let Some((key, ending)) = key(name) else {
+                self.index.pass_over("whose names have no key and ending", name);
+                continue;
+            };
+            if self.sample.endings.is_empty() || self.sample.key != key {
+                self.finish()?;
+                self.sample.key = key.to_vec();
+            }
+            if self.sample.endings.contains(&ending) {
+                let name = String::from_utf8_lossy(name);
+                return Err(Fault::Damaged(format!("holds `{name}` twice: a key stands for one sample")));
+            }
+            if let Some(rank) = PICTURES.iter().position(|known| *known == ending)
+                && self.sample.picture.as_ref().is_none_or(|(other, ..)| rank < *other)
+            {
+                self.sample.picture = Some((rank, member, name.to_vec()));
+            }
+            if ending == CLASS {
+                let name = String::from_utf8_lossy(name).into_owned();
+                self.sample.label = Some(class(scanner.content(member, MAX_CLASS_BYTES)?, &name).map_err(Fault::Damaged)?);
+            }
+            self.sample.endings.push(ending);
+        }
+        self.finish()?;
+        if !scanner.has_end() {
+            tracing::warn!("`{}` has no end mark: it may have been cut between two members", path.display());
+        }
+        self.refuse_twins()
+    }
+
+    /// Takes up the sample that is complete.
+    fn finish(&mut self) -> Result<(), Fault> {
+        let Sample { key, endings, picture, label } = std::mem::take(&mut self.sample);
+        if endings.is_empty() {
+            return Ok(());
+        }
+        self.keys.extend_from_slice(&key);
+        self.key_ends.push(self.keys.len());
+        match (picture, label) {
+            (Some((_, member, name)), Some(label)) => {
+                self.index.push(self.number, member.offset, member.bytes, label, &name).map_err(Fault::Damaged)?;
+            }
+            (Some(_), None) => self.index.pass_over("without a class (.cls)", &key),
+            (None, Some(_)) => self.index.pass_over("without a picture", &key),
+            (None, None) => self.index.pass_over("without a picture and a class", &key),
+        }
+        Ok(())
+    }
+
+    /// Refuses a key that occurs in two places.
+    fn refuse_twins(&self) -> Result<(), Fault> {
+        let key = |n: &u32| {
+            let n = *n as usize;
+            &self.keys[n.checked_sub(1).map_or(0, |before| self.key_ends[before])..self.key_ends[n]]
+        };
+        let mut order: Vec<u32> = (0..self.key_ends.len() as u32).collect();
+        order.sort_unstable_by(|a, b| key(a).cmp(key(b)));
+        match order.windows(2).find(|pair| key(&pair[0]) == key(&pair[1])) {
+            Some(pair) => {
+                let key = String::from_utf8_lossy(key(&pair[0])).into_owned();
+                Err(Fault::Damaged(format!("holds the key `{key}` in two places: the members of a sample must follow each other")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The key of a member and its ending in lower case; none for a name without either, or
+/// with two underscores as webdataset's own files have.
+fn key(name: &[u8]) -> Option<(&[u8], String)> {
+    let base = name.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+    let dot = base + name[base..].iter().position(|b| *b == b'.')?;
+    if dot == base || name[base..].starts_with(b"__") {
+        return None;
+    }
+    Some((&name[..dot], String::from_utf8_lossy(&name[dot + 1..]).to_ascii_lowercase()))
+}
+
+/// A class as webdataset writes it.
+fn class(content: &[u8], name: &str) -> Result<u32, String> {
+    let text = String::from_utf8_lossy(content.trim_ascii());
+    let number = text.parse::<u32>().ok().filter(|number| (*number as usize) < MAX_CLASSES);
+    number.ok_or_else(|| format!("has the class `{text}` in `{name}`, where a decimal number below {MAX_CLASSES} is needed"))
+}
