@@ -5,6 +5,7 @@
 #
 #   benches/links.sh RATE WORKERS CONFIG [coordinator's arguments]
 #   benches/links.sh 1gbit 2 benches/alexnet-224.toml --set cluster.dense=sum
+#   benches/links.sh RATE PROCESSES ddp [arguments of pytorch/alexnet.py]: DistributedDataParallel over gloo instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rate=$1 workers=$2 config=$3
@@ -36,6 +37,20 @@ for n in $(seq 0 "$workers"); do
     tc qdisc add dev "$name.$n" root tbf rate "$rate" burst 256kb latency 20ms
     ip netns exec "$name-$n" tc qdisc add dev eth0 root tbf rate "$rate" burst 256kb latency 20ms
 done
+if [ "$config" = ddp ]; then
+    python=${PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/ringleader/bench-venv/bin/python}
+    for n in $(seq 1 "$workers"); do
+        GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 ip netns exec "$name-$n" taskset -c "$(((n - 1) % $(nproc)))" \
+            "$python" -m torch.distributed.run --nnodes "$workers" --node-rank "$((n - 1))" --nproc-per-node 1 \
+            --master-addr 10.77.0.2 --master-port 29500 benches/pytorch/alexnet.py --threads 1 "$@" >"$run/ddp-$n" 2>&1 &
+        last=$!
+    done
+    wait "$last" || { cat "$run"/ddp-* >&2; exit 1; }
+    wait
+    cat "$run"/ddp-* | grep '^{' || cat "$run"/ddp-* >&2
+    exit
+fi
+
 ip netns exec "$name-0" "$bin/coordinator" serve "$config" --listen 10.77.0.1:7474 --workers "$workers" \
     --run-dir "$run/run" -q "$@" >"$run/log" 2>&1 &
 coordinator=$!

@@ -69,6 +69,12 @@ class Ours:
             setting=setting,
         )
 
+    def pack(self, pictures: Path) -> Path:
+        """A pack of a folder of pictures in the cache: made once."""
+        folder = cache() / f"bench-pack-{pictures.name}"
+        run([self.worker, "data", "pack", str(pictures), str(folder)], with_threads(1), PROJECT, LIMIT_S)
+        return folder
+
     def step(
         self,
         config: str,
