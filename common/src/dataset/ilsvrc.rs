@@ -31,6 +31,17 @@ const UNKNOWN: u32 = u32::MAX;
 /// Pictures between two progress reports.
 const REPORT_EVERY: u64 = 512;
 
+/// Counts pictures, and reports some of the counts.
+fn counting(progress: &dyn Fn(IndexProgress)) -> impl FnMut() {
+    let mut count: u64 = 0;
+    move || {
+        count += 1;
+        if count.is_multiple_of(REPORT_EVERY) {
+            progress(IndexProgress { files: count });
+        }
+    }
+}
+
 /// Opens either form, whichever `folder` holds.
 pub(super) fn open(folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Arc<dyn SampleSource>, DatasetError> {
     if folder.join(TRAIN).is_file() {
@@ -101,13 +112,7 @@ fn truth(names: &Names, wnids: &[String], picture: &str) -> Result<u32, String> 
 
 fn scan(tars: &[PathBuf], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
     let mut index = TarIndex::default();
-    let mut count: u64 = 0;
-    let mut report = || {
-        count += 1;
-        if count.is_multiple_of(REPORT_EVERY) {
-            progress(IndexProgress { files: count });
-        }
-    };
+    let mut report = counting(progress);
     let file = File::open(&tars[0]).map_err(DatasetError::io(&tars[0]))?;
     nested(&file, &mut index, &mut report).map_err(|fault| fault.of(&tars[0]))?;
     let file = File::open(&tars[1]).map_err(DatasetError::io(&tars[1]))?;
@@ -168,13 +173,7 @@ fn is_picture(name: &[u8]) -> bool {
 fn unpacked(folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Images, DatasetError> {
     let root = folder.join(KAGGLE);
     let names = ilsvrc_names::read(folder)?;
-    let mut count: u64 = 0;
-    let mut report = || {
-        count += 1;
-        if count.is_multiple_of(REPORT_EVERY) {
-            progress(IndexProgress { files: count });
-        }
-    };
+    let mut report = counting(progress);
     let train = files(&root, "train", &mut report)?;
     let val = files(&root, "val", &mut report)?;
     let of_train: Vec<String> = train.keys().filter_map(|class| class.clone()).collect();

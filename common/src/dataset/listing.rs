@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use walkdir::WalkDir;
 
+use super::classes;
 use super::index_cache::{Entry, Index};
 use super::passed_over::{PassedOver, Reason};
 use super::pictures::{hidden, is_broken_link, is_picture};
 use super::source::{DatasetError, IndexProgress};
 use super::splits::{Layout, children, layout, reason_beside};
-use crate::seed;
 
 /// Files listed between two progress reports.
 const REPORT_EVERY: u64 = 512;
@@ -64,23 +64,14 @@ fn two_trees(root: &Path, train: &Path, val: &Path, beside: PassedOver, progress
 /// Divides each class separately, so that each has the same share on both sides.
 fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
     let tree = Lister { root, progress, files: 0 }.list(root)?;
+    let labels: Vec<u32> = tree.entries.iter().map(|entry| entry.label).collect();
+    let chosen = classes::validation(&labels, tree.classes.len(), fraction, seed).map_err(|class| {
+        let problem = "has a single picture: it needs at least two, one to train and one to validate";
+        DatasetError::invalid(&root.join(&tree.classes[class]), problem.to_owned())
+    })?;
     let (mut train, mut val) = (Vec::new(), Vec::new());
-    for own in tree.entries.chunk_by(|a, b| a.label == b.label) {
-        let label = own[0].label;
-        if own.len() < 2 {
-            return Err(DatasetError::invalid(
-                &root.join(&tree.classes[label as usize]),
-                "has a single picture: it needs at least two, one to train and one to validate".to_owned(),
-            ));
-        }
-        let kept = ((own.len() as f64 * fraction).round() as usize).clamp(1, own.len() - 1);
-        let mut order: Vec<usize> = (0..own.len()).collect();
-        seed::shuffle(&mut order, &mut seed::stream(seed, "validation split", &[u64::from(label)]));
-        let mut chosen = vec![false; own.len()];
-        order[..kept].iter().for_each(|&i| chosen[i] = true);
-        for (entry, chosen) in own.iter().zip(chosen) {
-            if chosen { val.push(entry.clone()) } else { train.push(entry.clone()) }
-        }
+    for (entry, chosen) in tree.entries.into_iter().zip(chosen) {
+        if chosen { val.push(entry) } else { train.push(entry) }
     }
     Ok(Index { classes: names(&tree.classes), train, val, passed_over: tree.passed_over })
 }

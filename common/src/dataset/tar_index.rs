@@ -3,7 +3,7 @@
 //! again while every tar still has the same size, modification time and inode.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,13 +13,10 @@ use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::index_cache::cache_folder;
+use super::index_cache::{SETTLED, cache_folder, replace};
 use super::source::DatasetError;
 
 const VERSION: u32 = 1;
-
-/// A tar that changed this recently may change again without a new modification time.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// Names of what was passed over that are kept.
 const EXAMPLES: usize = 3;
@@ -175,12 +172,5 @@ fn store(file: &Path, stored: &Stored) -> io::Result<()> {
         return Err(io::Error::other("a tar has just changed"));
     }
     let bytes = rkyv::to_bytes::<rancor::Error>(stored).map_err(io::Error::other)?;
-    let folder = file.parent().ok_or_else(|| io::Error::other("the cache has no folder"))?;
-    std::fs::create_dir_all(folder)?;
-    // A unique name: in containers, several processes may have the same id and share
-    // this folder.
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    temporary.write_all(&bytes)?;
-    temporary.persist(file)?;
-    Ok(())
+    replace(file, &bytes)
 }

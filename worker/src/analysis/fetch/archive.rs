@@ -1,14 +1,11 @@
 //! Datasets that are published as one archive.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use common::ui::counter;
-use data_encoding::HEXLOWER;
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
 
 use super::download;
 
@@ -84,16 +81,8 @@ impl ArchiveSet {
 
 /// Compares the digest of a file.
 fn check(path: &Path, expected: &str) -> Result<()> {
-    let mut file = File::open(path).with_context(|| format!("could not open `{}`", path.display()))?;
-    let (mut hasher, mut chunk) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        let n = file.read(&mut chunk).with_context(|| format!("could not read `{}`", path.display()))?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&chunk[..n]);
-    }
-    let found = HEXLOWER.encode(&hasher.finalize());
+    let file = File::open(path).with_context(|| format!("could not open `{}`", path.display()))?;
+    let found = download::sha256(file).with_context(|| format!("could not read `{}`", path.display()))?;
     if found != expected {
         bail!("`{}` is not what it should be: it has the SHA-256 {found}, not {expected}", path.display());
     }
@@ -134,6 +123,9 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use data_encoding::HEXLOWER;
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     /// A .tar.gz with these files, and its digest.

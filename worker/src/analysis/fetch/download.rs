@@ -1,4 +1,4 @@
-//! Downloads that resume where they were interrupted.
+//! Downloads that resume where they were interrupted, and the digests that check them.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use common::ui::counter;
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that the download of one file may take.
@@ -50,6 +52,13 @@ pub(super) fn resume(url: &str, path: &Path) -> Result<()> {
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// The SHA-256 of all that is read, in hexadecimal digits.
+pub(super) fn sha256(mut content: impl Read) -> std::io::Result<String> {
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut content, &mut hasher)?;
+    Ok(HEXLOWER.encode(&hasher.finalize()))
 }
 
 #[cfg(test)]

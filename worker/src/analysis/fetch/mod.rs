@@ -5,16 +5,13 @@ mod archive;
 mod download;
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use common::ui::counter;
-use data_encoding::HEXLOWER;
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
 
 use archive::ArchiveSet;
 
@@ -172,16 +169,7 @@ fn complete(set: &IdxSet, folder: &Path) -> bool {
 /// Compares the digest of a .gz file's content.
 fn check(path: &Path, expected: &str) -> Result<()> {
     let file = File::open(path).with_context(|| format!("could not open `{}`", path.display()))?;
-    let mut content = GzDecoder::new(file);
-    let (mut hasher, mut chunk) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        let n = content.read(&mut chunk).with_context(|| format!("`{}` is not a whole gzip file", path.display()))?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&chunk[..n]);
-    }
-    let found = HEXLOWER.encode(&hasher.finalize());
+    let found = download::sha256(GzDecoder::new(file)).with_context(|| format!("`{}` is not a whole gzip file", path.display()))?;
     if found != expected {
         bail!("`{}` is not what it should be: its content has the SHA-256 {found}, not {expected}", path.display());
     }

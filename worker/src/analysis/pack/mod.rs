@@ -24,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use common::config::CorruptPolicy;
 use common::dataset::{Sample, SampleFormat, SampleSource, Split};
 use common::digest::Digest;
+use common::files::replace;
 use common::ui::counter;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -31,7 +32,7 @@ use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Picture, SampleFile, decode, jpeg_of, png_of};
+use crate::data::{Picture, SampleFile, jpeg_of, png_of};
 
 /// Samples of a shard: with pictures of 20 KB, shards of 100 MB.
 const SAMPLES: u32 = 5000;
@@ -174,14 +175,7 @@ fn read_pack(out: &Path) -> Result<Pack> {
 
 /// Writes a file that is either whole or not there.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("could not write `{}`", path.display()))
+    replace(path, bytes).with_context(|| format!("could not write `{}`", path.display()))
 }
 
 /// The files of one shard.
@@ -275,11 +269,12 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, content: &[u8]) -> std
 
 /// The ending and the bytes under which a sample is packed.
 fn encode(format: SampleFormat, sample: &Sample, options: Options) -> Result<(&'static str, Vec<u8>), String> {
-    let picture = decode(format, &sample.bytes).map_err(|e| e.to_string())?;
+    let file = SampleFile::open(format, &sample.bytes).map_err(|e| e.to_string())?;
+    let turned = file.is_turned();
+    let picture = file.decode(None).map_err(|e| e.to_string())?.picture;
     // Pictures that are small already stay exact, so that training sees the same.
     if matches!(format, SampleFormat::Raw { .. }) || picture.width.min(picture.height) <= options.short_side {
-        let upright = || SampleFile::open(format, &sample.bytes).is_ok_and(|file| !file.is_turned());
-        if sample.bytes.starts_with(&[0xff, 0xd8]) && format == SampleFormat::Encoded && upright() {
+        if sample.bytes.starts_with(&[0xff, 0xd8]) && format == SampleFormat::Encoded && !turned {
             return Ok(("jpg", sample.bytes.to_vec()));
         }
         return Ok(("png", png_of(&picture)?));

@@ -6,6 +6,7 @@ use image::RgbImage;
 use tempfile::tempdir;
 
 use super::*;
+use crate::data::decode;
 
 const OPTIONS: Options = Options { short_side: 16, quality: 90, on_corrupt: CorruptPolicy::Stop };
 
