@@ -1,9 +1,10 @@
 //! Files that are replaced whole, and locks that only their owner can take.
 
+use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Replaces a file: a reader sees the old or the new one, and the new one is on disk
 /// when this returns. The process's umask decides who may read it.
@@ -32,6 +33,17 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// The user's cache folder. There is no fallback to a shared folder: other users could
+/// choose there what is trained on. A path that is not absolute is ignored.
+pub fn cache_folder() -> Option<PathBuf> {
+    cache_folder_of(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
+}
+
+fn cache_folder_of(named: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    named.and_then(absolute).or_else(|| home.and_then(absolute).map(|home| home.join(".cache")))
+}
+
 /// Opens a lock file for its owner alone: any user who can open a file can lock it and
 /// keep its owner out.
 pub fn open_lock(path: &Path) -> io::Result<File> {
@@ -47,6 +59,17 @@ pub fn open_lock(path: &Path) -> io::Result<File> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_is_the_users_own_or_none() {
+        let place = |named: Option<&str>, home: Option<&str>| cache_folder_of(named.map(OsString::from), home.map(OsString::from));
+        assert_eq!(place(Some("/cache"), Some("/home/u")), Some("/cache".into()));
+        for none in [None, Some(""), Some("cache")] {
+            assert_eq!(place(none, Some("/home/u")), Some("/home/u/.cache".into()));
+            assert_eq!(place(none, None), None);
+            assert_eq!(place(none, Some("")), None);
+        }
+    }
 
     #[test]
     fn a_private_file_is_replaced_whole() {

@@ -30,6 +30,9 @@ pub mod trace;
 // Ctrl-C, SIGTERM and SIGHUP.
 pub mod signals;
 
+// Objects in Amazon S3, Google Cloud Storage, and on web servers.
+pub mod objects;
+
 // The configuration of a run.
 pub mod config;
 

@@ -1,8 +1,9 @@
 //! The Python packages that tests compare with.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use crate::project;
 
@@ -47,6 +48,23 @@ impl Python {
         }
     }
 
+    /// Starts a script of tests/python that serves something until its stdin ends, and waits
+    /// until it says `ready`.
+    pub fn serve(&self, script: &str, arguments: &[&Path]) -> Served {
+        let mut process = Command::new("python3")
+            .arg(project().join("tests/python").join(script))
+            .args(arguments)
+            .env("PYTHONPATH", &self.packages)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{script}: {e}"));
+        let said = process.stdout.take().and_then(|out| BufReader::new(out).lines().next()).and_then(Result::ok);
+        assert_eq!(said.as_deref(), Some("ready"), "{script} did not start");
+        Served(process)
+    }
+
     /// Runs a script of tests/python and returns what it printed.
     pub fn run(&self, script: &str, arguments: &[&Path]) -> String {
         let path = project().join("tests/python").join(script);
@@ -58,5 +76,16 @@ impl Python {
             .unwrap_or_else(|e| panic!("{script}: {e}"));
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+/// A process that serves something until this is dropped.
+pub struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // At the end of a test: one that has ended by itself is no fault here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -1,5 +1,8 @@
 //! What Python's packages make of what this project writes, and the other way round.
 
+#[path = "python/stores.rs"]
+mod stores;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

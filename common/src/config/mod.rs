@@ -10,6 +10,7 @@ mod data;
 mod edit;
 mod error;
 mod model;
+mod run;
 mod train;
 
 use crate::digest::Digest;
@@ -23,6 +24,7 @@ pub use architecture::*;
 pub use data::*;
 pub use error::ConfigError;
 pub use model::*;
+pub use run::*;
 pub use train::*;
 
 /// Everything that defines a run. Serialising it gives the resolved config.
@@ -39,6 +41,8 @@ pub struct Config {
     pub train: TrainConfig,
     #[serde(default)]
     pub cluster: ClusterConfig,
+    #[serde(default, skip_serializing_if = "RunConfig::is_default")]
+    pub run: RunConfig,
 }
 
 /// The word for a choice, as a command line and messages have it.
@@ -51,7 +55,7 @@ fn default_seed() -> u64 {
 }
 
 /// The keys that there are, for messages. A model's are those of all models.
-fn sections() -> [(&'static str, Vec<String>); 5] {
+fn sections() -> [(&'static str, Vec<String>); 6] {
     let model = [
         vec!["kind".to_owned()],
         edit::keys_of::<PerceptronConfig>(),
@@ -66,6 +70,7 @@ fn sections() -> [(&'static str, Vec<String>); 5] {
         ("data.", edit::keys_of::<DataConfig>()),
         ("train.", edit::keys_of::<TrainConfig>()),
         ("cluster.", edit::keys_of::<ClusterConfig>()),
+        ("run.", edit::keys_of::<RunConfig>()),
     ]
 }
 
@@ -134,6 +139,7 @@ impl Config {
         let mut same = self.clone();
         same.name.clear();
         same.cluster = ClusterConfig { wire: self.cluster.wire, ..ClusterConfig::default() };
+        same.run = RunConfig::default();
         same.train.epochs = 1;
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
@@ -169,7 +175,8 @@ impl Config {
         self.model.validate(&self.data, &self.train)?;
         self.data.validate()?;
         self.train.validate()?;
-        self.cluster.validate(self.train.shards)
+        self.cluster.validate(self.train.shards)?;
+        self.run.validate()
     }
 }
 

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::data_file;
 use super::source::DatasetError;
 use crate::seed;
 
@@ -37,12 +38,9 @@ fn order(a: &str, b: &str) -> Ordering {
 /// None if there is no such file. Two classes of one name are refused, since nobody
 /// could tell them apart.
 pub(super) fn named_in(path: &Path) -> Result<Option<Vec<String>>, DatasetError> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(DatasetError::io(path)(e)),
-    };
-    let lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines().zip(1usize..);
+    let Some(bytes) = data_file::small_file(path)? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).map_err(|e| DatasetError::invalid(path, format!("is no text in UTF-8: {e}")))?;
+    let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines().zip(1usize..);
     let named: Vec<(&str, usize)> = lines.map(|(name, line)| (name.trim(), line)).filter(|(name, _)| !name.is_empty()).collect();
     let mut seen: HashMap<&str, usize> = HashMap::new();
     for (name, line) in &named {

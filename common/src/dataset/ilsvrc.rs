@@ -4,12 +4,12 @@
 //! development kit has. Or as Kaggle has it: a folder for each class, and tables.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use walkdir::WalkDir;
 
+use super::data_file::{DataFile, ReadAt};
 use super::ilsvrc_names::{self, KIT, Names};
 use super::images::Images;
 use super::index_cache::{Entry, Index};
@@ -60,9 +60,10 @@ pub(super) fn is_here(folder: &Path) -> bool {
 }
 
 fn packed(folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures, DatasetError> {
-    let tars = vec![folder.join(TRAIN), folder.join(VAL)];
+    let tars = [folder.join(TRAIN), folder.join(VAL)];
+    let files = DataFile::open_all(&tars)?;
     let names = ilsvrc_names::read(folder)?;
-    let mut index = tar_index::of("ilsvrc", &tars, || scan(&tars, progress))?;
+    let mut index = tar_index::of("ilsvrc", &files, || scan(&files, progress))?;
     let wnids = sorted(&tars[0], &index.groups)?;
     let classes = ilsvrc_names::human(&wnids, &names.classes).map_err(|problem| DatasetError::invalid(&tars[0], problem))?;
     // The tars need not lie in the order of their names.
@@ -82,7 +83,7 @@ fn packed(folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures
     if val.is_empty() {
         return Err(DatasetError::invalid(&tars[1], "holds no pictures".to_owned()));
     }
-    Ok(TarPictures::new(tars, classes, index, train, val))
+    TarPictures::new(files, classes, index, train, val)
 }
 
 /// The classes in the order of their wnids.
@@ -110,20 +111,23 @@ fn truth(names: &Names, wnids: &[String], picture: &str) -> Result<u32, String> 
     label(wnids, wnid).ok_or_else(|| format!("holds `{picture}` of the class `{wnid}`, which the training set lacks"))
 }
 
-fn scan(tars: &[PathBuf], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
+fn scan(tars: &[DataFile], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
     let mut index = TarIndex::default();
     let mut report = counting(progress);
-    let file = File::open(&tars[0]).map_err(DatasetError::io(&tars[0]))?;
-    nested(&file, &mut index, &mut report).map_err(|fault| fault.of(&tars[0]))?;
-    let file = File::open(&tars[1]).map_err(DatasetError::io(&tars[1]))?;
-    let mut scanner = Scanner::of_file(&file).map_err(|fault| fault.of(&tars[1]))?;
-    pictures(&mut scanner, 1, UNKNOWN, &mut index, &mut report).map_err(|fault| fault.of(&tars[1]))?;
-    whole(&scanner).map_err(|fault| fault.of(&tars[1]))?;
+    let (train, val) = (&tars[0], &tars[1]);
+    let read = train.with(|file| nested(file, &mut index, &mut report)).map_err(Fault::from).flatten();
+    read.map_err(|fault| fault.of(train.path()))?;
+    let read = val.with(|file| {
+        let mut scanner = Scanner::of_file(file)?;
+        pictures(&mut scanner, 1, UNKNOWN, &mut index, &mut report)?;
+        whole(&scanner)
+    });
+    read.map_err(Fault::from).flatten().map_err(|fault| fault.of(val.path()))?;
     Ok(index)
 }
 
 /// The tars of a tar, a class each.
-fn nested(file: &File, index: &mut TarIndex, report: &mut dyn FnMut()) -> Result<(), Fault> {
+fn nested(file: &dyn ReadAt, index: &mut TarIndex, report: &mut dyn FnMut()) -> Result<(), Fault> {
     let mut outer = Scanner::of_file(file)?;
     while let Some(member) = outer.next()? {
         let name = String::from_utf8_lossy(outer.name()).into_owned();

@@ -6,7 +6,6 @@
 //! Unicode.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use walkdir::WalkDir;
 
 use super::passed_over::PassedOver;
 use super::pictures::{hidden, is_broken_link};
+use crate::files::cache_folder;
 
 const VERSION: u32 = 2;
 
@@ -63,15 +63,8 @@ pub(super) fn key(root: &Path, val_fraction: Option<f64>, seed: u64) -> Option<P
     hasher
         .update(root.as_os_str().as_bytes())
         .update(format!("\0{val_fraction:?} {}", if val_fraction.is_some() { seed } else { 0 }).as_bytes());
-    let folder = cache_folder(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
+    let folder = cache_folder()?;
     Some(folder.join("ringleader/index").join(hasher.finalize().to_hex().as_str()))
-}
-
-/// The user's cache folder. There is no fallback to a shared folder: other users could
-/// choose there what is trained on. A path that is not absolute is ignored.
-pub(super) fn cache_folder(named: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
-    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
-    named.and_then(absolute).or_else(|| home.and_then(absolute).map(|home| home.join(".cache")))
 }
 
 pub(super) fn load(key: &Option<PathBuf>, root: &Path) -> Option<Index> {
@@ -166,17 +159,6 @@ mod tests {
     /// Makes a folder look as if it had last changed at this time.
     fn age(folder: &Path, seconds: u64) {
         std::fs::File::open(folder).unwrap().set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
-    }
-
-    #[test]
-    fn a_cache_is_the_users_own_or_none() {
-        let place = |named: Option<&str>, home: Option<&str>| cache_folder(named.map(OsString::from), home.map(OsString::from));
-        assert_eq!(place(Some("/cache"), Some("/home/u")), Some("/cache".into()));
-        for none in [None, Some(""), Some("cache")] {
-            assert_eq!(place(none, Some("/home/u")), Some("/home/u/.cache".into()));
-            assert_eq!(place(none, None), None);
-            assert_eq!(place(none, Some("")), None);
-        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod cifar;
 mod classes;
 mod contents;
 mod csv;
+mod data_file;
 mod delimited;
 mod idx;
 mod ilsvrc;
@@ -48,6 +49,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{DataConfig, DataSource};
+use crate::objects;
 pub use cifar::Cifar;
 pub use csv::Unlabelled;
 pub use idx::Idx;
@@ -61,6 +63,7 @@ pub use tar_pictures::TarPictures;
 /// Opens the dataset of a config. `progress` is called during a long listing.
 pub fn open(config: &DataConfig, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Arc<dyn SampleSource>, DatasetError> {
     config.places().try_for_each(expanded)?;
+    in_a_store(config)?;
     Ok(match &config.source {
         DataSource::Images { path, val_fraction, .. } => Arc::new(Images::open(path, *val_fraction, seed, progress)?),
         DataSource::List { path, root, val_fraction, .. } => {
@@ -99,10 +102,25 @@ pub fn open_for_validation(config: &DataConfig, progress: &dyn Fn(IndexProgress)
     })
 }
 
+/// Refuses addresses for kinds of data that are read from folders.
+fn in_a_store(config: &DataConfig) -> Result<(), DatasetError> {
+    let address = config.places().find(|path| objects::is_address(path));
+    match (address, &config.source) {
+        (None, _) | (_, DataSource::Webdataset { .. }) => Ok(()),
+        (Some(address), _) => {
+            let problem = "is an address, and data of this kind is read from folders: have `worker data pack` make shards of it, \
+                 copy those there, and set data.kind = \"webdataset\"";
+            Err(DatasetError::invalid(address, problem.to_owned()))
+        }
+    }
+}
+
 /// The kind of data at a place, as `data.kind` names it, where names of files and the
 /// header of a list say it: CIFAR, ILSVRC2012, shards, lists.
 pub fn recognised(place: &Path) -> Option<&'static str> {
-    if ilsvrc::is_here(place) {
+    if objects::is_address(place) {
+        Some("webdataset")
+    } else if ilsvrc::is_here(place) {
         Some("ilsvrc")
     } else if cifar::is_here(place) {
         Some("cifar")

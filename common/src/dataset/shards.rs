@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::source::{DatasetError, Split};
 use super::split_names::Named;
+use crate::objects;
 
 /// The most tars that a pattern may name.
 const MAX_TARS: usize = 100_000;
@@ -16,6 +17,9 @@ pub(super) type Shards = Vec<(PathBuf, Option<Named>)>;
 /// The tars that a path or pattern names.
 pub(super) fn find(place: &Path) -> Result<Shards, DatasetError> {
     let bad = |problem: String| DatasetError::invalid(place, problem);
+    if objects::is_address(place) {
+        return in_store(place);
+    }
     if place.is_dir() {
         return in_folder(place);
     }
@@ -34,6 +38,41 @@ pub(super) fn find(place: &Path) -> Result<Shards, DatasetError> {
         return Err(bad(format!("names {} tars, and {lacking} of them are not there, the first is `{}`", paths.len(), first.display())));
     }
     Ok(paths.into_iter().map(|path| (path, None)).collect())
+}
+
+/// Whether a place is a folder, or the beginning of the addresses of several objects.
+pub(super) fn is_folder(place: &Path) -> bool {
+    if objects::is_address(place) { !is_tar(place) && !place.as_os_str().as_bytes().contains(&b'{') } else { place.is_dir() }
+}
+
+/// The same in an object store.
+fn in_store(place: &Path) -> Result<Shards, DatasetError> {
+    let bad = |problem: String| DatasetError::invalid(place, problem);
+    let url = place.to_str().unwrap_or_default();
+    if url.contains('{') {
+        return Ok(expand(url).map_err(bad)?.into_iter().map(|url| (PathBuf::from(url), None)).collect());
+    }
+    if is_tar(place) {
+        return Ok(vec![(place.to_owned(), None)]);
+    }
+    let mut shards = Vec::new();
+    for object in objects::list(url).map_err(DatasetError::object(place))? {
+        let named = match object.key.split_once('/') {
+            None => Named::within(&object.key),
+            Some((folder, name)) => match Named::of(folder).filter(|_| !name.contains('/')) {
+                Some(named) => Some(named),
+                None => continue,
+            },
+        };
+        let path = place.join(&object.key);
+        if is_tar(&path) && !hidden(&path) {
+            shards.push((path, named));
+        }
+    }
+    if shards.is_empty() {
+        return Err(bad("holds no .tar files: data.path must name what shards lie under, or a pattern".to_owned()));
+    }
+    Ok(shards)
 }
 
 /// All tars of a folder, and of its folders with the names of splits.

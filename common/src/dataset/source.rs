@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::passed_over::PassedOver;
 use crate::config::InputShape;
+use crate::objects::ObjectError;
 
 /// Which of the two disjoint sets of a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -102,6 +103,10 @@ pub trait SampleSource: Send + Sync {
     /// Reads samples in the order of `ids`. Blocks.
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError>;
 
+    /// Says that these samples will be read soon, so that what lies far away can be on its
+    /// way. Does not block.
+    fn read_ahead(&self, _split: Split, _ids: &[u32]) {}
+
     /// The size of the sample in bytes, as far as it is known without reading it: to
     /// plan memory. A sample of unknown size may be of any size.
     fn size_hint(&self, _split: Split, _id: u32) -> u64 {
@@ -147,6 +152,8 @@ pub trait SampleSource: Send + Sync {
 pub enum DatasetError {
     #[error("could not read `{}`: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("{source}")]
+    Object { path: PathBuf, source: ObjectError },
     #[error("`{}` {problem}", path.display())]
     Invalid { path: PathBuf, problem: String },
     #[error("sample {id} of {len} does not exist")]
@@ -163,6 +170,12 @@ impl DatasetError {
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
+    }
+
+    /// An error of an object store, whose message has the address.
+    pub(super) fn object(path: &Path) -> impl FnOnce(ObjectError) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Object { path, source }
     }
 
     /// An error on the way through the folders below `root`.

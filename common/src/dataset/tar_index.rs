@@ -2,21 +2,21 @@
 //! is kept in the user's cache so that a large set is scanned once. An index is used
 //! again while every tar still has the same size, modification time and inode.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rkyv::rancor;
 use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::index_cache::{SETTLED, cache_folder, replace};
+use super::data_file::{DataFile, Stamp};
+use super::index_cache::{SETTLED, replace};
 use super::source::DatasetError;
+use crate::files::cache_folder;
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Names of what was passed over that are kept.
 const EXAMPLES: usize = 3;
@@ -57,6 +57,26 @@ impl TarIndex {
         Ok(())
     }
 
+    /// Adds the pictures of one tar, which were indexed by themselves. The error says what
+    /// cannot be indexed.
+    pub(super) fn append(&mut self, tar: usize, other: &Self) -> Result<(), String> {
+        for (at, place) in other.places.iter().enumerate() {
+            self.push(tar, place.offset, place.bytes.into(), place.label, other.name(at))?;
+        }
+        for (reason, count, examples) in &other.passed_over {
+            let before = self.passed_over.iter().position(|(r, ..)| r == reason);
+            match before {
+                Some(before) => {
+                    let (_, counted, names) = &mut self.passed_over[before];
+                    *counted += count;
+                    names.extend(examples.iter().take(EXAMPLES.saturating_sub(names.len())).cloned());
+                }
+                None => self.passed_over.push((reason.clone(), *count, examples.clone())),
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn pass_over(&mut self, reason: &str, name: &[u8]) {
         let at = self.passed_over.iter().position(|(r, ..)| r == reason).unwrap_or_else(|| {
             self.passed_over.push((reason.to_owned(), 0, Vec::new()));
@@ -85,27 +105,6 @@ impl TarIndex {
     }
 }
 
-/// What says that a tar is still the same file.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
-struct Stamp {
-    path: Vec<u8>,
-    bytes: u64,
-    modified_ns: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path, metadata: &Metadata) -> Self {
-        let modified_ns = modified(metadata).as_nanos() as u64;
-        Self { path: path.as_os_str().as_bytes().to_vec(), bytes: metadata.len(), modified_ns, inode: metadata.ino() }
-    }
-}
-
-fn modified(metadata: &Metadata) -> Duration {
-    let since = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.unwrap_or_default()
-}
-
 /// A file of the cache.
 #[derive(Archive, Serialize, Deserialize)]
 struct Stored {
@@ -117,8 +116,8 @@ struct Stored {
 /// The index of these tars, from the cache if nothing has changed since, else made by
 /// `scan`, and kept. `kind` says what the index is of: the same tars may be read in
 /// several ways.
-pub(super) fn of(kind: &str, tars: &[PathBuf], scan: impl FnOnce() -> Result<TarIndex, DatasetError>) -> Result<TarIndex, DatasetError> {
-    let folder = cache_folder(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
+pub(super) fn of(kind: &str, tars: &[DataFile], scan: impl FnOnce() -> Result<TarIndex, DatasetError>) -> Result<TarIndex, DatasetError> {
+    let folder = cache_folder();
     kept_in(folder.map(|folder| folder.join("ringleader/index")).as_deref(), kind, tars, scan)
 }
 
@@ -126,16 +125,10 @@ pub(super) fn of(kind: &str, tars: &[PathBuf], scan: impl FnOnce() -> Result<Tar
 pub(super) fn kept_in(
     folder: Option<&Path>,
     kind: &str,
-    tars: &[PathBuf],
+    tars: &[DataFile],
     scan: impl FnOnce() -> Result<TarIndex, DatasetError>,
 ) -> Result<TarIndex, DatasetError> {
-    let stamps = || -> Result<Vec<Stamp>, DatasetError> {
-        let one = |path: &PathBuf| {
-            let whole = path.canonicalize().map_err(DatasetError::io(path))?;
-            Ok(Stamp::of(&whole, &path.metadata().map_err(DatasetError::io(path))?))
-        };
-        tars.iter().map(one).collect()
-    };
+    let stamps = || tars.iter().map(DataFile::stamp).collect::<Result<Vec<Stamp>, _>>();
     let before = stamps()?;
     let mut hasher = blake3::Hasher::new();
     hasher.update(kind.as_bytes());

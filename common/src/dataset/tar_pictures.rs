@@ -1,34 +1,25 @@
 //! A dataset of pictures inside tar files, read in place: any number of threads read at
 //! their own offsets, and nothing is unpacked.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
-use bytes::Bytes;
-
+use super::data_file::{self, DataFile};
 use super::passed_over::PassedOver;
 use super::source::{DatasetError, DatasetInfo, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id};
 use super::tar_index::{Place, TarIndex};
 use crate::digest::Digest;
 
-/// Tars that stay open. A process may have a thousand files open, and sets of more tars
-/// exist: the others are opened for each reading.
-const KEPT_OPEN: usize = 256;
-
-/// Bytes that are hashed at a time.
-const CHUNK: usize = 1 << 20;
+/// Indexes that are in memory at a time: each has a line for each of 5,000 pictures.
+const INDEXES_AT_ONCE: usize = 16;
 
 /// Pictures of two splits, by their places in the tars.
 pub struct TarPictures {
     info: DatasetInfo,
     digests: FileDigests,
     passed_over: PassedOver,
-    tars: Vec<PathBuf>,
-    open: Vec<OnceLock<File>>,
+    tars: Vec<DataFile>,
     index: TarIndex,
     /// Of each sample, its number in the index.
     train: Vec<u32>,
@@ -37,10 +28,16 @@ pub struct TarPictures {
 
 impl TarPictures {
     /// The labels of the index must be below the number of classes.
-    pub(super) fn new(tars: Vec<PathBuf>, classes: Vec<String>, index: TarIndex, train: Vec<u32>, val: Vec<u32>) -> Self {
+    pub(super) fn new(
+        tars: Vec<DataFile>,
+        classes: Vec<String>,
+        index: TarIndex,
+        train: Vec<u32>,
+        val: Vec<u32>,
+    ) -> Result<Self, DatasetError> {
         let listing = listing_digest(&tars, &classes, &index, [&train, &val]);
         // A pack's indexes have hashes of its pictures.
-        let contents = hashes_beside(&tars);
+        let contents = hashes_beside(&tars)?;
         let info = DatasetInfo {
             format: SampleFormat::Encoded,
             fingerprint: contents.map_or(listing, |contents| Digest::of(format!("{listing} {contents}").as_bytes())),
@@ -48,12 +45,11 @@ impl TarPictures {
             train: train.len() as u32,
             val: val.len() as u32,
         };
-        let open = tars.iter().take(KEPT_OPEN).map(|_| OnceLock::new()).collect();
         let mut passed_over = PassedOver::default();
         for (reason, count, examples) in &index.passed_over {
             passed_over.add_members(reason, *count, examples);
         }
-        Self { info, digests: FileDigests { listing, contents }, passed_over, tars, open, index, train, val }
+        Ok(Self { info, digests: FileDigests { listing, contents }, passed_over, tars, index, train, val })
     }
 
     fn numbers(&self, split: Split) -> &[u32] {
@@ -63,41 +59,34 @@ impl TarPictures {
         }
     }
 
-    fn place(&self, split: Split, id: u32) -> Option<&Place> {
-        self.numbers(split).get(id as usize).map(|at| &self.index.places[*at as usize])
+    /// Where samples lie; those that do not exist are left out.
+    fn ranges(&self, split: Split, ids: &[u32]) -> Vec<(&DataFile, Range<u64>)> {
+        let range = |place: &Place| (&self.tars[place.tar as usize], place.offset..place.offset + u64::from(place.bytes));
+        ids.iter().filter_map(|&id| self.place(split, id)).map(range).collect()
     }
 
-    fn bytes(&self, place: &Place) -> io::Result<Vec<u8>> {
-        let tar = place.tar as usize;
-        let mut bytes = vec![0; place.bytes as usize];
-        match self.open.get(tar) {
-            Some(kept) => match kept.get() {
-                Some(file) => file.read_exact_at(&mut bytes, place.offset)?,
-                None => {
-                    let file = File::open(&self.tars[tar])?;
-                    kept.get_or_init(|| file).read_exact_at(&mut bytes, place.offset)?;
-                }
-            },
-            None => File::open(&self.tars[tar])?.read_exact_at(&mut bytes, place.offset)?,
-        }
-        Ok(bytes)
+    fn place(&self, split: Split, id: u32) -> Option<&Place> {
+        self.numbers(split).get(id as usize).map(|at| &self.index.places[*at as usize])
     }
 }
 
 /// What the indexes that `worker data pack` writes beside its shards say of their contents;
 /// none if a tar has no index.
-fn hashes_beside(tars: &[PathBuf]) -> Option<Digest> {
+fn hashes_beside(tars: &[DataFile]) -> Result<Option<Digest>, DatasetError> {
     let mut hasher = blake3::Hasher::new();
-    for tar in tars {
-        let index = std::fs::read(tar.with_extension("jsonl")).ok()?;
-        hasher.update(blake3::hash(&index).as_bytes());
+    for tars in tars.chunks(INDEXES_AT_ONCE) {
+        let paths: Vec<PathBuf> = tars.iter().map(|tar| tar.path().with_extension("jsonl")).collect();
+        for index in data_file::small_files(&paths)? {
+            let Some(index) = index else { return Ok(None) };
+            hasher.update(blake3::hash(&index).as_bytes());
+        }
     }
-    Some(hasher.finalize().into())
+    Ok(Some(hasher.finalize().into()))
 }
 
 /// Hashes class names, and for each picture its label, its size, and the names of its
 /// tar and of itself.
-fn listing_digest(tars: &[PathBuf], classes: &[String], index: &TarIndex, splits: [&[u32]; 2]) -> Digest {
+fn listing_digest(tars: &[DataFile], classes: &[String], index: &TarIndex, splits: [&[u32]; 2]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     for class in classes {
         hasher.update(class.as_bytes()).update(b"\0");
@@ -106,7 +95,7 @@ fn listing_digest(tars: &[PathBuf], classes: &[String], index: &TarIndex, splits
         hasher.update(&(numbers.len() as u64).to_le_bytes());
         for &at in numbers {
             let place = &index.places[at as usize];
-            let tar = tars[place.tar as usize].file_name().unwrap_or_default();
+            let tar = tars[place.tar as usize].path().file_name().unwrap_or_default();
             hasher.update(&place.label.to_le_bytes()).update(&place.bytes.to_le_bytes()).update(tar.as_bytes()).update(b"/");
             hasher.update(index.name(at as usize)).update(b"\0");
         }
@@ -120,14 +109,14 @@ impl SampleSource for TarPictures {
     }
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
-        ids.iter()
-            .map(|&id| {
-                check_id(id, self.info.len(split))?;
-                let place = &self.index.places[self.numbers(split)[id as usize] as usize];
-                let bytes = self.bytes(place).map_err(DatasetError::io(&self.tars[place.tar as usize]))?;
-                Ok(Sample { id, label: place.label, bytes: Bytes::from(bytes) })
-            })
-            .collect()
+        ids.iter().try_for_each(|&id| check_id(id, self.info.len(split)))?;
+        let label = |id: u32| self.index.places[self.numbers(split)[id as usize] as usize].label;
+        let sample = |(&id, bytes)| Sample { id, label: label(id), bytes };
+        Ok(ids.iter().zip(data_file::read(&self.ranges(split, ids))?).map(sample).collect())
+    }
+
+    fn read_ahead(&self, split: Split, ids: &[u32]) {
+        data_file::read_ahead(&self.ranges(split, ids));
     }
 
     fn passed_over(&self) -> &PassedOver {
@@ -143,20 +132,7 @@ impl SampleSource for TarPictures {
         if self.digests.contents.is_some() {
             return Ok(None);
         }
-        let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
-        for tar in &self.tars {
-            let mut file = File::open(tar).map_err(DatasetError::io(tar))?;
-            loop {
-                if !go_on() {
-                    return Ok(None);
-                }
-                match file.read(&mut chunk).map_err(DatasetError::io(tar))? {
-                    0 => break,
-                    n => _ = hasher.update(&chunk[..n]),
-                }
-            }
-        }
-        Ok(Some(hasher.finalize().into()))
+        Ok(data_file::contents(&self.tars, go_on)?.map(Digest::from))
     }
 
     fn size_hint(&self, split: Split, id: u32) -> u64 {
@@ -170,6 +146,6 @@ impl SampleSource for TarPictures {
     fn name(&self, split: Split, id: u32) -> String {
         let Some(&at) = self.numbers(split).get(id as usize) else { return format!("picture {id}") };
         let tar = &self.tars[self.index.places[at as usize].tar as usize];
-        format!("{}/{}", tar.display(), String::from_utf8_lossy(self.index.name(at as usize)))
+        format!("{}/{}", tar.path().display(), String::from_utf8_lossy(self.index.name(at as usize)))
     }
 }

@@ -2,13 +2,12 @@
 //! ustar, GNU's long names and pax records, as tar and Python's tarfile write them. A
 //! tar inside a tar is scanned where it lies.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use tar::{Header, PaxExtensions};
 
+use super::data_file::ReadAt;
 use super::recognise;
 use super::source::DatasetError;
 
@@ -73,16 +72,16 @@ pub(super) struct Scanner<'a> {
 
 impl<'a> Scanner<'a> {
     /// Scans a whole file.
-    pub(super) fn of_file(file: &'a File) -> Result<Self, Fault> {
-        Ok(Self::new(file, 0, file.metadata()?.len()))
+    pub(super) fn of_file(file: &'a dyn ReadAt) -> Result<Self, Fault> {
+        Ok(Self::new(file, 0, file.bytes()?))
     }
 
     /// Scans a member that is a tar itself.
-    pub(super) fn of_member(file: &'a File, member: Member) -> Self {
+    pub(super) fn of_member(file: &'a dyn ReadAt, member: Member) -> Self {
         Self::new(file, member.offset, member.offset + member.bytes)
     }
 
-    fn new(file: &'a File, start: u64, end: u64) -> Self {
+    fn new(file: &'a dyn ReadAt, start: u64, end: u64) -> Self {
         Self { window: Window { file, end, buffer: Vec::new(), start }, start, at: start, end, name: Vec::new(), has_end: false }
     }
 
@@ -218,7 +217,7 @@ impl Pax {
 
 /// The part of a file that was read last.
 struct Window<'a> {
-    file: &'a File,
+    file: &'a dyn ReadAt,
     end: u64,
     buffer: Vec<u8>,
     /// Where the buffer's bytes lie in the file.

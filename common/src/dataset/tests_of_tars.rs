@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::{TempDir, tempdir};
 
+use super::data_file::DataFile;
 use super::tar_index::TarIndex;
 use super::tar_scan::Scanner;
 use super::webdataset::Division;
@@ -268,7 +269,8 @@ fn an_index_is_kept_until_a_tar_changes_or_the_file_is_damaged() {
     let age = |seconds| File::open(&tar).unwrap().set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     let open = |kind: &str| {
         let mut scans = 0;
-        let index = tar_index::kept_in(Some(&cache), kind, std::slice::from_ref(&tar), || {
+        let files = DataFile::open_all(std::slice::from_ref(&tar)).unwrap();
+        let index = tar_index::kept_in(Some(&cache), kind, &files, || {
             scans += 1;
             let mut index = TarIndex::default();
             index.push(0, 512, 7, 3, b"name").unwrap();

@@ -3,10 +3,13 @@
 //! class as a decimal number (Aizman, Maltby, Breuel, "High Performance I/O for Large
 //! Scale Deep Learning", 2019).
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use super::classes::{self, MAX_CLASSES};
+use super::data_file::{DataFile, ReadAt};
 use super::shards::{self, Shards};
 use super::source::{DatasetError, IndexProgress, Split};
 use super::tar_index::{self, TarIndex};
@@ -22,8 +25,11 @@ const CLASS: &str = "cls";
 /// Bytes of a class that are looked at.
 const MAX_CLASS_BYTES: usize = 64;
 
-/// Members between two progress reports.
-const REPORT_EVERY: u64 = 4096;
+/// How often the progress is reported.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+
+/// Objects that are indexed at a time: each request waits for the answer to the last.
+const OBJECTS_AT_ONCE: usize = 32;
 
 /// How shards whose names say no split are divided.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +48,7 @@ pub(super) enum Division<'a> {
 pub(super) fn open(place: &Path, division: Division, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures, DatasetError> {
     let bad = |problem: String| DatasetError::invalid(place, problem);
     let (tars, splits) = tars(place, division)?;
+    let tars = DataFile::open_all(&tars)?;
     let index = tar_index::of("webdataset", &tars, || scan(&tars, progress))?;
     if index.places.is_empty() {
         let found: Vec<String> =
@@ -72,7 +79,7 @@ pub(super) fn open(place: &Path, division: Division, progress: &dyn Fn(IndexProg
             return Err(bad(format!("holds no {split} sample with a picture and a class")));
         }
     }
-    Ok(TarPictures::new(tars, classes, index, train, val))
+    TarPictures::new(tars, classes, index, train, val)
 }
 
 /// All tars, and the split of each where that is known before they are read.
@@ -110,7 +117,7 @@ fn tars(place: &Path, division: Division) -> Result<(Vec<PathBuf>, Option<Vec<Sp
 /// From `classes.txt` or `labels.txt` beside the shards; without either, numbers.
 fn class_names(place: &Path, index: &TarIndex) -> Result<Vec<String>, DatasetError> {
     let needed = index.places.iter().map(|place| place.label as usize + 1).max().unwrap_or_default();
-    let folder = if place.is_dir() { place } else { place.parent().unwrap_or(Path::new("")) };
+    let folder = if shards::is_folder(place) { place } else { place.parent().unwrap_or(Path::new("")) };
     for name in ["classes.txt", "labels.txt"] {
         let path = folder.join(name);
         match classes::named_in(&path)? {
@@ -125,21 +132,57 @@ fn class_names(place: &Path, index: &TarIndex) -> Result<Vec<String>, DatasetErr
     Ok((0..needed.max(2)).map(|n| n.to_string()).collect())
 }
 
-fn scan(tars: &[PathBuf], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
-    let mut index = TarIndex::default();
-    let mut members: u64 = 0;
-    for (number, path) in tars.iter().enumerate() {
-        let file = File::open(path).map_err(DatasetError::io(path))?;
-        let mut tar = Tar { index: &mut index, number, keys: Vec::new(), key_ends: Vec::new(), sample: Sample::default() };
-        let mut each = || {
-            members += 1;
-            if members.is_multiple_of(REPORT_EVERY) {
-                progress(IndexProgress { files: members });
+/// Indexes all tars, several at a time.
+fn scan(tars: &[DataFile], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
+    let remote = tars.iter().any(DataFile::is_object);
+    let threads = if remote { OBJECTS_AT_ONCE } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    let (next, members) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let (done, results) = mpsc::channel();
+    let mut parts: Vec<Option<Result<TarIndex, DatasetError>>> = tars.iter().map(|_| None).collect();
+    std::thread::scope(|scope| {
+        for done in vec![done; threads.min(tars.len())] {
+            scope.spawn(|| {
+                let done = done;
+                while let Some(tar) = tars.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let part = index_of(tar, &members);
+                    if part.is_err() {
+                        // The others finish theirs, so that the first of several errors is told.
+                        next.store(tars.len(), Ordering::Relaxed);
+                    }
+                    let number = tars.iter().position(|other| std::ptr::eq(other, tar)).unwrap_or_default();
+                    if done.send((number, part)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        loop {
+            match results.recv_timeout(REPORT_EVERY) {
+                Ok((number, part)) => parts[number] = Some(part),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-        };
-        tar.scan(&file, path, &mut each).map_err(|fault| fault.of(path))?;
+            progress(IndexProgress { files: members.load(Ordering::Relaxed) });
+        }
+    });
+    let mut index = TarIndex::default();
+    for (number, part) in parts.into_iter().flatten().enumerate() {
+        let path = tars[number].path();
+        index.append(number, &part?).map_err(|problem| DatasetError::invalid(path, problem))?;
     }
-    progress(IndexProgress { files: members });
+    Ok(index)
+}
+
+fn index_of(tar: &DataFile, members: &AtomicU64) -> Result<TarIndex, DatasetError> {
+    let mut index = TarIndex::default();
+    let read = tar.with(|file| {
+        let mut tar = Tar { index: &mut index, keys: Vec::new(), key_ends: Vec::new(), sample: Sample::default() };
+        tar.scan(file, &mut || _ = members.fetch_add(1, Ordering::Relaxed))
+    });
+    let has_end = read.map_err(Fault::from).flatten().map_err(|fault| fault.of(tar.path()))?;
+    if !has_end {
+        tracing::warn!("`{}` has no end mark: it may have been cut between two members", tar.path().display());
+    }
     Ok(index)
 }
 
@@ -157,7 +200,6 @@ struct Sample {
 /// A tar that is being read.
 struct Tar<'a> {
     index: &'a mut TarIndex,
-    number: usize,
     /// The keys so far, end to end.
     keys: Vec<u8>,
     key_ends: Vec<usize>,
@@ -165,7 +207,8 @@ struct Tar<'a> {
 }
 
 impl Tar<'_> {
-    fn scan(&mut self, file: &File, path: &Path, each: &mut dyn FnMut()) -> Result<(), Fault> {
+    /// Returns whether the tar has an end mark.
+    fn scan(&mut self, file: &dyn ReadAt, each: &mut dyn FnMut()) -> Result<bool, Fault> {
         let mut scanner = Scanner::of_file(file)?;
         while let Some(member) = scanner.next()? {
             each();
@@ -194,10 +237,8 @@ impl Tar<'_> {
             self.sample.endings.push(ending);
         }
         self.finish()?;
-        if !scanner.has_end() {
-            tracing::warn!("`{}` has no end mark: it may have been cut between two members", path.display());
-        }
-        self.refuse_twins()
+        self.refuse_twins()?;
+        Ok(scanner.has_end())
     }
 
     /// Takes up the sample that is complete.
@@ -210,7 +251,7 @@ impl Tar<'_> {
         self.key_ends.push(self.keys.len());
         match (picture, label) {
             (Some((_, member, name)), Some(label)) => {
-                self.index.push(self.number, member.offset, member.bytes, label, &name).map_err(Fault::Damaged)?;
+                self.index.push(0, member.offset, member.bytes, label, &name).map_err(Fault::Damaged)?;
             }
             (Some(_), None) => self.index.pass_over("without a class (.cls)", &key),
             (None, Some(_)) => self.index.pass_over("without a picture", &key),

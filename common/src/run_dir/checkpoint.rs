@@ -88,7 +88,12 @@ impl CheckpointFiles {
     }
 
     pub(super) fn place(&self, step: u64) -> PathBuf {
-        self.folder.join(format!("step-{step:08}"))
+        self.folder.join(Self::folder_of(step))
+    }
+
+    /// The name of the folder of a step's checkpoint.
+    pub(super) fn folder_of(step: u64) -> String {
+        format!("step-{step:08}")
     }
 
     /// Lets one commit run at a time.

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::files::replace;
+use crate::objects::ObjectError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunDirError {
@@ -37,6 +38,15 @@ pub enum RunDirError {
     NoRun(PathBuf),
     #[error("the run in `{}` has no checkpoint yet: wait for its first one, or lower train.checkpoint_steps", .0.display())]
     NoCheckpoint(PathBuf),
+    #[error("the mirror of the run (run.mirror) cannot be used: {0}")]
+    Mirror(#[from] ObjectError),
+    #[error("the mirror `{url}` already holds a run: go on with it by --resume, or give this run another run.mirror")]
+    MirrorTaken { url: String },
+    #[error(
+        "the mirror `{url}` has a checkpoint of step {there}, and `{}` none after step {here}: the run has gone on elsewhere; resume it in an empty --run-dir, or give this run another run.mirror",
+        path.display()
+    )]
+    MirrorAhead { url: String, path: PathBuf, there: u64, here: u64 },
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

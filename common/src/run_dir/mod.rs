@@ -21,6 +21,7 @@ mod journal;
 mod layout;
 mod lines;
 mod metrics;
+mod mirror;
 mod resume;
 mod skipped;
 mod summary;
@@ -49,6 +50,7 @@ use error::write_whole;
 use journal::Journal;
 use lines::Lines;
 use metrics::Metrics;
+use mirror::{InStore, Mirror};
 use skipped::SkippedSamples;
 
 const SKIPPED: &str = "skipped.jsonl";
@@ -64,6 +66,8 @@ pub struct RunDir {
     /// The journal has lines in memory that must be written after the metrics.
     metrics_first: bool,
     checkpoints: CheckpointFiles,
+    /// Dropped before the lock, so that nobody else has the run while it is copied.
+    mirror: Option<Mirror>,
     resumed: bool,
     /// The content of config.toml before this resumption.
     config_before: Option<String>,
@@ -98,17 +102,31 @@ impl RunDir {
         if file.exists() || has_traces(path)? {
             return Err(RunDirError::Taken(path.to_owned()));
         }
+        if let Some(url) = &config.run.mirror
+            && mirror::holds_run(&InStore(url.clone()))?
+        {
+            return Err(RunDirError::MirrorTaken { url: url.clone() });
+        }
         write_whole(&file, config.to_toml().as_bytes())?;
-        Self::with_lock(path, lock, None)
+        Self::with_lock(path, lock, config, None)
     }
 
-    /// Continues the run in `path`, whose config must decide the same weights.
+    /// Continues the run in `path`, or, if there is none, the one that its mirror holds.
+    /// Its config must decide the same weights.
     pub fn resume(path: &Path, config: &Config) -> Result<Self, RunDirError> {
         let file = path.join("config.toml");
-        if !file.exists() {
+        let mirror = config.run.mirror.clone().map(InStore);
+        if !file.exists() && (mirror.is_none() || has_traces(path)?) {
             return Err(RunDirError::NothingToResume(path.to_owned()));
         }
+        std::fs::create_dir_all(path).map_err(RunDirError::io("create", path))?;
         let lock = lock(path)?;
+        if let (Some(mirror), false) = (mirror, file.exists()) {
+            if !mirror::restore(&mirror, path)? {
+                return Err(RunDirError::NothingToResume(path.to_owned()));
+            }
+            tracing::info!("the run was copied from its mirror `{}` to `{}`", mirror.0, path.display());
+        }
         let damaged = |problem: String| RunDirError::Damaged { path: file.clone(), problem };
         let text = std::fs::read_to_string(&file).map_err(RunDirError::io("read", &file))?;
         let before = Config::parse(&text, &file.display().to_string(), &[]).map_err(|e| damaged(e.to_string()))?;
@@ -118,15 +136,16 @@ impl RunDir {
         if before != *config {
             write_whole(&file, config.to_toml().as_bytes())?;
         }
-        Self::with_lock(path, lock, Some(text))
+        Self::with_lock(path, lock, config, Some(text))
     }
 
     /// `before`: the config of a run that is resumed.
-    fn with_lock(path: &Path, lock: File, before: Option<String>) -> Result<Self, RunDirError> {
+    fn with_lock(path: &Path, lock: File, config: &Config, before: Option<String>) -> Result<Self, RunDirError> {
         let folder = path.join("checkpoints");
         std::fs::create_dir_all(&folder).map_err(RunDirError::io("create", &folder))?;
         let checkpoints = CheckpointFiles::new(folder);
         checkpoints.remove_unfinished()?;
+        let mirror = config.run.mirror.as_deref().map(|url| Mirror::start(InStore(url.to_owned()), url, path)).transpose()?;
         Ok(Self {
             path: path.to_owned(),
             journal: Journal::open(&path.join("journal.jsonl"))?,
@@ -135,6 +154,7 @@ impl RunDir {
             trained: None,
             skipped: None,
             checkpoints,
+            mirror,
             resumed: before.is_some(),
             config_before: before,
             _lock: lock,
@@ -151,7 +171,14 @@ impl RunDir {
     pub fn record(&mut self, event: &Event) -> Result<(), RunDirError> {
         self.journal.push(event);
         self.metrics_first |= matches!(event, Event::Checkpoint { .. } | Event::Generation { .. });
-        self.sync_journal()
+        self.sync_journal()?;
+        if let Some(mirror) = &self.mirror {
+            match event {
+                Event::Checkpoint { step } => mirror.checkpoint(*step),
+                _ => mirror.changed(),
+            }
+        }
+        Ok(())
     }
 
     /// Writes the journal's lines that could not be written before, after the metrics
@@ -325,7 +352,11 @@ impl RunDir {
             trained.flush()?;
         }
         let text = serde_json::to_string_pretty(summary).unwrap_or_else(|e| unreachable!("a summary is plain data: {e}"));
-        write_whole(&self.path.join("summary.json"), text.as_bytes())
+        write_whole(&self.path.join("summary.json"), text.as_bytes())?;
+        if let Some(mirror) = &self.mirror {
+            mirror.changed();
+        }
+        Ok(())
     }
 
     /// The checkpoints of this run; may be used while the run directory is held.

@@ -3,6 +3,10 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use super::error::RunDirError;
+use super::mirror::{self, InStore};
+use crate::config::Config;
+
 /// What `--resume` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Resume {
@@ -29,12 +33,17 @@ impl Resume {
         joined
     }
 
-    /// Whether the run in `run_dir` is to be resumed.
-    pub fn applies(asked: Option<Self>, run_dir: Option<&Path>) -> bool {
-        match asked {
-            None => false,
-            Some(Self::Always) => true,
-            Some(Self::Auto) => run_dir.is_some_and(|path| path.join("config.toml").exists()),
+    /// Whether the run in `run_dir`, or in the mirror of `config`, is to be resumed.
+    ///
+    /// # Errors
+    /// The mirror does not answer.
+    pub fn applies(asked: Option<Self>, run_dir: Option<&Path>, config: &Config) -> Result<bool, RunDirError> {
+        let there = |path: &Path| path.join("config.toml").exists();
+        match (asked, run_dir, &config.run.mirror) {
+            (None, ..) => Ok(false),
+            (Some(Self::Always), ..) => Ok(true),
+            (Some(Self::Auto), Some(path), Some(mirror)) if !there(path) => mirror::holds_run(&InStore(mirror.clone())),
+            (Some(Self::Auto), run_dir, _) => Ok(run_dir.is_some_and(there)),
         }
     }
 }

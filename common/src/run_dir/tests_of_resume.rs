@@ -141,13 +141,14 @@ fn a_run_that_stopped_at_a_broken_picture_may_go_on_without_it() {
 fn one_command_line_starts_a_run_and_goes_on_with_it() {
     let dir = tempdir().unwrap();
     let path = dir.path().join("run");
-    let open = || RunDir::open(Some(&path), Resume::applies(Some(Resume::Auto), Some(&path)), &config(&[]));
+    let open = || RunDir::open(Some(&path), Resume::applies(Some(Resume::Auto), Some(&path), &config(&[]))?, &config(&[]));
     assert!(!open().unwrap().resumed);
     assert!(open().unwrap().resumed);
     fs::remove_file(path.join("config.toml")).unwrap();
     fs::write(path.join("journal.jsonl"), "{}\n").unwrap();
     assert!(matches!(open(), Err(RunDirError::Taken(_))), "what is left of a run is not built upon");
-    assert!(Resume::applies(Some(Resume::Always), Some(&path)) && !Resume::applies(None, Some(&path)));
+    let applies = |asked| Resume::applies(asked, Some(&path), &config(&[])).unwrap();
+    assert!(applies(Some(Resume::Always)) && !applies(None));
 }
 
 #[test]

@@ -168,7 +168,7 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     drop(progress);
     source.passed_over().warn();
     plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref(), &config)?, &config)?;
     let data = DataDescription::of(source.as_ref());
     if args.accept_data {
         run_dir.accept_dataset(&data)?;

@@ -101,10 +101,11 @@ pub struct JoinArgs {
     /// address that the coordinator sees.
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<SocketAddr>,
-    /// Where streamed samples are kept [default: the user's cache directory].
+    /// Where samples that are streamed or come from an object store are kept [default: the
+    /// user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// The most gigabytes of streamed samples to keep on disk.
+    /// The most gigabytes of them to keep on disk.
     #[arg(long, value_name = "GB", default_value_t = 20)]
     pub cache_gb: u64,
     /// Write where the time goes, for ui.perfetto.dev.

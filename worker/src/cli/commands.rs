@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use common::config::Config;
 use common::dataset;
 use common::net::Token;
+use common::objects;
 use common::recorder::{Length, describe, plan};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir};
 use common::signals::Signals;
@@ -60,7 +61,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     drop(progress);
     source.passed_over().warn();
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref()), &config)?;
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref(), &config)?, &config)?;
     let data = DataDescription::of(source.as_ref());
     if args.accept_data {
         run_dir.accept_dataset(&data)?;
@@ -133,6 +134,9 @@ fn join_command(args: JoinArgs) -> Result<()> {
     } else {
         args.ring_listen
     };
+    if !cache_dir.as_os_str().is_empty() {
+        objects::keep_blocks(&cache_dir, args.cache_gb << 30);
+    }
     let options = JoinOptions {
         coordinator,
         token,

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
-use common::dataset::{self, DatasetInfo, SampleSource};
+use common::dataset::{self, DatasetError, DatasetInfo, SampleSource};
 use common::dense::Factored;
 use common::digest::Digest;
+use common::objects;
 use common::plan::Ownership;
 use common::ring::{ExchangePlan, Ring, RingError, RingPeer, RingSpec};
 use common::run_dir::peak_rss_bytes;
@@ -257,7 +258,13 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
     let mut data = member.config.data.clone();
     if let Some(path) = &member.data {
         data.set_path(path.clone());
-    } else if data.path().is_some() {
+    } else if data.path().is_some_and(objects::is_address) {
+        match dataset::open_matching(&data, member.config.seed, &member.info) {
+            Err(e @ DatasetError::Object { .. }) => tracing::warn!("{e}: samples come from the coordinator"),
+            opened => return Ok(opened?),
+        }
+    }
+    if member.data.is_none() && data.path().is_some() {
         tracing::info!("no --data: samples come from the coordinator");
         let remote =
             StreamedSource::new(member.info.clone(), link.bulk.clone(), link.runtime.clone(), &member.cache_dir, member.cache_bytes)

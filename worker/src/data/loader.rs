@@ -16,6 +16,9 @@ use super::picture::Part;
 use super::pipeline::{Batch, BatchName, LoadError, LoaderOptions, Make, Pipeline, Skipped};
 use super::render::Renderer;
 
+/// Samples from an object store are fetched so many steps before they are decoded.
+const AHEAD: u64 = 4;
+
 /// The training batches of some shards, step after step.
 pub struct TrainLoader(Pipeline);
 
@@ -51,6 +54,7 @@ impl TrainLoader {
                 let parts: Vec<(u32, &[u32])> =
                     shards.clone().zip(&orders.1).map(|(shard, order)| (shard, &order[plan.span(at.step_in_epoch, shard)])).collect();
                 let ids: Vec<u32> = parts.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+                maker.read_ahead(&plan, step + AHEAD, shards.clone(), &orders);
                 let mut samples = maker.input.source.read(Split::Train, &ids)?.into_iter();
                 for (shard, ids) in parts {
                     let from = batch.labels.len();
@@ -133,6 +137,15 @@ struct Maker {
 }
 
 impl Maker {
+    /// Has the samples of a later step of the same epoch fetched.
+    fn read_ahead(&self, plan: &Plan, step: u64, shards: Range<u32>, orders: &(Option<u64>, Vec<Vec<u32>>)) {
+        let at = plan.position(step);
+        if orders.0 == Some(at.epoch) {
+            let parts = shards.zip(&orders.1).flat_map(|(shard, order)| &order[plan.span(at.step_in_epoch, shard)]);
+            self.input.source.read_ahead(Split::Train, &parts.copied().collect::<Vec<_>>());
+        }
+    }
+
     fn add(
         &mut self,
         batch: &mut Batch,
