@@ -42,7 +42,10 @@ train: data ## train AlexNet on two local workers: the whole thing, one command
 
 test: libtorch ## all tests
 	cargo build --release --workspace
-	timeout 3600 cargo test --release --workspace
+	timeout 3600 cargo test --release --workspace --lib --bins --test '[!c]*' --test 'co*'
+	cargo test --release --workspace --doc
+	: processes that mostly wait, for timeouts and for each other
+	timeout 3600 cargo test --release --workspace --test cluster -- --test-threads=3
 
 test-flex: setup ## build without libtorch, train and test on the flex device
 	scripts/test-flex.sh

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, read_each};
 use super::{classes, recognise};
 
 const SIDE: u32 = 32;
@@ -125,15 +125,12 @@ impl SampleSource for Cifar {
     }
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
-        ids.iter()
-            .map(|&id| {
-                check_id(id, self.info.len(split))?;
+        read_each(ids, self.info.len(split), |id| {
                 let record = self.record(split, id);
                 let planes = &record[self.label_bytes..];
                 let bytes: Vec<u8> = (0..PLANE).flat_map(|at| [planes[at], planes[PLANE + at], planes[2 * PLANE + at]]).collect();
                 Ok(Sample { id, label: self.label(record), bytes: Bytes::from(bytes) })
-            })
-            .collect()
+        })
     }
 
     fn size_hint(&self, _split: Split, _id: u32) -> u64 {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 
-use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, read_each};
 use super::{classes, recognise};
 
 /// The most bytes that one file may unpack to.
@@ -78,14 +78,11 @@ impl SampleSource for Idx {
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let part = self.part(split);
-        ids.iter()
-            .map(|&id| {
-                check_id(id, self.info.len(split))?;
+        read_each(ids, self.info.len(split), |id| {
                 let at = id as usize;
                 let bytes = part.pixels.slice(at * self.picture_bytes..(at + 1) * self.picture_bytes);
                 Ok(Sample { id, label: part.labels[at].into(), bytes })
-            })
-            .collect()
+        })
     }
 
     fn size_hint(&self, _split: Split, _id: u32) -> u64 {

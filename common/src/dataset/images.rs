@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::contents::{Bound, Reading};
 use super::index_cache::{self, Entry, Index};
 use super::passed_over::PassedOver;
-use super::source::{DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split, read_each};
 use super::{listing, splits};
 
 /// A dataset of picture files.
@@ -125,9 +125,7 @@ impl SampleSource for Images {
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let entries = self.entries(split);
-        ids.iter()
-            .map(|&id| {
-                check_id(id, entries.len() as u32)?;
+        read_each(ids, entries.len() as u32, |id| {
                 let entry = &entries[id as usize];
                 let path = self.root.join(&entry.path);
                 let bytes = std::fs::read(&path).map_err(DatasetError::io(&path))?;
@@ -136,8 +134,7 @@ impl SampleSource for Images {
                     return Err(DatasetError::changed(&path, bytes.len() as u64, entry.bytes));
                 }
                 Ok(Sample { id, label: entry.label, bytes: Bytes::from(bytes) })
-            })
-            .collect()
+        })
     }
 
     fn size_hint(&self, split: Split, id: u32) -> u64 {

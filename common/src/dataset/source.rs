@@ -201,6 +201,11 @@ pub(super) fn check_id(id: u32, len: u32) -> Result<(), DatasetError> {
     if id < len { Ok(()) } else { Err(DatasetError::NoSuchSample { id, len }) }
 }
 
+/// Reads samples one after the other, with `one` for those that exist.
+pub(super) fn read_each(ids: &[u32], len: u32, one: impl Fn(u32) -> Result<Sample, DatasetError>) -> Result<Vec<Sample>, DatasetError> {
+    ids.iter().map(|&id| check_id(id, len).and_then(|()| one(id))).collect()
+}
+
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -5,7 +5,7 @@ use crate::digest::Digest;
 use bytes::Bytes;
 use rand_chacha::rand_core::RngCore;
 
-use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, read_each};
 use crate::seed::{self, below, unit};
 
 /// Waves that make up a class's pattern in each channel.
@@ -72,13 +72,10 @@ impl SampleSource for Synthetic {
     }
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
-        ids.iter()
-            .map(|&id| {
-                check_id(id, self.info.len(split))?;
+        read_each(ids, self.info.len(split), |id| {
                 let label = id % self.info.classes.len() as u32;
                 Ok(Sample { id, label, bytes: self.picture(split, id, label) })
-            })
-            .collect()
+        })
     }
 
     fn size_hint(&self, _split: Split, _id: u32) -> u64 {

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::source::{Column, DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{Column, DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split, read_each};
 
 impl Column {
     /// A feature that the model receives unscaled.
@@ -86,14 +86,11 @@ impl SampleSource for Table {
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let (rows, width) = (self.rows(split), self.columns.len());
-        ids.iter()
-            .map(|&id| {
-                check_id(id, self.info.len(split))?;
+        read_each(ids, self.info.len(split), |id| {
                 let at = id as usize;
                 let bytes: Vec<u8> = rows.values[at * width..(at + 1) * width].iter().flat_map(|v| v.to_le_bytes()).collect();
                 Ok(Sample { id, label: rows.labels[at], bytes: Bytes::from(bytes) })
-            })
-            .collect()
+        })
     }
 
     fn size_hint(&self, _split: Split, _id: u32) -> u64 {

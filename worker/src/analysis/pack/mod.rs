@@ -17,6 +17,7 @@ pub mod verify;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -204,7 +205,9 @@ impl Shard {
     fn write(&self, source: &Arc<dyn SampleSource>, split: Split, ids: &[u32], options: Options, bar: &ProgressBar) -> Result<Vec<Packed>> {
         let folder = self.tar.parent().unwrap_or(Path::new("."));
         let failed = || format!("could not write `{}`", self.tar.display());
-        let file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+        // Like any other file, it is for those whom the umask lets read it.
+        let mode = fs::Permissions::from_mode(0o666);
+        let file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).with_context(failed)?;
         let mut tar = tar::Builder::new(BufWriter::new(file));
         let (mut packed, mut at) = (Vec::with_capacity(ids.len()), 0u64);
         for ids in ids.chunks(AT_A_TIME) {

@@ -83,6 +83,9 @@ fn pictures_become_pairs_of_files_and_large_ones_smaller() {
     assert_eq!(train[0].1, source.read(Split::Train, &[0]).unwrap()[0].bytes);
     assert_eq!(train[3].1, b"1");
     assert_eq!(verify::pack(&out).unwrap(), verify::Report { samples: 10, bad: 0, problems: vec![] });
+    // The same umask decides who may read a shard and who its index.
+    let mode = |name: &str| std::os::unix::fs::MetadataExt::mode(&out.join(name).metadata().unwrap());
+    assert_eq!(mode("train-000000.tar"), mode("train-000000.jsonl"));
 }
 
 #[test]
