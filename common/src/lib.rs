@@ -30,6 +30,9 @@ pub mod trace;
 // Ctrl-C, SIGTERM and SIGHUP.
 pub mod signals;
 
+// Panics of libraries, made errors.
+pub mod contained;
+
 // The configuration of a run.
 pub mod config;
 

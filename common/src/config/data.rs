@@ -46,6 +46,19 @@ pub enum DataSource {
         /// For shards without splits.
         val_fraction: Option<f64>,
     },
+    /// Parquet files whose rows hold a picture and its label, as the Hugging Face Hub has
+    /// them.
+    Parquet {
+        /// A folder, a file, or a pattern such as `train-{00000..00013}-of-00014.parquet`.
+        path: PathBuf,
+        /// The same for validation, where `path` does not hold both.
+        val_path: Option<PathBuf>,
+        /// For files without splits.
+        val_fraction: Option<f64>,
+        /// The columns of pictures and labels, where the files do not say them.
+        image: Option<String>,
+        label: Option<String>,
+    },
     /// A folder with ILSVRC2012 as it is downloaded: its tars and development kit, or
     /// Kaggle's folders.
     Ilsvrc { path: PathBuf },
@@ -79,6 +92,7 @@ impl DataConfig {
             DataSource::Images { path, .. }
             | DataSource::List { path, .. }
             | DataSource::Webdataset { path, .. }
+            | DataSource::Parquet { path, .. }
             | DataSource::Ilsvrc { path, .. }
             | DataSource::Idx { path }
             | DataSource::Cifar { path }
@@ -91,7 +105,7 @@ impl DataConfig {
     pub fn places(&self) -> impl Iterator<Item = &Path> {
         let second = match &self.source {
             DataSource::List { root, .. } => root.as_deref(),
-            DataSource::Webdataset { val_path, .. } => val_path.as_deref(),
+            DataSource::Webdataset { val_path, .. } | DataSource::Parquet { val_path, .. } => val_path.as_deref(),
             _ => None,
         };
         self.path().into_iter().chain(second)
@@ -100,8 +114,8 @@ impl DataConfig {
     /// Moves the data to another path, which holds all of it: both splits of shards.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
-            DataSource::Webdataset { path, .. } if *path == to => {}
-            DataSource::Webdataset { path, val_path, .. } => (*path, *val_path) = (to, None),
+            DataSource::Webdataset { path, .. } | DataSource::Parquet { path, .. } if *path == to => {}
+            DataSource::Webdataset { path, val_path, .. } | DataSource::Parquet { path, val_path, .. } => (*path, *val_path) = (to, None),
             DataSource::Images { path, .. }
             | DataSource::List { path, .. }
             | DataSource::Ilsvrc { path, .. }
@@ -126,6 +140,7 @@ impl DataConfig {
             DataSource::Images { .. }
             | DataSource::List { .. }
             | DataSource::Webdataset { .. }
+            | DataSource::Parquet { .. }
             | DataSource::Ilsvrc { .. }
             | DataSource::Idx { .. }
             | DataSource::Cifar { .. }
@@ -139,12 +154,14 @@ impl DataConfig {
             DataSource::Images { val_fraction: Some(f), .. }
             | DataSource::List { val_fraction: Some(f), .. }
             | DataSource::Webdataset { val_fraction: Some(f), .. }
+            | DataSource::Parquet { val_fraction: Some(f), .. }
             | DataSource::Csv { val_fraction: f, .. }
                 if !(*f > 0.0 && *f < 1.0) =>
             {
                 return Err(invalid("data.val_fraction", format!("is {f}: it must lie between 0 and 1")));
             }
-            DataSource::Webdataset { val_path: Some(_), val_fraction: Some(_), .. } => {
+            DataSource::Webdataset { val_path: Some(_), val_fraction: Some(_), .. }
+            | DataSource::Parquet { val_path: Some(_), val_fraction: Some(_), .. } => {
                 return Err(invalid("data.val_fraction", "divides data.path, and data.val_path is for validation already: leave one out"));
             }
             DataSource::Synthetic { classes, train, val } if *classes < 2 || train < classes || val < classes => {
@@ -178,6 +195,7 @@ enum Kind {
     Images,
     List,
     Webdataset,
+    Parquet,
     Ilsvrc,
     Idx,
     Cifar,
@@ -234,6 +252,7 @@ raw_data! {
         classes: u32,
         train: u32,
         val: u32,
+        image: String,
         label: String,
         standardize: bool,
         noise: f32,
@@ -265,6 +284,7 @@ impl Kind {
             Self::Images => &["path", "val_fraction"],
             Self::List => &["path", "root", "val_fraction"],
             Self::Webdataset => &["path", "val_path", "val_fraction"],
+            Self::Parquet => &["path", "val_path", "val_fraction", "image", "label"],
             Self::Ilsvrc => &["path"],
             Self::Idx | Self::Cifar => &["path"],
             Self::Synthetic => &["classes", "train", "val"],
@@ -276,7 +296,9 @@ impl Kind {
 
     fn is_table(self) -> bool {
         match self {
-            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc | Self::Idx | Self::Cifar | Self::Synthetic => false,
+            Self::Images | Self::List | Self::Webdataset | Self::Parquet | Self::Ilsvrc | Self::Idx | Self::Cifar | Self::Synthetic => {
+                false
+            }
             Self::Csv | Self::Xor | Self::Separable => true,
         }
     }
@@ -284,7 +306,7 @@ impl Kind {
     /// The means and deviations that normalise pictures of this kind.
     fn statistics(self) -> ([f32; 3], [f32; 3]) {
         match self {
-            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc => IMAGENET,
+            Self::Images | Self::List | Self::Webdataset | Self::Parquet | Self::Ilsvrc => IMAGENET,
             Self::Idx | Self::Cifar | Self::Synthetic | Self::Csv | Self::Xor | Self::Separable => ([0.0; 3], [1.0; 3]),
         }
     }
@@ -307,6 +329,7 @@ impl TryFrom<RawData> for DataConfig {
             Kind::Images => DataSource::Images { path: path?, val_fraction },
             Kind::List => DataSource::List { path: path?, root: raw.root, val_fraction },
             Kind::Webdataset => DataSource::Webdataset { path: path?, val_path: raw.val_path, val_fraction },
+            Kind::Parquet => DataSource::Parquet { path: path?, val_path: raw.val_path, val_fraction, image: raw.image, label: raw.label },
             Kind::Ilsvrc => DataSource::Ilsvrc { path: path? },
             Kind::Idx => DataSource::Idx { path: path? },
             Kind::Cifar => DataSource::Cifar { path: path? },
@@ -341,6 +364,9 @@ impl From<DataConfig> for RawData {
             DataSource::List { path, root, val_fraction } => Self { kind: Kind::List, path: Some(path), root, val_fraction, ..raw },
             DataSource::Webdataset { path, val_path, val_fraction } => {
                 Self { kind: Kind::Webdataset, path: Some(path), val_path, val_fraction, ..raw }
+            }
+            DataSource::Parquet { path, val_path, val_fraction, image, label } => {
+                Self { kind: Kind::Parquet, path: Some(path), val_path, val_fraction, image, label, ..raw }
             }
             DataSource::Ilsvrc { path } => Self { kind: Kind::Ilsvrc, path: Some(path), ..raw },
             DataSource::Idx { path } => Self { kind: Kind::Idx, path: Some(path), ..raw },

@@ -1,34 +1,24 @@
 //! A dataset of pictures inside tar files, read in place: any number of threads read at
 //! their own offsets, and nothing is unpacked.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
 use bytes::Bytes;
 
+use super::contents;
+use super::open_files::OpenFiles;
 use super::passed_over::PassedOver;
 use super::source::{DatasetError, DatasetInfo, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id};
 use super::tar_index::{Place, TarIndex};
 use crate::digest::Digest;
-
-/// Tars that stay open. A process may have a thousand files open, and sets of more tars
-/// exist: the others are opened for each reading.
-const KEPT_OPEN: usize = 256;
-
-/// Bytes that are hashed at a time.
-const CHUNK: usize = 1 << 20;
 
 /// Pictures of two splits, by their places in the tars.
 pub struct TarPictures {
     info: DatasetInfo,
     digests: FileDigests,
     passed_over: PassedOver,
-    tars: Vec<PathBuf>,
-    open: Vec<OnceLock<File>>,
+    tars: OpenFiles,
     index: TarIndex,
     /// Of each sample, its number in the index.
     train: Vec<u32>,
@@ -48,12 +38,8 @@ impl TarPictures {
             train: train.len() as u32,
             val: val.len() as u32,
         };
-        let open = tars.iter().take(KEPT_OPEN).map(|_| OnceLock::new()).collect();
-        let mut passed_over = PassedOver::default();
-        for (reason, count, examples) in &index.passed_over {
-            passed_over.add_members(reason, *count, examples);
-        }
-        Self { info, digests: FileDigests { listing, contents }, passed_over, tars, open, index, train, val }
+        let passed_over = index.left_out.passed_over(PassedOver::add_members);
+        Self { info, digests: FileDigests { listing, contents }, passed_over, tars: OpenFiles::new(tars), index, train, val }
     }
 
     fn numbers(&self, split: Split) -> &[u32] {
@@ -65,22 +51,6 @@ impl TarPictures {
 
     fn place(&self, split: Split, id: u32) -> Option<&Place> {
         self.numbers(split).get(id as usize).map(|at| &self.index.places[*at as usize])
-    }
-
-    fn bytes(&self, place: &Place) -> io::Result<Vec<u8>> {
-        let tar = place.tar as usize;
-        let mut bytes = vec![0; place.bytes as usize];
-        match self.open.get(tar) {
-            Some(kept) => match kept.get() {
-                Some(file) => file.read_exact_at(&mut bytes, place.offset)?,
-                None => {
-                    let file = File::open(&self.tars[tar])?;
-                    kept.get_or_init(|| file).read_exact_at(&mut bytes, place.offset)?;
-                }
-            },
-            None => File::open(&self.tars[tar])?.read_exact_at(&mut bytes, place.offset)?,
-        }
-        Ok(bytes)
     }
 }
 
@@ -124,7 +94,8 @@ impl SampleSource for TarPictures {
             .map(|&id| {
                 check_id(id, self.info.len(split))?;
                 let place = &self.index.places[self.numbers(split)[id as usize] as usize];
-                let bytes = self.bytes(place).map_err(DatasetError::io(&self.tars[place.tar as usize]))?;
+                let tar = place.tar as usize;
+                let bytes = self.tars.read(tar, place.offset, place.bytes as usize).map_err(DatasetError::io(self.tars.path(tar)))?;
                 Ok(Sample { id, label: place.label, bytes: Bytes::from(bytes) })
             })
             .collect()
@@ -143,20 +114,7 @@ impl SampleSource for TarPictures {
         if self.digests.contents.is_some() {
             return Ok(None);
         }
-        let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
-        for tar in &self.tars {
-            let mut file = File::open(tar).map_err(DatasetError::io(tar))?;
-            loop {
-                if !go_on() {
-                    return Ok(None);
-                }
-                match file.read(&mut chunk).map_err(DatasetError::io(tar))? {
-                    0 => break,
-                    n => _ = hasher.update(&chunk[..n]),
-                }
-            }
-        }
-        Ok(Some(hasher.finalize().into()))
+        contents::of_files(self.tars.paths(), go_on)
     }
 
     fn size_hint(&self, split: Split, id: u32) -> u64 {
@@ -169,7 +127,7 @@ impl SampleSource for TarPictures {
 
     fn name(&self, split: Split, id: u32) -> String {
         let Some(&at) = self.numbers(split).get(id as usize) else { return format!("picture {id}") };
-        let tar = &self.tars[self.index.places[at as usize].tar as usize];
+        let tar = self.tars.path(self.index.places[at as usize].tar as usize);
         format!("{}/{}", tar.display(), String::from_utf8_lossy(self.index.name(at as usize)))
     }
 }

@@ -5,12 +5,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use tar::{Header, PaxExtensions};
 
 use super::recognise;
-use super::source::DatasetError;
+use super::source::Fault;
 
 const BLOCK: u64 = 512;
 
@@ -30,33 +29,13 @@ pub(super) struct Member {
     pub(super) bytes: u64,
 }
 
-/// Why a tar cannot be read to its end.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Io(io::Error),
-    Damaged(String),
-}
-
 impl Fault {
-    pub(super) fn of(self, path: &Path) -> DatasetError {
-        match self {
-            Self::Io(source) => DatasetError::io(path)(source),
-            Self::Damaged(problem) => DatasetError::invalid(path, problem),
-        }
-    }
-
     /// Of a tar that is a member of another.
     pub(super) fn within(self, member: &str) -> Self {
         match self {
             Self::Damaged(problem) => Self::Damaged(format!("holds `{member}`, which {problem}")),
             io => io,
         }
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
     }
 }
 

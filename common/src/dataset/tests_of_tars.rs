@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use tempfile::{TempDir, tempdir};
 
+use super::kept_index;
 use super::tar_index::TarIndex;
 use super::tar_scan::Scanner;
-use super::webdataset::Division;
 use super::*;
 
 /// What `made/make.py` has made with Python's tarfile, webdataset and scipy.
@@ -268,7 +268,7 @@ fn an_index_is_kept_until_a_tar_changes_or_the_file_is_damaged() {
     let age = |seconds| File::open(&tar).unwrap().set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
     let open = |kind: &str| {
         let mut scans = 0;
-        let index = tar_index::kept_in(Some(&cache), kind, std::slice::from_ref(&tar), || {
+        let index = kept_index::kept_in(Some(&cache), kind, std::slice::from_ref(&tar), || {
             scans += 1;
             let mut index = TarIndex::default();
             index.push(0, 512, 7, 3, b"name").unwrap();
