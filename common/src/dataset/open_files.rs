@@ -16,6 +16,7 @@ pub(super) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::R
 }
 
 /// How many bytes the file has.
+#[cfg(feature = "parquet")]
 pub(super) fn length(file: &File) -> io::Result<u64> {
     Ok(file.metadata()?.len())
 }

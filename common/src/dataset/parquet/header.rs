@@ -59,14 +59,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
     let mut input = Input { bytes, at: 0 };
     let mut of_page = Fields::default();
     let mut of_kind = None;
-    input.fields(DEPTH, &mut |input, id, kind, depth| match (id, kind) {
+    input.fields(DEPTH, &mut |input, field| match (field.id, field.kind) {
         (5 | 7 | 8, STRUCT) => {
             let mut fields = Fields::default();
-            input.fields(depth, &mut |input, id, kind, depth| fields.take(input, id, kind, depth))?;
-            of_kind = Some((id, fields));
+            input.fields(field.depth, &mut |input, field| fields.take(input, field))?;
+            of_kind = Some((field.id, fields));
             Ok(())
         }
-        _ => of_page.take(input, id, kind, depth),
+        _ => of_page.take(input, field),
     })?;
     let kind = match (of_page.get(1)?, of_kind) {
         (0, Some((5, fields))) => Kind::Data {
@@ -87,7 +87,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, Fault> {
             encoding: encoding(fields.get(4)?)?,
             definition_bytes: fields.count(5)?,
             repetition_bytes: fields.count(6)?,
-            is_compressed: fields.get(7).map_or(true, |v| v != 0),
+            is_compressed: fields.get(7) != Ok(0),
         },
         (1, _) => Kind::Other,
         _ => return Err(Fault::Damaged),
@@ -134,15 +134,15 @@ const STRUCT: u8 = 12;
 struct Fields([Option<i64>; 9]);
 
 impl Fields {
-    fn take(&mut self, input: &mut Input, id: i16, kind: u8, depth: u32) -> Result<(), Fault> {
-        let value = match kind {
+    fn take(&mut self, input: &mut Input, field: Field) -> Result<(), Fault> {
+        let value = match field.kind {
             TRUE => 1,
             FALSE => 0,
             4..=I64 => input.integer()?,
-            _ => return input.skip(kind, depth),
+            _ => return input.skip(field.kind, field.depth),
         };
-        if let Some(field) = usize::try_from(id).ok().and_then(|id| self.0.get_mut(id)) {
-            *field = Some(value);
+        if let Some(known) = usize::try_from(field.id).ok().and_then(|id| self.0.get_mut(id)) {
+            *known = Some(value);
         }
         Ok(())
     }
@@ -155,6 +155,15 @@ impl Fields {
     fn count(&self, id: usize) -> Result<u32, Fault> {
         i32::try_from(self.get(id)?).ok().and_then(|n| u32::try_from(n).ok()).ok_or(Fault::Damaged)
     }
+}
+
+/// A field of a struct before its value: its number, its type, and how deep structs may
+/// still lie in it.
+#[derive(Clone, Copy)]
+struct Field {
+    id: i16,
+    kind: u8,
+    depth: u32,
 }
 
 struct Input<'a> {
@@ -196,8 +205,8 @@ impl Input<'_> {
         Ok(())
     }
 
-    /// Reads a struct. `each` takes up a field by its number, type and the depth left.
-    fn fields(&mut self, depth: u32, each: &mut dyn FnMut(&mut Self, i16, u8, u32) -> Result<(), Fault>) -> Result<(), Fault> {
+    /// Reads a struct. `each` reads the value of a field.
+    fn fields(&mut self, depth: u32, each: &mut dyn FnMut(&mut Self, Field) -> Result<(), Fault>) -> Result<(), Fault> {
         let depth = depth.checked_sub(1).ok_or(Fault::Damaged)?;
         let mut id: i16 = 0;
         loop {
@@ -210,7 +219,7 @@ impl Input<'_> {
                 0 => i16::try_from(self.integer()?).map_err(|_| Fault::Damaged)?,
                 step => id.checked_add(step.into()).ok_or(Fault::Damaged)?,
             };
-            each(self, id, kind, depth)?;
+            each(self, Field { id, kind, depth })?;
         }
     }
 
@@ -236,7 +245,7 @@ impl Input<'_> {
                     self.elements(count, &[kinds >> 4, kinds & 0x0f], depth)
                 }
             },
-            STRUCT => self.fields(depth, &mut |input, _, kind, depth| input.skip(kind, depth)),
+            STRUCT => self.fields(depth, &mut |input, field| input.skip(field.kind, field.depth)),
             _ => Err(Fault::Damaged),
         }
     }

@@ -137,7 +137,7 @@ pub(super) fn page(header: &Header, body: Bytes, codec: Codec) -> Result<Page, S
             statistics: None,
         },
         Kind::Dictionary { values, encoding, is_sorted } => {
-            // Each value has at least a byte, or four bytes of length.
+            // Each has at least four bytes, its length.
             if values as usize > size {
                 return Err(format!("names {values} values and has {size} bytes"));
             }
