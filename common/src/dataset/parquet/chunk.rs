@@ -124,14 +124,19 @@ fn page_in(bytes: &Bytes, codec: Codec) -> Result<(Option<Page>, usize), Fault> 
     Ok((Some(page), end))
 }
 
-/// All pages of a chunk, which has so many rows.
+/// All pages of a chunk, which has so many rows. They may have as many bytes together as a
+/// single page.
 pub(super) fn pages_in(mut content: Bytes, codec: Codec, rows: usize) -> Result<Vec<Page>, Fault> {
-    let (mut pages, mut found) = (Vec::new(), 0);
+    let (mut pages, mut found, mut bytes) = (Vec::new(), 0, 0);
     while found < rows && !content.is_empty() {
         let (page, end) = page_in(&content, codec)?;
         content = content.slice(end..);
         if let Some(page) = page {
             found += if page.is_data_page() { page.num_values() as usize } else { 0 };
+            bytes += page.buffer().len();
+            if bytes > MAX_PAGE_BYTES {
+                return Err(Fault::Damaged(format!("its pages have more than {MAX_PAGE_BYTES} bytes when they are decompressed")));
+            }
             pages.push(page);
         }
     }

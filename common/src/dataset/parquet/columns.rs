@@ -109,7 +109,18 @@ fn is_integer(field: &Type) -> bool {
     field.is_primitive()
         && matches!(field.get_physical_type(), PhysicalType::INT32 | PhysicalType::INT64)
         && matches!(about.logical_type_ref(), None | Some(LogicalType::Integer { .. }))
-        && !matches!(about.converted_type(), ConvertedType::DECIMAL | ConvertedType::DATE)
+        && matches!(
+            about.converted_type(),
+            ConvertedType::NONE
+                | ConvertedType::INT_8
+                | ConvertedType::INT_16
+                | ConvertedType::INT_32
+                | ConvertedType::INT_64
+                | ConvertedType::UINT_8
+                | ConvertedType::UINT_16
+                | ConvertedType::UINT_32
+                | ConvertedType::UINT_64
+        )
 }
 
 /// Finds both columns. The error says what is lacking, and which columns there are.
