@@ -8,7 +8,7 @@
 
 ifdef FLEX
 TARGET := target/flex
-CARGO_ARGS := --release --target-dir $(TARGET) --no-default-features --features flex
+CARGO_ARGS := --release --target-dir $(TARGET) --no-default-features --features flex,parquet
 LIBTORCH_STEP := setup
 else
 TARGET := target

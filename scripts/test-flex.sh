@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${FLEX_TARGET:-target/flex}
-flags=(--release --target-dir "$target" --no-default-features --features flex)
+flags=(--release --target-dir "$target" --no-default-features --features flex,parquet)
 cargo test "${flags[@]}" -p worker --lib --bins --test course
 cargo build "${flags[@]}" -p worker -p coordinator
 run=$(mktemp -d)

@@ -33,6 +33,9 @@ pub mod signals;
 // Objects in Amazon S3, Google Cloud Storage, and on web servers.
 pub mod objects;
 
+// Panics of libraries, made errors.
+pub mod contained;
+
 // The configuration of a run.
 pub mod config;
 

@@ -1,5 +1,5 @@
 //! Datasets that users bring: tables, IDX files plain and zipped, lists of class
-//! folders, shards, lists, kernels. The first byte chooses.
+//! folders, shards, lists, Parquet files, kernels. The first byte chooses.
 #![no_main]
 
 use std::fs;
@@ -72,15 +72,32 @@ fn shard(folder: &Path, bytes: &[u8]) {
     open(&format!("kind = \"list\"\nval_fraction = 0.5\npath = \"{}\"", list.display()));
 }
 
+/// A Parquet file. Its pages are read after it is opened, and may be damaged.
+fn parquet(folder: &Path, bytes: &[u8]) {
+    let path = folder.join("a.parquet");
+    fs::write(&path, bytes).expect("a file in memory");
+    let config = fuzz::config_on(&format!("kind = \"parquet\"\nval_fraction = 0.5\npath = \"{}\"", path.display()));
+    let Ok(source) = dataset::open(&config.data, 1, &|_| {}) else { return };
+    for split in [Split::Train, Split::Val] {
+        for id in 0..source.info().len(split).min(100) {
+            for sample in source.read(split, &[id]).into_iter().flatten() {
+                assert!((sample.label as usize) < source.info().classes.len());
+            }
+            let _ = source.name(split, id);
+        }
+    }
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
     let folder = FOLDER.path();
-    match choice % 6 {
+    match choice % 7 {
         0 => table(folder, bytes),
         1 => idx(&folder.join("plain"), bytes, ""),
         2 => idx(&folder.join("zipped"), bytes, ".gz"),
         3 => common::fuzzing::index(bytes),
         4 => shard(&folder.join("shard"), bytes),
+        5 => parquet(folder, bytes),
         _ => {
             let path = folder.join("kernel.txt");
             fs::write(&path, bytes).expect("a file in memory");

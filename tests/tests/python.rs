@@ -86,6 +86,29 @@ fn shards_of_webdataset_and_of_data_pack_train_to_the_weights_of_the_folder() {
 }
 
 #[test]
+fn parquet_files_of_datasets_train_to_the_weights_of_the_folder() {
+    let Some(python) = Python::with_packages() else { return };
+    let folder = temp();
+    let [data, hub, pack] = ["data", "hub", "pack"].map(|name| folder.path().join(name));
+    pictures::class_folders(&data, 3, 12, 4);
+    python.run("write_parquet.py", &[&data, &hub]);
+    let of = |kind: &str, path: &Path| {
+        let run = trained(&section(kind, path), &path.with_extension("run"));
+        (run.digest(), run.summary()["top1"].as_f64().unwrap_or_else(|| panic!("there is no accuracy")))
+    };
+    assert_eq!(of("parquet", &hub), of("images", &data));
+    let [place, out, run] = [&hub, &pack, &hub.with_extension("run")].map(|path| path.display().to_string());
+    let shown = Running::start("worker", &["data", "show", &place]).wait().succeeded();
+    let words = ["3 classes, 36 training and 12 validation samples", "class 2"];
+    assert!(words.iter().all(|word| shown.stdout.contains(word)), "{}", shown.stdout);
+    let packed = Running::start("worker", &["data", "pack", &place, &out]).wait().succeeded();
+    assert!(packed.stdout.contains("48 samples in 2 shards"), "{}", packed.stdout);
+    let one = hub.join("data/train-00001-of-00002.parquet").display().to_string();
+    let evaluated = Running::start("worker", &["eval", &run, "--data", &one]).wait().succeeded();
+    assert!(evaluated.stdout.contains("18 samples"), "{}", evaluated.stdout);
+}
+
+#[test]
 fn ilsvrc_as_it_is_downloaded_trains_evaluates_and_predicts_with_names() {
     let Some(python) = Python::with_packages() else { return };
     let folder = temp();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
+use super::pixels::{Augment, CorruptPolicy, Pixels};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
 /// flat section whose `kind` says which keys belong.
@@ -45,6 +46,19 @@ pub enum DataSource {
         /// For shards without splits.
         val_fraction: Option<f64>,
     },
+    /// Parquet files whose rows hold a picture and its label, as the Hugging Face Hub has
+    /// them.
+    Parquet {
+        /// A folder, a file, or a pattern such as `train-{00000..00013}-of-00014.parquet`.
+        path: PathBuf,
+        /// The same for validation, where `path` does not hold both.
+        val_path: Option<PathBuf>,
+        /// For files without splits.
+        val_fraction: Option<f64>,
+        /// The columns of pictures and labels, where the files do not say them.
+        image: Option<String>,
+        label: Option<String>,
+    },
     /// A folder with ILSVRC2012 as it is downloaded: its tars and development kit, or
     /// Kaggle's folders.
     Ilsvrc { path: PathBuf },
@@ -71,71 +85,6 @@ pub enum DataSource {
     Separable { train: u32, val: u32, features: u32, margin: f32 },
 }
 
-/// From a decoded picture to the model's input: keys that all kinds of pictures
-/// share. Tables of numbers have one pixel, with a channel for each feature.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Pixels {
-    /// Side of the model's square input.
-    pub image_size: u32,
-    /// What to do to training pictures, in this order. Evaluation never augments.
-    pub augment: Vec<Augment>,
-    /// `crop`: smallest and largest share of the picture's area.
-    pub crop_scale: [f32; 2],
-    /// `crop`: smallest and largest width / height.
-    pub crop_ratio: [f32; 2],
-    /// `brightness`, `contrast`: factors are uniform in 1 ± this.
-    pub brightness: f32,
-    pub contrast: f32,
-    /// `temperature`: red gains and blue loses, or the reverse, up to this share.
-    pub temperature: f32,
-    /// `lighting`: standard deviation of the PCA colour noise.
-    pub lighting: f32,
-    /// `erase`: the share of pictures that lose a part.
-    pub erase: f32,
-    /// Evaluation resizes the shorter side to `image_size * eval_resize` and
-    /// takes the centre.
-    pub eval_resize: f32,
-    /// Channel means and deviations of the normalisation, in 0..1 units. By
-    /// default ImageNet's for picture files, and none (0 and 1) for the other kinds.
-    /// A single-channel set uses the first of each.
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
-    /// What to do about a picture that does not decode.
-    pub on_corrupt: CorruptPolicy,
-    /// With `on_corrupt = "skip"`: the share of a split that may be left out. A run that
-    /// meets more pictures that do not decode ends.
-    pub max_corrupt: f64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Augment {
-    /// Random resized crop (Szegedy et al. 2015).
-    Crop,
-    /// Horizontal flip of every second picture.
-    Flip,
-    Brightness,
-    Contrast,
-    /// Colour temperature.
-    Temperature,
-    /// PCA lighting noise (Krizhevsky et al. 2012, section 4.1).
-    Lighting,
-    /// A part is covered by the mean colour (Zhong et al., "Random Erasing Data
-    /// Augmentation", 2017).
-    Erase,
-}
-
-/// What to do about a picture that does not decode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum CorruptPolicy {
-    /// End the run and name the file.
-    #[default]
-    Stop,
-    /// Leave it out of the step, count it and list it.
-    Skip,
-}
-
 impl DataConfig {
     /// The folder or file that holds the data, or the pattern of several, if there is one.
     pub fn path(&self) -> Option<&Path> {
@@ -143,6 +92,7 @@ impl DataConfig {
             DataSource::Images { path, .. }
             | DataSource::List { path, .. }
             | DataSource::Webdataset { path, .. }
+            | DataSource::Parquet { path, .. }
             | DataSource::Ilsvrc { path, .. }
             | DataSource::Idx { path }
             | DataSource::Cifar { path }
@@ -155,7 +105,7 @@ impl DataConfig {
     pub fn places(&self) -> impl Iterator<Item = &Path> {
         let second = match &self.source {
             DataSource::List { root, .. } => root.as_deref(),
-            DataSource::Webdataset { val_path, .. } => val_path.as_deref(),
+            DataSource::Webdataset { val_path, .. } | DataSource::Parquet { val_path, .. } => val_path.as_deref(),
             _ => None,
         };
         self.path().into_iter().chain(second)
@@ -164,8 +114,8 @@ impl DataConfig {
     /// Moves the data to another path, which holds all of it: both splits of shards.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
-            DataSource::Webdataset { path, .. } if *path == to => {}
-            DataSource::Webdataset { path, val_path, .. } => (*path, *val_path) = (to, None),
+            DataSource::Webdataset { path, .. } | DataSource::Parquet { path, .. } if *path == to => {}
+            DataSource::Webdataset { path, val_path, .. } | DataSource::Parquet { path, val_path, .. } => (*path, *val_path) = (to, None),
             DataSource::Images { path, .. }
             | DataSource::List { path, .. }
             | DataSource::Ilsvrc { path, .. }
@@ -190,6 +140,7 @@ impl DataConfig {
             DataSource::Images { .. }
             | DataSource::List { .. }
             | DataSource::Webdataset { .. }
+            | DataSource::Parquet { .. }
             | DataSource::Ilsvrc { .. }
             | DataSource::Idx { .. }
             | DataSource::Cifar { .. }
@@ -203,12 +154,14 @@ impl DataConfig {
             DataSource::Images { val_fraction: Some(f), .. }
             | DataSource::List { val_fraction: Some(f), .. }
             | DataSource::Webdataset { val_fraction: Some(f), .. }
+            | DataSource::Parquet { val_fraction: Some(f), .. }
             | DataSource::Csv { val_fraction: f, .. }
                 if !(*f > 0.0 && *f < 1.0) =>
             {
                 return Err(invalid("data.val_fraction", format!("is {f}: it must lie between 0 and 1")));
             }
-            DataSource::Webdataset { val_path: Some(_), val_fraction: Some(_), .. } => {
+            DataSource::Webdataset { val_path: Some(_), val_fraction: Some(_), .. }
+            | DataSource::Parquet { val_path: Some(_), val_fraction: Some(_), .. } => {
                 return Err(invalid("data.val_fraction", "divides data.path, and data.val_path is for validation already: leave one out"));
             }
             DataSource::Synthetic { classes, train, val } if *classes < 2 || train < classes || val < classes => {
@@ -232,40 +185,6 @@ impl DataConfig {
     }
 }
 
-impl Pixels {
-    fn validate(&self) -> Result<(), ConfigError> {
-        if !(1..=4096).contains(&self.image_size) {
-            return Err(invalid("data.image_size", format!("is {}: it must be between 1 and 4096", self.image_size)));
-        }
-        for (key, [low, high], most) in [("data.crop_scale", self.crop_scale, 1.0), ("data.crop_ratio", self.crop_ratio, f32::MAX)] {
-            if !(low > 0.0 && low <= high && high <= most) {
-                return Err(invalid(key, format!("is [{low}, {high}]: it must be a smallest and a largest value above 0")));
-            }
-        }
-        for (key, value) in [
-            ("data.brightness", self.brightness),
-            ("data.contrast", self.contrast),
-            ("data.temperature", self.temperature),
-            ("data.lighting", self.lighting),
-            ("data.erase", self.erase),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(invalid(key, format!("is {value}: it must be between 0 and 1")));
-            }
-        }
-        if !(1.0..=4.0).contains(&self.eval_resize) {
-            return Err(invalid("data.eval_resize", format!("is {}: it must be between 1 and 4", self.eval_resize)));
-        }
-        if !(0.0..=1.0).contains(&self.max_corrupt) {
-            return Err(invalid("data.max_corrupt", format!("is {}: it must be a share between 0 and 1", self.max_corrupt)));
-        }
-        if !self.std.iter().all(|&s| s > 0.0 && s.is_finite()) || !self.mean.iter().all(|m| m.is_finite()) {
-            return Err(invalid("data.std", "must be three positive numbers, and data.mean three finite ones"));
-        }
-        Ok(())
-    }
-}
-
 /// ImageNet's channel statistics.
 const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
@@ -276,6 +195,7 @@ enum Kind {
     Images,
     List,
     Webdataset,
+    Parquet,
     Ilsvrc,
     Idx,
     Cifar,
@@ -332,6 +252,7 @@ raw_data! {
         classes: u32,
         train: u32,
         val: u32,
+        image: String,
         label: String,
         standardize: bool,
         noise: f32,
@@ -363,6 +284,7 @@ impl Kind {
             Self::Images => &["path", "val_fraction"],
             Self::List => &["path", "root", "val_fraction"],
             Self::Webdataset => &["path", "val_path", "val_fraction"],
+            Self::Parquet => &["path", "val_path", "val_fraction", "image", "label"],
             Self::Ilsvrc => &["path"],
             Self::Idx | Self::Cifar => &["path"],
             Self::Synthetic => &["classes", "train", "val"],
@@ -374,7 +296,9 @@ impl Kind {
 
     fn is_table(self) -> bool {
         match self {
-            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc | Self::Idx | Self::Cifar | Self::Synthetic => false,
+            Self::Images | Self::List | Self::Webdataset | Self::Parquet | Self::Ilsvrc | Self::Idx | Self::Cifar | Self::Synthetic => {
+                false
+            }
             Self::Csv | Self::Xor | Self::Separable => true,
         }
     }
@@ -382,7 +306,7 @@ impl Kind {
     /// The means and deviations that normalise pictures of this kind.
     fn statistics(self) -> ([f32; 3], [f32; 3]) {
         match self {
-            Self::Images | Self::List | Self::Webdataset | Self::Ilsvrc => IMAGENET,
+            Self::Images | Self::List | Self::Webdataset | Self::Parquet | Self::Ilsvrc => IMAGENET,
             Self::Idx | Self::Cifar | Self::Synthetic | Self::Csv | Self::Xor | Self::Separable => ([0.0; 3], [1.0; 3]),
         }
     }
@@ -405,6 +329,7 @@ impl TryFrom<RawData> for DataConfig {
             Kind::Images => DataSource::Images { path: path?, val_fraction },
             Kind::List => DataSource::List { path: path?, root: raw.root, val_fraction },
             Kind::Webdataset => DataSource::Webdataset { path: path?, val_path: raw.val_path, val_fraction },
+            Kind::Parquet => DataSource::Parquet { path: path?, val_path: raw.val_path, val_fraction, image: raw.image, label: raw.label },
             Kind::Ilsvrc => DataSource::Ilsvrc { path: path? },
             Kind::Idx => DataSource::Idx { path: path? },
             Kind::Cifar => DataSource::Cifar { path: path? },
@@ -439,6 +364,9 @@ impl From<DataConfig> for RawData {
             DataSource::List { path, root, val_fraction } => Self { kind: Kind::List, path: Some(path), root, val_fraction, ..raw },
             DataSource::Webdataset { path, val_path, val_fraction } => {
                 Self { kind: Kind::Webdataset, path: Some(path), val_path, val_fraction, ..raw }
+            }
+            DataSource::Parquet { path, val_path, val_fraction, image, label } => {
+                Self { kind: Kind::Parquet, path: Some(path), val_path, val_fraction, image, label, ..raw }
             }
             DataSource::Ilsvrc { path } => Self { kind: Kind::Ilsvrc, path: Some(path), ..raw },
             DataSource::Idx { path } => Self { kind: Kind::Idx, path: Some(path), ..raw },

@@ -10,6 +10,7 @@ mod data;
 mod edit;
 mod error;
 mod model;
+mod pixels;
 mod run;
 mod train;
 
@@ -24,6 +25,7 @@ pub use architecture::*;
 pub use data::*;
 pub use error::ConfigError;
 pub use model::*;
+pub use pixels::*;
 pub use run::*;
 pub use train::*;
 

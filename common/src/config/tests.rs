@@ -192,6 +192,10 @@ fn kinds_of_pictures_read_back_and_their_place_is_not_their_identity() {
     for (set, moved) in [
         ("data={kind=\"list\", path=\"a.csv\", root=\"r\", val_fraction=0.1}", "data={kind=\"list\", path=\"b.tsv\", val_fraction=0.1}"),
         (shared, "data={kind=\"webdataset\", path=\"c\", on_corrupt=\"skip\"}"),
+        (
+            "data={kind=\"parquet\", path=\"a\", val_path=\"b\", image=\"img\", label=\"fine\"}",
+            "data={kind=\"parquet\", path=\"c\", image=\"img\", label=\"fine\"}",
+        ),
         ("data={kind=\"ilsvrc\", path=\"a\"}", "data={kind=\"ilsvrc\", path=\"b\", on_corrupt=\"skip\"}"),
         ("data={kind=\"cifar\", path=\"a\"}", "data={kind=\"cifar\", path=\"b\"}"),
     ] {
@@ -201,6 +205,8 @@ fn kinds_of_pictures_read_back_and_their_place_is_not_their_identity() {
         assert_eq!(config.data.pixels.mean[0] > 0.0, !set.contains("cifar"), "{set}");
     }
     assert!(message(&[shared, "data.val_fraction=0.1"]).contains("leave one out"));
+    assert!(message(&["data={kind=\"parquet\", path=\"a\", val_path=\"b\", val_fraction=0.1}"]).contains("leave one out"));
+    assert!(message(&["data={kind=\"parquet\", path=\"a\", val_fraction=1.5}"]).contains("between 0 and 1"));
     assert!(message(&["data={kind=\"list\", path=\"a\", val_fraction=1.5}"]).contains("between 0 and 1"));
     assert!(message(&["data={kind=\"cifar\", path=\"a\", val_fraction=0.5}"]).contains("data.val_fraction"));
     let mut data = with(&[shared]).expect("valid").data;

@@ -126,10 +126,10 @@ impl SampleSource for Cifar {
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         read_each(ids, self.info.len(split), |id| {
-                let record = self.record(split, id);
-                let planes = &record[self.label_bytes..];
-                let bytes: Vec<u8> = (0..PLANE).flat_map(|at| [planes[at], planes[PLANE + at], planes[2 * PLANE + at]]).collect();
-                Ok(Sample { id, label: self.label(record), bytes: Bytes::from(bytes) })
+            let record = self.record(split, id);
+            let planes = &record[self.label_bytes..];
+            let bytes: Vec<u8> = (0..PLANE).flat_map(|at| [planes[at], planes[PLANE + at], planes[2 * PLANE + at]]).collect();
+            Ok(Sample { id, label: self.label(record), bytes: Bytes::from(bytes) })
         })
     }
 

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use rkyv::{Archive, Deserialize, Serialize};
 
 use super::source::DatasetError;
+use crate::digest::Digest;
 use crate::objects::{self, Object};
 
 /// Files that stay open. A process may have a thousand files open, and sets of more exist:
@@ -24,7 +25,7 @@ const KEPT_OPEN: usize = 256;
 const CHUNK: usize = 1 << 20;
 
 /// Reads at offsets.
-pub(super) trait ReadAt {
+pub(super) trait ReadAt: Sync {
     fn bytes(&self) -> io::Result<u64>;
 
     /// Fills `buffer` from the bytes at `offset`, which must be there.
@@ -173,6 +174,15 @@ fn objects_of<'a>(ranges: &[(&'a DataFile, Range<u64>)]) -> Option<Vec<(&'a Obje
     ranges.iter().map(|(file, range)| Some((file.object()?, range.clone()))).collect()
 }
 
+/// Has ranges of objects fetched, many at a time, so that reading them one by one does not
+/// wait for each. Files on this machine are left alone.
+pub(super) fn fetch(ranges: &[(&DataFile, Range<u64>)]) -> Result<(), DatasetError> {
+    match objects_of(ranges) {
+        Some(objects) if objects.len() > 1 => read(ranges).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Has ranges of objects fetched, which will be read soon.
 pub(super) fn read_ahead(ranges: &[(&DataFile, Range<u64>)]) {
     if let Some(objects) = objects_of(ranges) {
@@ -201,7 +211,7 @@ pub(super) fn small_files(paths: &[PathBuf]) -> Result<Vec<Option<Bytes>>, Datas
 
 /// Hashes all bytes of files on this machine, one after the other; of objects, whose bytes
 /// lie elsewhere, what their stores say of them. None once `go_on` says false.
-pub(super) fn contents(files: &[DataFile], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Option<blake3::Hash>, DatasetError> {
+pub(super) fn contents(files: &[DataFile], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Option<Digest>, DatasetError> {
     let (mut hasher, mut chunk) = (blake3::Hasher::new(), vec![0; CHUNK]);
     for file in files {
         if let Some(object) = file.object() {
@@ -220,5 +230,5 @@ pub(super) fn contents(files: &[DataFile], go_on: &(dyn Fn() -> bool + Sync)) ->
             }
         }
     }
-    Ok(Some(hasher.finalize()))
+    Ok(Some(hasher.finalize().into()))
 }

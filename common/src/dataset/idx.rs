@@ -79,9 +79,9 @@ impl SampleSource for Idx {
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let part = self.part(split);
         read_each(ids, self.info.len(split), |id| {
-                let at = id as usize;
-                let bytes = part.pixels.slice(at * self.picture_bytes..(at + 1) * self.picture_bytes);
-                Ok(Sample { id, label: part.labels[at].into(), bytes })
+            let at = id as usize;
+            let bytes = part.pixels.slice(at * self.picture_bytes..(at + 1) * self.picture_bytes);
+            Ok(Sample { id, label: part.labels[at].into(), bytes })
         })
     }
 

@@ -13,11 +13,12 @@ use super::data_file::{DataFile, ReadAt};
 use super::ilsvrc_names::{self, KIT, Names};
 use super::images::Images;
 use super::index_cache::{Entry, Index};
+use super::kept_index;
 use super::passed_over::PassedOver;
-use super::source::{DatasetError, IndexProgress, SampleSource};
-use super::tar_index::{self, TarIndex};
+use super::source::{DatasetError, Fault, IndexProgress, SampleSource};
+use super::tar_index::TarIndex;
 use super::tar_pictures::TarPictures;
-use super::tar_scan::{Fault, Scanner};
+use super::tar_scan::Scanner;
 
 const TRAIN: &str = "ILSVRC2012_img_train.tar";
 const VAL: &str = "ILSVRC2012_img_val.tar";
@@ -63,7 +64,7 @@ fn packed(folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures
     let tars = [folder.join(TRAIN), folder.join(VAL)];
     let files = DataFile::open_all(&tars)?;
     let names = ilsvrc_names::read(folder)?;
-    let mut index = tar_index::of("ilsvrc", &files, || scan(&files, progress))?;
+    let mut index = kept_index::of("ilsvrc", &files, || scan(&files, progress))?;
     let wnids = sorted(&tars[0], &index.groups)?;
     let classes = ilsvrc_names::human(&wnids, &names.classes).map_err(|problem| DatasetError::invalid(&tars[0], problem))?;
     // The tars need not lie in the order of their names.

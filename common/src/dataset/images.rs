@@ -126,14 +126,14 @@ impl SampleSource for Images {
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let entries = self.entries(split);
         read_each(ids, entries.len() as u32, |id| {
-                let entry = &entries[id as usize];
-                let path = self.root.join(&entry.path);
-                let bytes = std::fs::read(&path).map_err(DatasetError::io(&path))?;
-                if bytes.len() as u64 != entry.bytes {
-                    index_cache::forget(&self.cached);
-                    return Err(DatasetError::changed(&path, bytes.len() as u64, entry.bytes));
-                }
-                Ok(Sample { id, label: entry.label, bytes: Bytes::from(bytes) })
+            let entry = &entries[id as usize];
+            let path = self.root.join(&entry.path);
+            let bytes = std::fs::read(&path).map_err(DatasetError::io(&path))?;
+            if bytes.len() as u64 != entry.bytes {
+                index_cache::forget(&self.cached);
+                return Err(DatasetError::changed(&path, bytes.len() as u64, entry.bytes));
+            }
+            Ok(Sample { id, label: entry.label, bytes: Bytes::from(bytes) })
         })
     }
 

@@ -10,14 +10,18 @@ mod contents;
 mod csv;
 mod data_file;
 mod delimited;
+mod division;
 mod idx;
 mod ilsvrc;
 mod ilsvrc_names;
 mod images;
 pub(crate) mod index_cache;
+mod kept_index;
 mod list;
 mod listing;
 mod matlab;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod passed_over;
 mod pictures;
 mod points;
@@ -52,9 +56,11 @@ use crate::config::{DataConfig, DataSource};
 use crate::objects;
 pub use cifar::Cifar;
 pub use csv::Unlabelled;
+use division::Division;
 pub use idx::Idx;
 pub use images::Images;
 pub use passed_over::PassedOver;
+use shards::Kind;
 pub use source::{Column, DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split};
 pub use synthetic::Synthetic;
 pub use table::Table;
@@ -71,12 +77,11 @@ pub fn open(config: &DataConfig, seed: u64, progress: &dyn Fn(IndexProgress)) ->
             Arc::new(list::open(path, root.as_deref(), division, progress)?)
         }
         DataSource::Webdataset { path, val_path, val_fraction, .. } => {
-            let division = match (val_path, val_fraction) {
-                (Some(val), _) => webdataset::Division::Shards(val),
-                (None, Some(share)) => webdataset::Division::Share(*share, seed),
-                (None, None) => webdataset::Division::None,
-            };
-            Arc::new(webdataset::open(path, division, progress)?)
+            Arc::new(webdataset::open(path, Division::of(val_path.as_deref(), *val_fraction, seed), progress)?)
+        }
+        DataSource::Parquet { path, val_path, val_fraction, image, label } => {
+            let division = Division::of(val_path.as_deref(), *val_fraction, seed);
+            open_parquet(path, image.as_deref(), label.as_deref(), division, progress)?
         }
         DataSource::Ilsvrc { path, .. } => ilsvrc::open(path, progress)?,
         DataSource::Idx { path } => Arc::new(Idx::open(path)?),
@@ -97,16 +102,44 @@ pub fn open_for_validation(config: &DataConfig, progress: &dyn Fn(IndexProgress)
         DataSource::List { path, root, .. } => {
             Some(Arc::new(list::open(path, root.as_deref(), list::Division::AllForValidation, progress)?))
         }
-        DataSource::Webdataset { path, .. } => Some(Arc::new(webdataset::open(path, webdataset::Division::AllForValidation, progress)?)),
+        DataSource::Webdataset { path, .. } => Some(Arc::new(webdataset::open(path, Division::AllForValidation, progress)?)),
+        DataSource::Parquet { path, image, label, .. } => {
+            Some(open_parquet(path, image.as_deref(), label.as_deref(), Division::AllForValidation, progress)?)
+        }
         _ => None,
     })
+}
+
+/// Opens Parquet files with pictures and labels in these columns.
+#[cfg(feature = "parquet")]
+fn open_parquet(
+    path: &Path,
+    image: Option<&str>,
+    label: Option<&str>,
+    division: Division,
+    progress: &dyn Fn(IndexProgress),
+) -> Result<Arc<dyn SampleSource>, DatasetError> {
+    Ok(Arc::new(parquet::open(path, parquet::Named { image, label }, division, progress)?))
+}
+
+/// Says how to have a program that opens them.
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(
+    path: &Path,
+    _image: Option<&str>,
+    _label: Option<&str>,
+    _division: Division,
+    _progress: &dyn Fn(IndexProgress),
+) -> Result<Arc<dyn SampleSource>, DatasetError> {
+    let problem = "is of the kind `parquet`, which this program was built without: build it with `--features parquet`";
+    Err(DatasetError::invalid(path, problem.to_owned()))
 }
 
 /// Refuses addresses for kinds of data that are read from folders.
 fn in_a_store(config: &DataConfig) -> Result<(), DatasetError> {
     let address = config.places().find(|path| objects::is_address(path));
     match (address, &config.source) {
-        (None, _) | (_, DataSource::Webdataset { .. }) => Ok(()),
+        (None, _) | (_, DataSource::Webdataset { .. } | DataSource::Parquet { .. }) => Ok(()),
         (Some(address), _) => {
             let problem = "is an address, and data of this kind is read from folders: have `worker data pack` make shards of it, \
                  copy those there, and set data.kind = \"webdataset\"";
@@ -116,16 +149,19 @@ fn in_a_store(config: &DataConfig) -> Result<(), DatasetError> {
 }
 
 /// The kind of data at a place, as `data.kind` names it, where names of files and the
-/// header of a list say it: CIFAR, ILSVRC2012, shards, lists.
+/// header of a list say it: CIFAR, ILSVRC2012, shards, Parquet files, lists.
 pub fn recognised(place: &Path) -> Option<&'static str> {
     if objects::is_address(place) {
-        Some("webdataset")
+        let parquet = Kind::Parquet.is_one(place) || shards::find(place, Kind::Tar).is_err() && shards::find(place, Kind::Parquet).is_ok();
+        Some(if parquet { "parquet" } else { "webdataset" })
     } else if ilsvrc::is_here(place) {
         Some("ilsvrc")
     } else if cifar::is_here(place) {
         Some("cifar")
-    } else if place.extension().is_some_and(|e| e == "tar") || shards::are_in(place) {
+    } else if Kind::Tar.is_one(place) || shards::are_in(place, Kind::Tar) {
         Some("webdataset")
+    } else if Kind::Parquet.is_one(place) || shards::are_in(place, Kind::Parquet) {
+        Some("parquet")
     } else if place.is_file() && list::is_one(place) {
         Some("list")
     } else {
@@ -138,7 +174,8 @@ pub fn recognised(place: &Path) -> Option<&'static str> {
 pub fn is_divided(kind: &str, place: &Path) -> bool {
     match kind {
         "list" => list::has_splits(place),
-        "webdataset" => shards::find(place).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some())),
+        "webdataset" => shards::find(place, Kind::Tar).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some())),
+        "parquet" => shards::find(place, Kind::Parquet).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some())),
         _ => true,
     }
 }

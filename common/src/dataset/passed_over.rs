@@ -33,6 +33,8 @@ pub(super) enum Reason {
     Unreadable,
     /// A pipe, a socket or a device.
     NoFile,
+    /// A row of a table, for this reason.
+    Row(String),
     /// A picture beside the class folders.
     NoClass,
     /// A member of a tar, for this reason.
@@ -103,6 +105,12 @@ impl PassedOver {
         self.add_all(Kind { reason: Reason::Member(reason.to_owned()), files: count, examples: examples.to_vec() });
     }
 
+    /// The same of rows.
+    #[cfg(feature = "parquet")]
+    pub(super) fn add_rows(&mut self, reason: &str, count: u64, examples: &[String]) {
+        self.add_all(Kind { reason: Reason::Row(reason.to_owned()), files: count, examples: examples.to_vec() });
+    }
+
     pub(super) fn add_folder(&mut self, sentence: String) {
         self.folders.push(sentence);
     }
@@ -141,8 +149,9 @@ impl fmt::Display for PassedOver {
             let mut kinds: Vec<&Kind> = self.kinds.iter().collect();
             kinds.sort_by_key(|kind| (std::cmp::Reverse(kind.files), &kind.reason));
             let kinds: Vec<String> = kinds.into_iter().map(Kind::to_string).collect();
-            let were = if self.files() == 1 { "file was" } else { "files were" };
-            parts.push(format!("{} {were} passed over: {}", self.files(), kinds.join(", ")));
+            let what = if self.kinds.iter().all(|kind| matches!(kind.reason, Reason::Row(_))) { "row" } else { "file" };
+            let were = if self.files() == 1 { " was" } else { "s were" };
+            parts.push(format!("{} {what}{were} passed over: {}", self.files(), kinds.join(", ")));
         }
         parts.extend(self.folders.iter().cloned());
         f.write_str(&parts.join("; "))
@@ -161,7 +170,7 @@ impl fmt::Display for Kind {
             Reason::BrokenLink => plural("broken link", "broken links"),
             Reason::Unreadable => "unreadable".to_owned(),
             Reason::NoFile => plural("pipe or device", "pipes or devices"),
-            Reason::Member(reason) => reason.clone(),
+            Reason::Member(reason) | Reason::Row(reason) => reason.clone(),
             Reason::NoClass => plural("picture in no class folder", "pictures in no class folder"),
         };
         let more = if n > self.examples.len() as u64 { ", ..." } else { "" };

@@ -197,6 +197,29 @@ impl DatasetError {
     }
 }
 
+/// Why a file whose path is not at hand cannot be read to its end.
+#[derive(Debug)]
+pub(super) enum Fault {
+    Io(std::io::Error),
+    /// What it is or does: a predicate.
+    Damaged(String),
+}
+
+impl Fault {
+    pub(super) fn of(self, path: &Path) -> DatasetError {
+        match self {
+            Self::Io(source) => DatasetError::io(path)(source),
+            Self::Damaged(problem) => DatasetError::invalid(path, problem),
+        }
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 pub(super) fn check_id(id: u32, len: u32) -> Result<(), DatasetError> {
     if id < len { Ok(()) } else { Err(DatasetError::NoSuchSample { id, len }) }
 }

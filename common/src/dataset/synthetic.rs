@@ -73,8 +73,8 @@ impl SampleSource for Synthetic {
 
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         read_each(ids, self.info.len(split), |id| {
-                let label = id % self.info.classes.len() as u32;
-                Ok(Sample { id, label, bytes: self.picture(split, id, label) })
+            let label = id % self.info.classes.len() as u32;
+            Ok(Sample { id, label, bytes: self.picture(split, id, label) })
         })
     }
 

@@ -87,9 +87,9 @@ impl SampleSource for Table {
     fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
         let (rows, width) = (self.rows(split), self.columns.len());
         read_each(ids, self.info.len(split), |id| {
-                let at = id as usize;
-                let bytes: Vec<u8> = rows.values[at * width..(at + 1) * width].iter().flat_map(|v| v.to_le_bytes()).collect();
-                Ok(Sample { id, label: rows.labels[at], bytes: Bytes::from(bytes) })
+            let at = id as usize;
+            let bytes: Vec<u8> = rows.values[at * width..(at + 1) * width].iter().flat_map(|v| v.to_le_bytes()).collect();
+            Ok(Sample { id, label: rows.labels[at], bytes: Bytes::from(bytes) })
         })
     }
 

@@ -45,10 +45,7 @@ impl TarPictures {
             train: train.len() as u32,
             val: val.len() as u32,
         };
-        let mut passed_over = PassedOver::default();
-        for (reason, count, examples) in &index.passed_over {
-            passed_over.add_members(reason, *count, examples);
-        }
+        let passed_over = index.left_out.passed_over(PassedOver::add_members);
         Ok(Self { info, digests: FileDigests { listing, contents }, passed_over, tars, index, train, val })
     }
 
@@ -132,7 +129,7 @@ impl SampleSource for TarPictures {
         if self.digests.contents.is_some() {
             return Ok(None);
         }
-        Ok(data_file::contents(&self.tars, go_on)?.map(Digest::from))
+        data_file::contents(&self.tars, go_on)
     }
 
     fn size_hint(&self, split: Split, id: u32) -> u64 {

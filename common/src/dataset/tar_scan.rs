@@ -3,13 +3,12 @@
 //! tar inside a tar is scanned where it lies.
 
 use std::io;
-use std::path::Path;
 
 use tar::{Header, PaxExtensions};
 
 use super::data_file::ReadAt;
 use super::recognise;
-use super::source::DatasetError;
+use super::source::Fault;
 
 const BLOCK: u64 = 512;
 
@@ -29,33 +28,13 @@ pub(super) struct Member {
     pub(super) bytes: u64,
 }
 
-/// Why a tar cannot be read to its end.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Io(io::Error),
-    Damaged(String),
-}
-
 impl Fault {
-    pub(super) fn of(self, path: &Path) -> DatasetError {
-        match self {
-            Self::Io(source) => DatasetError::io(path)(source),
-            Self::Damaged(problem) => DatasetError::invalid(path, problem),
-        }
-    }
-
     /// Of a tar that is a member of another.
     pub(super) fn within(self, member: &str) -> Self {
         match self {
             Self::Damaged(problem) => Self::Damaged(format!("holds `{member}`, which {problem}")),
             io => io,
         }
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
     }
 }
 

@@ -177,6 +177,14 @@ fn classes_of_one_name_are_refused_in_idx_sets() {
     assert!(text.contains("classes.txt") && text.contains("`a` twice, in lines 1 and 2"), "{text}");
 }
 
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn a_build_without_parquet_says_how_to_have_it() {
+    let config: DataConfig = toml::from_str("kind = 'parquet'\npath = 'x.parquet'").unwrap();
+    let text = open(&config, 1, &|_| {}).err().unwrap().to_string();
+    assert!(text.contains("x.parquet") && text.contains("--features parquet"), "{text}");
+}
+
 #[test]
 fn a_tilde_that_no_shell_has_replaced_is_named() {
     for (path, section) in [

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use tempfile::{TempDir, tempdir};
 
 use super::data_file::DataFile;
+use super::kept_index;
 use super::tar_index::TarIndex;
 use super::tar_scan::Scanner;
-use super::webdataset::Division;
 use super::*;
 
 /// What `made/make.py` has made with Python's tarfile, webdataset and scipy.
@@ -270,7 +270,7 @@ fn an_index_is_kept_until_a_tar_changes_or_the_file_is_damaged() {
     let open = |kind: &str| {
         let mut scans = 0;
         let files = DataFile::open_all(std::slice::from_ref(&tar)).unwrap();
-        let index = tar_index::kept_in(Some(&cache), kind, &files, || {
+        let index = kept_index::kept_in(Some(&cache), kind, &files, || {
             scans += 1;
             let mut index = TarIndex::default();
             index.push(0, 512, 7, 3, b"name").unwrap();

@@ -3,18 +3,20 @@
 //! class as a decimal number (Aizman, Maltby, Breuel, "High Performance I/O for Large
 //! Scale Deep Learning", 2019).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use super::classes::{self, MAX_CLASSES};
+use super::classes::MAX_CLASSES;
 use super::data_file::{DataFile, ReadAt};
-use super::shards::{self, Shards};
-use super::source::{DatasetError, IndexProgress, Split};
-use super::tar_index::{self, TarIndex};
+use super::division::{self, Division};
+use super::kept_index;
+use super::shards::Kind;
+use super::source::{DatasetError, Fault, IndexProgress};
+use super::tar_index::TarIndex;
 use super::tar_pictures::TarPictures;
-use super::tar_scan::{Fault, Member, Scanner};
+use super::tar_scan::{Member, Scanner};
 
 /// Endings of pictures, the preferred ones first.
 const PICTURES: [&str; 11] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"];
@@ -31,105 +33,20 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 /// Objects that are indexed at a time: each request waits for the answer to the last.
 const OBJECTS_AT_ONCE: usize = 32;
 
-/// How shards whose names say no split are divided.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Division<'a> {
-    /// This share of each class is for validation, chosen by this seed.
-    Share(f64, u64),
-    /// These shards are for validation.
-    Shards(&'a Path),
-    /// Everything is for validation.
-    AllForValidation,
-    /// Not at all: their names must say.
-    None,
-}
-
 /// Indexes the shards at `place`, or takes their index from the user's cache.
 pub(super) fn open(place: &Path, division: Division, progress: &dyn Fn(IndexProgress)) -> Result<TarPictures, DatasetError> {
-    let bad = |problem: String| DatasetError::invalid(place, problem);
-    let (tars, splits) = tars(place, division)?;
+    let (tars, splits) = division::files(place, Kind::Tar, division)?;
     let tars = DataFile::open_all(&tars)?;
-    let index = tar_index::of("webdataset", &tars, || scan(&tars, progress))?;
+    let index = kept_index::of("webdataset", &tars, || scan(&tars, progress))?;
     if index.places.is_empty() {
-        let found: Vec<String> =
-            index.passed_over.iter().map(|(reason, count, names)| format!("{count} {reason} ({})", names.join(", "))).collect();
-        let found = if found.is_empty() { "it is empty".to_owned() } else { found.join("; ") };
-        return Err(bad(format!("holds no sample with a picture and a class (.cls): {found}")));
+        let found = index.left_out.instead_of_samples();
+        return Err(DatasetError::invalid(place, format!("holds no sample with a picture and a class (.cls): {found}")));
     }
-    let classes = class_names(place, &index)?;
-    let numbers = |split: Split, splits: &[Split]| -> Vec<u32> {
-        (0..).zip(&index.places).filter(|(_, place)| splits[place.tar as usize] == split).map(|(n, _)| n).collect()
-    };
-    let (train, val) = match (splits, division) {
-        (Some(splits), _) => (numbers(Split::Train, &splits), numbers(Split::Val, &splits)),
-        (None, Division::Share(share, seed)) => {
-            let labels: Vec<u32> = index.places.iter().map(|place| place.label).collect();
-            let chosen = classes::validation(&labels, classes.len(), share, seed).map_err(|class| {
-                bad(format!(
-                    "has a single picture of the class `{}`: it needs at least two, one to train and one to validate",
-                    classes[class]
-                ))
-            })?;
-            (0..index.places.len() as u32).partition(|n| !chosen[*n as usize])
-        }
-        (None, Division::Shards(_) | Division::AllForValidation | Division::None) => (Vec::new(), (0..index.places.len() as u32).collect()),
-    };
-    for (split, numbers) in [(Split::Train, &train), (Split::Val, &val)] {
-        if numbers.is_empty() && !matches!(division, Division::AllForValidation) {
-            return Err(bad(format!("holds no {split} sample with a picture and a class")));
-        }
-    }
-    TarPictures::new(tars, classes, index, train, val)
-}
-
-/// All tars, and the split of each where that is known before they are read.
-fn tars(place: &Path, division: Division) -> Result<(Vec<PathBuf>, Option<Vec<Split>>), DatasetError> {
-    let bad = |problem: &str| DatasetError::invalid(place, problem.to_owned());
-    let found = shards::find(place)?;
-    let paths = |shards: Shards| shards.into_iter().map(|(path, _)| path);
-    let divided = match division {
-        Division::Shards(val) => {
-            let val = shards::find(val)?;
-            let (train, val) = (paths(found).map(|path| (path, Split::Train)), paths(val).map(|path| (path, Split::Val)));
-            Some(train.chain(val).collect::<Vec<_>>())
-        }
-        Division::Share(..) | Division::AllForValidation | Division::None => match (shards::divide(place, &found)?, division) {
-            (Some(_), Division::Share(..)) => {
-                return Err(bad("has shards named by their split, which data.val_fraction would contradict: leave it out"));
-            }
-            (None, Division::None) => {
-                return Err(bad("has no shards named by their split (train-000.tar, val-000.tar, or folders train/ and val/): \
-                     name those for validation with data.val_path, or set data.val_fraction to, say, 0.1"));
-            }
-            (None, _) => return Ok((paths(found).collect(), None)),
-            (Some(divided), _) => Some(divided),
-        },
-    };
-    let divided = divided.unwrap_or_default();
-    let mut seen = std::collections::HashSet::new();
-    if let Some((twice, _)) = divided.iter().find(|(path, _)| !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone()))) {
-        return Err(bad(&format!("names `{}` twice: a picture that is trained on must not validate", twice.display())));
-    }
-    let (tars, splits) = divided.into_iter().unzip();
-    Ok((tars, Some(splits)))
-}
-
-/// From `classes.txt` or `labels.txt` beside the shards; without either, numbers.
-fn class_names(place: &Path, index: &TarIndex) -> Result<Vec<String>, DatasetError> {
     let needed = index.places.iter().map(|place| place.label as usize + 1).max().unwrap_or_default();
-    let folder = if shards::is_folder(place) { place } else { place.parent().unwrap_or(Path::new("")) };
-    for name in ["classes.txt", "labels.txt"] {
-        let path = folder.join(name);
-        match classes::named_in(&path)? {
-            Some(names) if names.len() < needed => {
-                let problem = format!("names {} classes, and the shards have the class {}", names.len(), needed - 1);
-                return Err(DatasetError::invalid(&path, problem));
-            }
-            Some(names) => return Ok(names),
-            None => {}
-        }
-    }
-    Ok((0..needed.max(2)).map(|n| n.to_string()).collect())
+    let classes = division::class_names(place, needed)?;
+    let samples = index.places.iter().map(|place| (place.tar, place.label));
+    let (train, val) = division::divide(place, splits.as_deref(), division, &classes, samples)?;
+    TarPictures::new(tars, classes, index, train, val)
 }
 
 /// Indexes all tars, several at a time.

@@ -184,13 +184,27 @@ fn datasets(folder: &Path) -> Result<()> {
     }
     let index = r#"{"version":2,"root":"/data","folders":{"a":1},"classes":["a","b"],"train":[["a/1.png",0,10]],"val":[["b/1.png",1,10]],"passed_over":{"kinds":[{"reason":{"ending":"txt"},"files":2,"examples":["a/n.txt"]},{"reason":"no_ending","files":1,"examples":["a/n"]}],"folders":[]}}"#;
     put("dataset", "index", &[&[3], index.as_bytes()])?;
-    put("dataset", "kernel", &[&[4], b"# a blur\n1/16 2/16 1/16\n2/16, 4/16, 2/16\n1/16 2/16 1/16\n"])?;
+    put("dataset", "kernel", &[&[6], b"# a blur\n1/16 2/16 1/16\n2/16, 4/16, 2/16\n1/16 2/16 1/16\n"])?;
+    let made = cluster_tests::project().join("common/src/dataset/made");
+    put("dataset", "shard", &[&[4], &gunzip(&fs::read(made.join("webdataset.tar.gz"))?)?])?;
+    for entry in fs::read_dir(made.join("parquet"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "parquet") {
+            put("dataset", &path.file_name().unwrap_or_default().to_string_lossy(), &[&[5], &fs::read(&path)?])?;
+        }
+    }
     let root = folder.join("pictures");
     pictures::class_folders(&root, 1, 2, 1);
     for name in ["0.png", "1.JPEG"] {
         put("picture", name, &[&fs::read(root.join("train/class 0").join(name))?])?;
     }
     Ok(())
+}
+
+fn gunzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut whole = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut whole)?;
+    Ok(whole)
 }
 
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {

@@ -48,6 +48,7 @@ pub(crate) fn open_as_it_lies(
         DataSource::Images { val_fraction: Some(_), .. }
             | DataSource::List { val_fraction: Some(_), .. }
             | DataSource::Webdataset { val_fraction: Some(_), .. }
+            | DataSource::Parquet { val_fraction: Some(_), .. }
     );
     let whole = if to_divide { dataset::open_for_validation(&config, progress)? } else { None };
     let (one, source) = (whole.is_some(), whole.map_or_else(|| dataset::open(&config, 1, progress), Ok)?);
@@ -80,7 +81,7 @@ pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
         set("standardize", false.into());
         set("label", label.into());
     } else {
-        bail!("`{}` does not exist: give a folder, a CSV file, a tar or a config", place.display());
+        bail!("`{}` does not exist: give a folder, a CSV file, a tar, a Parquet file or a config", place.display());
     }
     Ok(data.try_into()?)
 }

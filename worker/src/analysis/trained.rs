@@ -61,6 +61,7 @@ impl TrainedModel {
                 DataSource::Images { .. }
                 | DataSource::List { .. }
                 | DataSource::Webdataset { .. }
+                | DataSource::Parquet { .. }
                 | DataSource::Ilsvrc { .. }
                 | DataSource::Idx { .. }
                 | DataSource::Cifar { .. },

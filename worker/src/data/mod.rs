@@ -23,7 +23,5 @@ pub use inputs::{Finish, InputBuffer, Inputs, Pictures};
 pub use loader::{EvalLoader, Input, TrainLoader};
 pub use masks::{Dropout, MaskGroup, MaskRows, Masks};
 pub use picture::{Part, Picture, Region};
-#[cfg(feature = "libtorch")]
-pub(crate) use pipeline::panic_message;
 pub use pipeline::{Batch, BatchName, LoadError, LoaderOptions, Skipped};
 pub use render::Renderer;

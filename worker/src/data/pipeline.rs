@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use common::contained::panic_message;
 use common::dataset::DatasetError;
 use common::trace;
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -192,10 +193,4 @@ impl Batch {
         self.shards.clear();
         self.skipped.clear();
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
 }

@@ -2,7 +2,6 @@
 //! bytes and not by their names; greyscale, palettes, transparency, 16 bits, CMYK and EXIF
 //! orientation included. `pillow.txt` holds what Pillow makes of several hundred files.
 
-mod contained;
 mod error;
 mod jpeg;
 mod orientation;
@@ -11,6 +10,7 @@ mod png;
 #[cfg(test)]
 mod tests;
 
+use common::contained;
 use common::dataset::SampleFormat;
 use image::ImageFormat;
 

@@ -15,12 +15,12 @@ use burn::backend::libtorch::TchTensor;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::Tensor as BurnTensor;
 use common::config::ModelConfig;
+use common::contained::panic_message;
 use tch::{Kind, Tensor, no_grad};
 
 use super::super::{EngineError, Phases, lap};
 use super::products::Products;
 use super::shim::Event;
-use crate::data::panic_message;
 use crate::models::{InputShape, Model, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {

@@ -1,10 +1,9 @@
-//! A decoder that panics fails at its file and at nothing else.
+//! A library's decoder that panics at damaged bytes fails at its file and at nothing else.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
-
-use crate::data::pipeline::panic_message;
 
 thread_local! {
     static CONTAINED: Cell<bool> = const { Cell::new(false) };
@@ -12,7 +11,7 @@ thread_local! {
 
 /// The result of `work`, or what its panic said. The terminal shows nothing of it: the
 /// caller names the file.
-pub(super) fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = panic::take_hook();
@@ -27,6 +26,12 @@ pub(super) fn run<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(work));
     CONTAINED.set(false);
     outcome.map_err(|panic| panic_message(&*panic))
+}
+
+/// What a panic said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
 }
 
 #[cfg(test)]
