@@ -139,9 +139,13 @@ impl Config {
         same.train.checkpoint_steps = None;
         same.train.keep_checkpoints = 1;
         same.train.micro_batch = None;
-        same.train.eval_epochs = 1;
+        // Where evaluations decide the learning rate, how they are made decides the weights.
+        if self.train.schedule != ScheduleKind::Plateau {
+            same.train.eval_epochs = 1;
+            same.train.keep_metric = Metric::Top1;
+            same.data.pixels.eval_resize = 1.0;
+        }
         same.train.audit = false;
-        same.data.pixels.eval_resize = 1.0;
         // A run that stops at a damaged picture has the same weights up to it as one
         // that skips it.
         same.data.pixels.on_corrupt = CorruptPolicy::default();

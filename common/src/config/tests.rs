@@ -238,3 +238,36 @@ fn lenet_has_the_size_of_the_literature() {
     let convolution = layers.iter().find(|l| l.name == "conv2").expect("it has one");
     assert_eq!((convolution.output.as_slice(), convolution.macs), ([16, 10, 10].as_slice(), 16 * 6 * 25 * 100));
 }
+
+#[test]
+fn recipes_that_cannot_work_are_refused_and_say_what_would() {
+    for (sets, words) in [
+        (&["train.nesterov=true", "train.momentum=0"][..], "train.momentum above 0"),
+        (&["train.nesterov=true", "train.optimizer=lars"], "train.optimizer = \"sgd\""),
+        (&["train.trust_coefficient=0"], "above 0"),
+        (&["train.schedule=onecycle", "train.warmup_epochs=1"], "rises by itself"),
+        (&["train.schedule=plateau", "train.decay=1"], "below 1"),
+        (&["train.schedule=polynomial", "train.power=0"], "above 0"),
+        (&["train.lr_batch=0"], "leave it out"),
+        (&["train.keep_metric=top3"], "`top1`, `top5`"),
+    ] {
+        assert!(message(sets).contains(words), "{sets:?}: {}", message(sets));
+    }
+}
+
+#[test]
+fn new_keys_leave_older_runs_what_they_were() {
+    let text = with(&[]).expect("valid").to_toml();
+    for key in ["nesterov", "decay_bias", "trust_coefficient", "lr_batch", "power", "plateau_patience", "keep_metric"] {
+        assert!(!text.contains(key), "{key} in {text}");
+    }
+}
+
+#[test]
+fn how_evaluations_are_made_belongs_to_a_run_that_follows_them() {
+    let identity = |sets: &[&str]| with(sets).expect("valid").identity();
+    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5"] {
+        assert_eq!(identity(&[]), identity(&[change]), "{change}");
+        assert_ne!(identity(&["train.schedule=plateau"]), identity(&["train.schedule=plateau", change]), "{change}");
+    }
+}

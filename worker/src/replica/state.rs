@@ -16,15 +16,21 @@ pub struct State {
     pub step: u64,
     /// safetensors: each parameter by its name, f32.
     pub model: Vec<u8>,
-    /// safetensors: `SLOT/PARAMETER`, f32; `step` in the metadata.
+    /// safetensors: `SLOT/PARAMETER`, f32; in the metadata `step` and, where training follows
+    /// evaluations, `progress`.
     pub optimizer: Vec<u8>,
 }
 
-/// Key of the step in the optimizer's metadata.
-const STEP: &str = "step";
+/// Keys of the optimizer's metadata.
+pub(super) const STEP: &str = "step";
+pub(super) const PROGRESS: &str = "progress";
 
 /// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values.
-pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
+pub(super) fn write(
+    layout: &ParamLayout,
+    parts: &[(String, Cow<'_, [f32]>)],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, ReplicaError> {
     let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
     let mut views = Vec::new();
     for (prefix, values) in parts {
@@ -34,14 +40,18 @@ pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], st
             views.push((format!("{prefix}{}", param.name()), view));
         }
     }
-    let metadata = step.map(|step| HashMap::from([(STEP.to_owned(), step.to_string())]));
     safetensors::serialize(views, metadata).map_err(broken)
 }
 
-/// The step in an optimizer's metadata.
-pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
+/// An optimizer's metadata.
+pub(super) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>, ReplicaError> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
-    let step = metadata.metadata().as_ref().and_then(|m| m.get(STEP)).and_then(|step| step.parse().ok());
+    Ok(metadata.metadata().clone().unwrap_or_default())
+}
+
+/// The step in it.
+pub(super) fn step_of(metadata: &HashMap<String, String>) -> Result<u64, ReplicaError> {
+    let step = metadata.get(STEP).and_then(|step| step.parse().ok());
     step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
 }
 

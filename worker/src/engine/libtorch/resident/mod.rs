@@ -8,6 +8,7 @@
 
 mod inbox;
 mod leaving;
+mod updating;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -30,7 +31,7 @@ use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams};
 use super::{input, loss, span, update};
 use crate::data::Inputs;
 use crate::models::ParamLayout;
-use crate::optim::{Rule, Threads, Update, UpdateReport};
+use crate::optim::{Threads, Update, UpdateReport};
 
 use inbox::Inbox;
 use leaving::LeavingFactors;
@@ -132,6 +133,10 @@ impl ResidentEngine {
         })
     }
 
+    pub(super) fn layout(&self) -> &ParamLayout {
+        &self.network.layout
+    }
+
     pub(super) fn device(&self) -> tch::Device {
         self.device
     }
@@ -203,17 +208,6 @@ impl ResidentEngine {
     /// The flat weights that the model computes with.
     pub(super) fn computing(&self) -> &Tensor {
         self.mirror.as_ref().unwrap_or(&self.master)
-    }
-
-    /// Updates the part that is owned with its part of a flat gradient of this norm.
-    pub(super) fn update_owned(&mut self, gradient: &Tensor, norm: f64, update: Update) -> Result<UpdateReport, EngineError> {
-        let clipped = update.clip(self.train.clip_norm, norm);
-        let rule = Rule::new(&self.train, update.step, update.lr, clipped.factor);
-        let part = |flat: &Tensor| flat.f_narrow(0, self.owned.start as i64, self.owned.len() as i64);
-        let mirror = self.mirror.as_ref().map(part).transpose()?;
-        no_grad(|| update::apply(&rule, &part(&self.master)?, gradient, &self.slots, mirror.as_ref()))?;
-        self.forget()?;
-        Ok(clipped.report)
     }
 
     /// Sends what is owned of a span of the summed gradient to the device.
@@ -404,7 +398,7 @@ impl Engine for ResidentEngine {
                 (self.kept.shallow_clone(), norm)
             }
         };
-        self.update_owned(&flat, norm, update)
+        self.update_all(&flat, norm, update)
     }
 
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
