@@ -173,7 +173,7 @@ impl worker::training::record::Record for Trained {
     fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
     }
-    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::training::record::Snapshot>) -> anyhow::Result<()> {
+    fn checkpoint(&mut self, _: bool, _: &mut dyn FnMut() -> anyhow::Result<worker::training::record::Snapshot>) -> anyhow::Result<()> {
         Ok(())
     }
     fn stop_requested(&self) -> bool {

@@ -138,6 +138,8 @@ impl Config {
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
         same.train.keep_checkpoints = 1;
+        same.train.keep = Keep::Newest;
+        same.train.patience = None;
         same.train.micro_batch = None;
         // Where evaluations decide the learning rate, how they are made decides the weights.
         if self.train.schedule != ScheduleKind::Plateau {

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
-use crate::metrics::Evaluation;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -87,14 +86,22 @@ pub struct TrainConfig {
     pub micro_batch: Option<MicroBatch>,
     /// Evaluates after every so many epochs, and always at the end.
     pub eval_epochs: u32,
-    /// What says which of two evaluations is better: for `schedule = "plateau"`.
-    #[serde(skip_serializing_if = "is_top1")]
-    pub keep_metric: Metric,
+    /// Ends the run after so many evaluations in a row without a better one than the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
     /// Checkpoints after every so many steps; by default at the end of every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
     /// How many checkpoints to keep; older ones are removed.
     pub keep_checkpoints: u32,
+    /// "best": also the checkpoint with the best evaluation, and one is made after each
+    /// evaluation that is better than all before it.
+    #[serde(skip_serializing_if = "Keep::is_newest")]
+    pub keep: Keep,
+    /// What says which of two evaluations is better: for `keep`, `patience` and
+    /// `schedule = "plateau"`.
+    #[serde(skip_serializing_if = "is_top1")]
+    pub keep_metric: Metric,
 }
 
 /// The one of You, Gitman and Ginsburg 2017.
@@ -199,6 +206,22 @@ pub enum ScheduleKind {
     Plateau,
 }
 
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    Newest,
+    Best,
+}
+
+impl Keep {
+    // serde hands over a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_newest(&self) -> bool {
+        *self == Self::Newest
+    }
+}
+
 /// A figure of evaluations by which they are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -217,12 +240,12 @@ impl Metric {
         }
     }
 
-    /// Its value in an evaluation.
-    pub fn of(self, evaluation: &Evaluation) -> f64 {
+    /// As people read it.
+    pub fn title(self) -> &'static str {
         match self {
-            Self::Top1 => evaluation.top1,
-            Self::Top5 => evaluation.top5,
-            Self::Loss => evaluation.loss,
+            Self::Top1 => "top-1",
+            Self::Top5 => "top-5",
+            Self::Loss => "loss",
         }
     }
 
@@ -281,9 +304,11 @@ impl Default for TrainConfig {
             threads: None,
             micro_batch: None,
             eval_epochs: 1,
-            keep_metric: Metric::Top1,
+            patience: None,
             checkpoint_steps: None,
             keep_checkpoints: 2,
+            keep: Keep::Newest,
+            keep_metric: Metric::Top1,
         }
     }
 }
@@ -300,10 +325,10 @@ impl TrainConfig {
         self.lr_batch.map_or(self.lr, |batch| self.lr * f64::from(self.global_batch) / f64::from(batch))
     }
 
-    /// Whether training depends on the results of evaluations, which are a part of its state
-    /// then.
+    /// Whether training, or what is kept of it, depends on the results of evaluations, which
+    /// are a part of its state then.
     pub fn follows_evaluations(&self) -> bool {
-        self.schedule == ScheduleKind::Plateau
+        self.schedule == ScheduleKind::Plateau || self.patience.is_some() || self.keep == Keep::Best
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
@@ -355,6 +380,12 @@ impl TrainConfig {
         }
         if self.schedule == ScheduleKind::Plateau && self.decay >= 1.0 {
             return Err(invalid("train.decay", format!("is {}: with train.schedule = \"plateau\" it must be below 1", self.decay)));
+        }
+        if self.patience == Some(0) {
+            return Err(invalid(
+                "train.patience",
+                "is 0: the run would end with its first evaluation that is not the best; leave it out to go on",
+            ));
         }
         if self.lr_batch == Some(0) {
             return Err(invalid("train.lr_batch", "is 0: it is the batch that train.lr is for; leave it out to not scale"));

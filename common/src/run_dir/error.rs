@@ -37,6 +37,10 @@ pub enum RunDirError {
     NoRun(PathBuf),
     #[error("the run in `{}` has no checkpoint yet: wait for its first one, or lower train.checkpoint_steps", .0.display())]
     NoCheckpoint(PathBuf),
+    #[error("the run in `{}` has no checkpoint of step {step}: it has those of {there}", path.display())]
+    NoSuchCheckpoint { path: PathBuf, step: u64, there: String },
+    #[error("the run in `{}` has no checkpoint whose state was evaluated: take the last one, or train with train.keep = \"best\"", .0.display())]
+    NoneEvaluated(PathBuf),
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use common::config::DataSource;
 use common::dataset::{self, SampleFormat, SampleSource, Split, Table, Unlabelled};
-use common::run_dir::RunView;
+use common::run_dir::{RunView, Which};
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
 use crate::engine::Sums;
@@ -15,7 +15,7 @@ use crate::models::InputShape;
 use crate::replica::Replica;
 use crate::training::job::Job;
 
-/// The newest checkpoint of a run, loaded onto a device.
+/// A checkpoint of a run, loaded onto a device.
 pub struct TrainedModel {
     pub view: RunView,
     pub replica: Replica,
@@ -27,9 +27,9 @@ pub struct TrainedModel {
 const BATCH: u32 = 128;
 
 impl TrainedModel {
-    pub fn load(run: &Path, device: ComputeDevice) -> Result<Self> {
+    pub fn load(run: &Path, which: Which, device: ComputeDevice) -> Result<Self> {
         let view = RunView::open(run)?;
-        let (step, weights) = view.weights()?;
+        let (step, weights) = view.weights(which)?;
         let config = view.config();
         device.set_threads(Job::threads(config));
         let input = Self::input_of(&view);

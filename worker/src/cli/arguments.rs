@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::CorruptPolicy;
-use common::run_dir::Resume;
+use common::run_dir::{Resume, Which};
 use common::ui::LogArgs;
 
 use crate::engine::device::Share;
@@ -135,6 +135,10 @@ pub struct EvalArgs {
     /// not divided, and of a CSV file, all of it is evaluated.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
+    /// Which checkpoint: last, best (by train.keep_metric, of those that were evaluated and
+    /// are there), or a step.
+    #[arg(long, value_name = "WHICH", default_value = "last")]
+    pub checkpoint: Which,
     /// Evaluate the training set.
     #[arg(long)]
     pub train: bool,
@@ -156,6 +160,10 @@ pub struct PredictArgs {
     /// Pictures; CSV files for a model that was trained on one.
     #[arg(required = true)]
     pub inputs: Vec<PathBuf>,
+    /// Which checkpoint: last, best (by train.keep_metric, of those that were evaluated and
+    /// are there), or a step.
+    #[arg(long, value_name = "WHICH", default_value = "last")]
+    pub checkpoint: Which,
     /// How many classes to name.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub top: usize,

@@ -5,8 +5,9 @@ use std::ops::Range;
 use common::config::{OptimizerKind, TrainConfig};
 
 use super::kernels::{AdamStep, LambStep, LarsStep, MomentsStep, SgdStep};
-use super::{Update, norms};
-use crate::models::ParamLayout;
+use super::norms;
+use super::update::Update;
+use crate::models::{ParamLayout, ParamSpec};
 
 /// What one update does to each weight, its gradient and its state.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,7 +107,7 @@ pub(crate) type Pairs<T> = Vec<[T; 2]>;
 /// Whether a parameter has a learning rate of its own. Those of one dimension have not, as in
 /// TensorFlow's `LARSOptimizer` (`skip_list`, by which MLPerf's ResNet-50 leaves out biases and
 /// norms) and in the `LAMBOptimizer` of the paper's authors (`exclude_from_layer_adaptation`).
-pub(crate) fn is_adapted(param: &crate::models::ParamSpec) -> bool {
+pub(crate) fn is_adapted(param: &ParamSpec) -> bool {
     !param.is_vector()
 }
 
@@ -122,7 +123,7 @@ pub(crate) fn scales(layout: &ParamLayout, largest: &[[f32; 2]]) -> Pairs<f64> {
 /// LARS: `trust_coefficient * |w| / (|g| + weight_decay * |w|)`. LAMB: `|w| / |u|`, where u is
 /// the update with its weight decay.
 pub(crate) fn ratios(settings: &TrainConfig, layout: &ParamLayout, update: Update, sums: &[[i64; 2]], scales: &[[f64; 2]]) -> Vec<f64> {
-    let ratio = |((param, sums), scales): ((&crate::models::ParamSpec, &[i64; 2]), &[f64; 2])| {
+    let ratio = |((param, sums), scales): ((&ParamSpec, &[i64; 2]), &[f64; 2])| {
         let [weights, direction] = [0, 1].map(|of| norms::norm(sums[of], scales[of]));
         if !is_adapted(param) || weights == 0.0 || direction == 0.0 {
             return 1.0;

@@ -221,7 +221,7 @@ fn plateaus_are_pytorchs() {
             assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
         }
     }
-    for odd in ["", "top1", "top2 - 0 0", "top1 x 0 0", "top1 - 0 -1", "top1 - 0 0 0"] {
+    for odd in ["", "top1", "top2 - 0 - 0 0", "top1 x 0 - 0 0", "top1 - 0 - 0 -1", "top1 - 0 - 0 0 0"] {
         assert!(Progress::decode(odd).is_err(), "{odd}");
     }
 }

@@ -7,6 +7,7 @@
 
 use anyhow::{Context, Result};
 use common::audit::checksum;
+use common::config::Keep;
 use common::dataset::{SampleSource, Split};
 use common::metrics::Evaluation;
 use common::ring::Span;
@@ -24,7 +25,7 @@ use super::record::{Record, snapshot};
 use super::totals::StepTotals;
 use crate::data::{Batch, EvalLoader, TrainLoader};
 use crate::optim::Update;
-use crate::replica::{BatchPart, Replica, ReplicaError};
+use crate::replica::{BatchPart, Progress, Replica, ReplicaError};
 
 /// Training has reached a state from which no worker can go on.
 #[derive(Debug, thiserror::Error)]
@@ -81,21 +82,24 @@ pub fn train(
     let mut early_stop = EarlyStop::new(job, first);
     let mut left_out = LeftOut::new(job.plan.samples(), job.config.data.pixels.max_corrupt);
     let (mut step, mut stored) = (first, start.stored);
+    let settings = &job.config.train;
     let mut progress = replica.progress();
     // The evaluation and the checkpoint after the last step of an earlier generation,
     // if that generation ended before it made them. What an evaluation decides is not in the
     // state before the next step, so that none of the ranks can have it before the others: it
     // is made again.
-    if job.evaluates_after(step) && (step > start.evaluated || (job.config.train.follows_evaluations() && step > 0)) {
+    if job.evaluates_after(step) && (step > start.evaluated || (settings.follows_evaluations() && step > 0)) {
         let evaluation = evaluate(job, replica, exchange, source, record, step)?;
         progress = job.progress(progress, &evaluation);
         record.evaluation(&evaluation)?;
     }
-    if job.checkpoints_after(step) && step > stored {
-        record.checkpoint(&mut || snapshot(replica))?;
+    let is_best = |progress: &Progress| settings.keep == Keep::Best && progress.is_best();
+    let again = progress != replica.progress();
+    if (job.checkpoints_after(step) || (again && (is_best(&progress) || progress.is_exhausted(settings)))) && step > stored {
+        record.checkpoint(is_best(&progress), &mut || snapshot(replica))?;
         stored = if record.stored().unwrap_or(true) { step } else { stored };
     }
-    while step < job.length.steps {
+    while step < job.length.steps && !progress.is_exhausted(settings) {
         let mut clock = StepClock::start(step);
         let batch = ahead.take().map_or_else(|| loader.next_batch(), Ok)?;
         clock.data_arrived();
@@ -166,16 +170,19 @@ pub fn train(
         record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, updated.grad_norm))?;
         step += 1;
 
-        let over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
+        let mut over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
+        let mut best = false;
         // A run that is asked to stop does not wait for an evaluation, which is made
         // when the run is resumed. A run that is over is not resumed.
         if over || (job.evaluates_after(step) && !all.stop) {
             let evaluation = evaluate(job, replica, exchange, source, record, step)?;
             progress = job.progress(progress, &evaluation);
             record.evaluation(&evaluation)?;
+            best = is_best(&progress);
+            over |= progress.is_exhausted(settings);
         }
-        if job.checkpoints_after(step) || over || all.stop || record.checkpoint_due() {
-            record.checkpoint(&mut || snapshot(replica))?;
+        if job.checkpoints_after(step) || best || over || all.stop || record.checkpoint_due() {
+            record.checkpoint(best, &mut || snapshot(replica))?;
             stored = if record.stored().unwrap_or(true) { step } else { stored };
         }
         if over || all.stop {
