@@ -161,14 +161,14 @@ fn a_run_without_patience_ends_early_with_its_best_checkpoint() {
     // What `worker eval` sees of it.
     let device = ComputeDevice::parse("cpu").unwrap();
     for (which, step) in [("best", best.step), ("last", last.step), (&best.step.to_string(), best.step)] {
-        let trained = worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), device).unwrap();
+        let trained = worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), None, device).unwrap();
         assert_eq!(trained.step, step);
         let source = trained.open_data(None).unwrap();
         let sums = trained.score(&source, common::dataset::Split::Val, |_, _, _| ()).unwrap();
         let evaluation = evaluations.iter().find(|evaluation| evaluation.step == step).unwrap();
         assert_eq!(f64::from(sums.top1) / 24.0, evaluation.top1, "{which}");
     }
-    let load = |which: &str| worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), device).map(|_| ());
+    let load = |which: &str| worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), None, device).map(|_| ());
     let error = load("1").unwrap_err().to_string();
     assert!(error.contains(&format!("it has those of {}, {}", best.step, last.step)), "{error}");
     assert!("newest".parse::<common::run_dir::Which>().unwrap_err().contains("neither best, last nor a step"));

@@ -249,6 +249,8 @@ fn recipes_that_cannot_work_are_refused_and_say_what_would() {
         (&["train.schedule=plateau", "train.decay=1"], "below 1"),
         (&["train.schedule=polynomial", "train.power=0"], "above 0"),
         (&["train.lr_batch=0"], "leave it out"),
+        (&["train.patience=0"], "leave it out"),
+        (&["train.ema=1"], "below 1"),
         (&["train.keep_metric=top3"], "`top1`, `top5`"),
     ] {
         assert!(message(sets).contains(words), "{sets:?}: {}", message(sets));
@@ -258,7 +260,9 @@ fn recipes_that_cannot_work_are_refused_and_say_what_would() {
 #[test]
 fn new_keys_leave_older_runs_what_they_were() {
     let text = with(&[]).expect("valid").to_toml();
-    for key in ["nesterov", "decay_bias", "trust_coefficient", "lr_batch", "power", "plateau_patience", "keep_metric"] {
+    for key in
+        ["nesterov", "decay_bias", "trust_coefficient", "lr_batch", "ema", "keep ", "patience", "power", "plateau_patience", "keep_metric"]
+    {
         assert!(!text.contains(key), "{key} in {text}");
     }
 }

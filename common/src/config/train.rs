@@ -65,6 +65,10 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     pub label_smoothing: f64,
+    /// Keeps an exponential moving average of the weights, of which each update leaves so much:
+    /// 0.999, say. Evaluations are of the average; checkpoints have both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     pub precision: Precision,
     /// The same weights, bit for bit, from any number of workers and whatever
     /// happens to them: gradients are computed shard by shard and summed as
@@ -103,6 +107,9 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "is_top1")]
     pub keep_metric: Metric,
 }
+
+/// The name of the weights' moving average among the state.
+pub const AVERAGE: &str = "ema";
 
 /// The one of You, Gitman and Ginsburg 2017.
 const TRUST_COEFFICIENT: f64 = 0.001;
@@ -160,7 +167,7 @@ pub enum OptimizerKind {
 
 impl OptimizerKind {
     /// The names of its state: each is as long as the weights.
-    pub fn state(self) -> &'static [&'static str] {
+    fn state(self) -> &'static [&'static str] {
         match self {
             Self::Sgd | Self::Lars => &["momentum"],
             Self::Adam | Self::Adamw | Self::Lamb => &["m", "v"],
@@ -298,6 +305,7 @@ impl Default for TrainConfig {
             plateau_patience: PLATEAU_PATIENCE,
             clip_norm: None,
             label_smoothing: 0.0,
+            ema: None,
             precision: Precision::F32,
             reproducible: false,
             audit: false,
@@ -318,6 +326,11 @@ impl TrainConfig {
     pub fn compute_threads(&self, cores: usize) -> usize {
         let default = if self.reproducible { 1 } else { cores.max(1) };
         self.threads.map_or(default, |n| n as usize)
+    }
+
+    /// The names of what an update changes beside the weights; each is as long as they are.
+    pub fn state(&self) -> Vec<&'static str> {
+        self.optimizer.state().iter().copied().chain(self.ema.map(|_| AVERAGE)).collect()
     }
 
     /// The learning rate for this run's batch, before the schedule.
@@ -386,6 +399,11 @@ impl TrainConfig {
                 "train.patience",
                 "is 0: the run would end with its first evaluation that is not the best; leave it out to go on",
             ));
+        }
+        if let Some(ema) = self.ema
+            && !(ema > 0.0 && ema < 1.0)
+        {
+            return Err(invalid("train.ema", format!("is {ema}: it must be above 0 and below 1; leave it out to keep no average")));
         }
         if self.lr_batch == Some(0) {
             return Err(invalid("train.lr_batch", "is 0: it is the batch that train.lr is for; leave it out to not scale"));

@@ -192,8 +192,17 @@ impl RunView {
 
     /// The weights of a checkpoint (safetensors), and its step.
     pub fn weights(&self, which: Which) -> Result<(u64, Vec<u8>), RunDirError> {
+        self.file(which, CHECKPOINT_FILES[0])
+    }
+
+    /// The optimizer's state of a checkpoint (safetensors), and its step.
+    pub fn optimizer(&self, which: Which) -> Result<(u64, Vec<u8>), RunDirError> {
+        self.file(which, CHECKPOINT_FILES[1])
+    }
+
+    fn file(&self, which: Which, name: &str) -> Result<(u64, Vec<u8>), RunDirError> {
         let checkpoint = self.checkpoint(which)?;
-        let file = checkpoint.path.join(CHECKPOINT_FILES[0]);
+        let file = checkpoint.path.join(name);
         let bytes = std::fs::read(&file).map_err(RunDirError::io("read", &file))?;
         Ok((checkpoint.step, bytes))
     }

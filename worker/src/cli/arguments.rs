@@ -8,6 +8,7 @@ use common::config::CorruptPolicy;
 use common::run_dir::{Resume, Which};
 use common::ui::LogArgs;
 
+use crate::analysis::trained::Weights;
 use crate::engine::device::Share;
 
 /// Trains image classifiers: alone, or as one worker of a cluster.
@@ -139,6 +140,9 @@ pub struct EvalArgs {
     /// are there), or a step.
     #[arg(long, value_name = "WHICH", default_value = "last")]
     pub checkpoint: Which,
+    /// Which weights [default: ema of a run with train.ema, else raw].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// Evaluate the training set.
     #[arg(long)]
     pub train: bool,
@@ -164,6 +168,9 @@ pub struct PredictArgs {
     /// are there), or a step.
     #[arg(long, value_name = "WHICH", default_value = "last")]
     pub checkpoint: Which,
+    /// Which weights [default: ema of a run with train.ema, else raw].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// How many classes to name.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub top: usize,

@@ -118,6 +118,12 @@ impl Engine for AutodiffEngine {
         Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
     }
 
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.optimizer.swap_average(&mut self.weights, None);
+        self.load();
+        Ok(())
+    }
+
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
         write(&mut self.weights);
         self.load();

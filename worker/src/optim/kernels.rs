@@ -122,6 +122,15 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// An exponential moving average: `average += rest * (w - average)`.
+    pub(super) fn average(rest: f32, weights: &[f32], average: &mut [f32]) {
+        for (e, w) in average.iter_mut().zip(weights) {
+            *e += rest * (w - *e);
+        }
+    }
+}
+
 /// The direction of You et al. 2019, algorithm 2, with its weight decay:
 /// `m / c1 / (sqrt(v) / sqrt(c2) + eps) + weight_decay * w`.
 #[inline(always)]

@@ -39,8 +39,10 @@ const FEW: usize = 4;
 pub struct Optimizer {
     settings: TrainConfig,
     layout: ParamLayout,
-    /// In the order of [`common::config::OptimizerKind::state`].
+    /// In the order of [`TrainConfig::state`].
     slots: Vec<Vec<f32>>,
+    /// The moving average of the weights.
+    average: Option<Vec<f32>>,
     threads: Threads,
 }
 
@@ -55,18 +57,30 @@ pub struct NotFinite {
 impl Optimizer {
     /// An optimizer of these parameters with zero state.
     pub fn new(train: &TrainConfig, layout: &ParamLayout, threads: Threads) -> Self {
-        let slots = train.optimizer.state().iter().map(|_| vec![0.0; layout.total()]).collect();
-        Self { settings: train.clone(), layout: layout.clone(), slots, threads }
+        let mut slots: Vec<_> = train.state().iter().map(|_| vec![0.0; layout.total()]).collect();
+        let average = if train.ema.is_some() { slots.pop() } else { None };
+        Self { settings: train.clone(), layout: layout.clone(), slots, average, threads }
     }
 
     /// The state by name, each as long as the weights.
     pub fn state(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        self.settings.optimizer.state().iter().copied().zip(self.slots.iter().map(Vec::as_slice))
+        self.settings.state().into_iter().zip(self.slots.iter().chain(&self.average).map(Vec::as_slice))
     }
 
     /// The state to be overwritten, by name.
     pub fn state_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut [f32])> {
-        self.settings.optimizer.state().iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
+        self.settings.state().into_iter().zip(self.slots.iter_mut().chain(&mut self.average).map(Vec::as_mut_slice))
+    }
+
+    /// Exchanges the weights with their average, if there is one; `mirror` as for
+    /// [`Self::step`].
+    pub fn swap_average(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>) {
+        if let Some(average) = &mut self.average {
+            weights.swap_with_slice(average);
+            if let Some(mirror) = mirror {
+                f32_to_bf16(weights, mirror);
+            }
+        }
     }
 
     /// Computes the norm of the gradient, clips it, and applies update number `step`:
@@ -94,20 +108,29 @@ impl Optimizer {
         assert_eq!((total, total), (weights.len(), self.layout.total()), "the gradient's buckets must cover the weights");
         let ratios = if self.settings.optimizer.is_layerwise() {
             if let Some(first) = Rule::first(&self.settings, update) {
-                self.apply(&[(0..total, first)], weights, None, gradient);
+                self.apply(&[(0..total, first)], weights, None, gradient, None);
             }
             self.ratios(weights, gradient, update)
         } else {
             Vec::new()
         };
         let runs = Rule::runs(&self.settings, &self.layout, update, &ratios);
-        self.apply(&runs, weights, mirror.take(), gradient);
+        self.apply(&runs, weights, mirror.take(), gradient, Rule::average(&self.settings, update));
     }
 
-    /// Does what each rule says to its range of everything that an update touches.
-    fn apply(&mut self, runs: &[(Range<usize>, Rule)], weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket]) {
+    /// Does what each rule says to its range of everything that an update touches. `rest`: how
+    /// far the average of the weights follows them.
+    fn apply(
+        &mut self,
+        runs: &[(Range<usize>, Rule)],
+        weights: &mut [f32],
+        mirror: Option<&mut [u16]>,
+        gradient: &[impl Bucket],
+        rest: Option<f32>,
+    ) {
         let (mut weights, mut mirror) = (weights, mirror);
         let mut slots: Vec<&mut [f32]> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
+        let mut average = rest.and(self.average.as_deref_mut());
         let task = |Piece { of, gradient, .. }| {
             let n = gradient.len();
             Task {
@@ -116,6 +139,7 @@ impl Optimizer {
                 weights: weights.split_off_mut(..n).unwrap_or_default(),
                 mirror: mirror.as_mut().and_then(|m| m.split_off_mut(..n)),
                 slots: slots.iter_mut().map(|s| s.split_off_mut(..n).unwrap_or_default()).collect(),
+                average: average.as_mut().and_then(|a| a.split_off_mut(..n)).zip(rest),
             }
         };
         let tasks = cut(gradient, runs.iter().map(|(range, _)| range.clone())).into_iter().map(task).collect();
@@ -266,11 +290,12 @@ struct Task<'a> {
     weights: &'a mut [f32],
     mirror: Option<&'a mut [u16]>,
     slots: Vec<&'a mut [f32]>,
+    average: Option<(&'a mut [f32], f32)>,
 }
 
 impl Task<'_> {
     fn run(self) {
-        let Task { rule, gradient, weights, mirror, mut slots } = self;
+        let Task { rule, gradient, weights, mirror, mut slots, average } = self;
         let mut at = 0;
         gradient.for_each_f32(|gradient| {
             let range = at..at + gradient.len();
@@ -286,6 +311,9 @@ impl Task<'_> {
             }
         });
         // The chunk just written is still in the cache.
+        if let Some((average, rest)) = average {
+            kernels::average(rest, weights, average);
+        }
         if let Some(mirror) = mirror {
             f32_to_bf16(weights, mirror);
         }

@@ -67,6 +67,12 @@ impl Rule {
         }
     }
 
+    /// How much of the way to the new weights their moving average goes, if there is one. After
+    /// the first update it is the weights.
+    pub(crate) fn average(settings: &TrainConfig, update: Update) -> Option<f32> {
+        settings.ema.map(|ema| if update.step == 0 { 1.0 } else { (1.0 - ema) as f32 })
+    }
+
     /// What an update does before its norms are known, if it does anything.
     pub(crate) fn first(settings: &TrainConfig, update: Update) -> Option<Self> {
         let moments = MomentsStep {

@@ -19,6 +19,7 @@ struct Figures {
     losses: Vec<Lost>,
     schedules: Vec<Scheduled>,
     plateaus: Vec<Plateau>,
+    average: Vec<f32>,
     alexnet: Steps,
 }
 
@@ -136,6 +137,25 @@ fn optimizers_update_as_pytorchs_do() {
             assert_near(&format!("{name}, weight {at}"), (*found).into(), (*expected).into(), 2e-6);
         }
     }
+}
+
+#[test]
+fn the_average_of_the_weights_is_pytorchs() {
+    let train = TrainConfig { momentum: 0.9, weight_decay: 0.0, ema: Some(0.9), ..TrainConfig::default() };
+    let mut optimizer = Optimizer::new(&train, &ParamLayout::of_shapes(&[&[5, 8]]), Threads::new(1).unwrap());
+    let mut weights = numbers(40, 1);
+    for step in 0..6 {
+        optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], Update { step: step.into(), lr: 0.1, factor: 1.0 });
+    }
+    let before = weights.clone();
+    optimizer.swap_average(&mut weights, None);
+    let expected = figures().average;
+    assert_eq!(expected.len(), 40);
+    for (at, (found, expected)) in weights.iter().zip(expected).enumerate() {
+        assert_near(&format!("weight {at}"), (*found).into(), expected.into(), 2e-6);
+    }
+    optimizer.swap_average(&mut weights, None);
+    assert_eq!(weights, before);
 }
 
 #[test]

@@ -17,7 +17,7 @@ mod tests_of_updates;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use common::config::{ModelConfig, Precision, TrainConfig};
+use common::config::{AVERAGE, ModelConfig, Precision, TrainConfig};
 use common::dense::Factored;
 use common::digest::Digest;
 use common::ring::{Bucket, Span, Values};
@@ -357,7 +357,7 @@ impl Replica {
     /// The most bytes that a file of a [`State`] of this model can have.
     pub fn largest_state_file(&self) -> u64 {
         const NAMES_AND_SHAPES: u64 = 1 << 20;
-        let vectors = self.train.optimizer.state().len().max(1) as u64;
+        let vectors = self.train.state().len().max(1) as u64;
         4 * vectors * self.layout.total() as u64 + NAMES_AND_SHAPES
     }
 
@@ -390,8 +390,7 @@ impl Replica {
         if step != state.step {
             return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
         }
-        let prefixes: Vec<_> = self.train.optimizer.state().iter().map(|slot| format!("{slot}/")).collect();
-        let slots = state::read(&self.layout, &prefixes, &state.optimizer)?;
+        let slots = state::read(&self.layout, &self.prefixes(), &state.optimizer)?;
         import_weights(&mut *self.engine, &self.layout, &state.model)?;
         self.engine.write_optimizer_state(&mut |slot, values| slots.copy_to(slot, values))?;
         (self.step, self.progress) = (step, progress);
@@ -406,12 +405,47 @@ impl Replica {
         import_weights(&mut *self.engine, &self.layout, model)
     }
 
-    /// A fingerprint of the weights: equal on workers that hold the same bytes.
+    /// As [`import_weights`](Self::import_weights), but the moving average of the weights, from
+    /// [`State::optimizer`].
+    ///
+    /// # Errors
+    /// The state has no average, is malformed or of another model; this replica is unchanged.
+    pub fn import_average(&mut self, optimizer: &[u8]) -> Result<(), ReplicaError> {
+        let Some(part) = self.train.state().iter().position(|name| *name == AVERAGE) else {
+            return Err(ReplicaError::State("it was trained without train.ema, so it has no average".to_owned()));
+        };
+        let parts = state::read(&self.layout, &self.prefixes(), optimizer)?;
+        Ok(self.engine.write_weights(&mut |weights| parts.copy_to(part, weights))?)
+    }
+
+    /// Has `work` compute with the moving average of the weights, if there is one, and then
+    /// goes back to the weights.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn averaged<T>(&mut self, work: impl FnOnce(&Self) -> T) -> Result<T, ReplicaError> {
+        if self.train.ema.is_none() {
+            return Ok(work(self));
+        }
+        self.engine.swap_average()?;
+        let result = work(self);
+        self.engine.swap_average()?;
+        Ok(result)
+    }
+
+    /// The names of the optimizer's vectors as they stand before those of parameters.
+    fn prefixes(&self) -> Vec<String> {
+        self.train.state().iter().map(|slot| format!("{slot}/")).collect()
+    }
+
+    /// A fingerprint of the weights, and of their moving average if there is one: equal on
+    /// workers that hold the same bytes.
     ///
     /// # Errors
     /// The device failed.
     pub fn weights_blake3(&self) -> Result<Digest, ReplicaError> {
-        Ok(state::weights_blake3(&self.layout, &self.weights()?))
+        let average = self.train.ema.and(self.engine.optimizer_state()?.pop()).map(|(_, values)| values);
+        Ok(state::weights_blake3(&self.layout, &self.weights()?, average.as_deref()))
     }
 
     fn train_batch<'a>(&self, part: &BatchPart<'a>, scale: f32) -> Result<TrainBatch<'a>, ReplicaError> {

@@ -1,5 +1,6 @@
 //! Weights and optimizer state as safetensors bytes, and back.
 
+use common::config::AVERAGE;
 use common::digest::Digest;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -101,13 +102,17 @@ pub(super) fn read<'a>(layout: &'a ParamLayout, prefixes: &[String], bytes: &'a 
 
 /// BLAKE3 over the parameters in name order: the name's length and bytes, the
 /// number of dimensions and each of them, the values; integers as u64, all
-/// little-endian.
-pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> Digest {
+/// little-endian. After them those of the moving average, if there is one, with
+/// `ema/` before the name.
+pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32], average: Option<&[f32]>) -> Digest {
     let mut params: Vec<_> = layout.params().iter().collect();
     params.sort_by_key(|p| p.name());
     let mut hasher = blake3::Hasher::new();
-    for param in params {
-        hasher.update(&(param.name().len() as u64).to_le_bytes());
+    let all = [("".to_owned(), Some(weights)), (format!("{AVERAGE}/"), average)];
+    let vectors = all.iter().filter_map(|(prefix, values)| values.map(|values| (prefix, values)));
+    for ((prefix, weights), param) in vectors.flat_map(|vector| params.iter().map(move |param| (vector, param))) {
+        hasher.update(&((prefix.len() + param.name().len()) as u64).to_le_bytes());
+        hasher.update(prefix.as_bytes());
         hasher.update(param.name().as_bytes());
         hasher.update(&(param.shape().len() as u64).to_le_bytes());
         for &dimension in param.shape() {

@@ -17,7 +17,8 @@ fn recipes() -> Vec<TrainConfig> {
     let plain = || TrainConfig { weight_decay: 0.01, ..train() };
     let kinds = [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb];
     let all = kinds.into_iter().flat_map(|optimizer| [true, false].map(|decay_bias| TrainConfig { optimizer, decay_bias, ..plain() }));
-    all.chain([TrainConfig { nesterov: true, ..plain() }]).collect()
+    let with_average = TrainConfig { ema: Some(0.7), optimizer: OptimizerKind::Lamb, ..plain() };
+    all.chain([TrainConfig { nesterov: true, ..plain() }, TrainConfig { ema: Some(0.9), ..plain() }, with_average]).collect()
 }
 
 fn noise(len: usize, place: u64) -> Vec<f32> {
@@ -88,6 +89,51 @@ fn layerwise_updates_with_an_own_gradient_are_those_of_the_handed_one() {
             }
             let far = distance(&handed.weights().unwrap(), &own.weights().unwrap());
             assert!(far < 1e-5, "{device} {optimizer:?}: {far}");
+        }
+    }
+}
+
+/// Everywhere, on any engine: evaluated, in the digest, and in the state that others take over.
+#[test]
+fn the_average_of_the_weights_is_kept_evaluated_and_handed_on() {
+    for device in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let train = TrainConfig { precision, ema: Some(0.5), ..train() };
+            let mut one = replica(0.0, &train, &device);
+            let (images, labels) = batch(BATCH, 0);
+            let mut average: Vec<f32> = Vec::new();
+            for step in 0..3 {
+                let flat = noise(one.layout().total(), step);
+                one.update(&[flat], at(step, 0.05)).unwrap();
+                let weights = one.weights().unwrap();
+                if average.is_empty() {
+                    average = weights.to_vec();
+                }
+                average.iter_mut().zip(weights.iter()).for_each(|(e, w)| *e += 0.5 * (w - *e));
+            }
+            let (digest, state) = (one.weights_blake3().unwrap(), one.export().unwrap());
+            let raw = one.evaluate(&images, &labels).unwrap();
+            let (found, averaged) = one.averaged(|one| (one.weights().unwrap().to_vec(), one.evaluate(&images, &labels).unwrap())).unwrap();
+            assert!(found == average, "{device} {precision:?}");
+            assert!(averaged.loss != raw.loss);
+            assert_eq!((one.weights_blake3().unwrap(), one.evaluate(&images, &labels).unwrap()), (digest, raw), "{device} {precision:?}");
+            assert!(one.export().unwrap() == state);
+            // Another worker that takes it over, and one that is to evaluate it.
+            let mut other = replica(0.0, &train, &device);
+            other.import(&state).unwrap();
+            assert_eq!(
+                (other.weights_blake3().unwrap(), other.averaged(|r| r.evaluate(&images, &labels).unwrap()).unwrap()),
+                (digest, averaged)
+            );
+            let mut evaluating = replica(0.0, &train, &device);
+            evaluating.import_average(&state.optimizer).unwrap();
+            assert_eq!(evaluating.evaluate(&images, &labels).unwrap(), averaged);
+            // The digest covers both.
+            other.engine.write_optimizer_state(&mut |slot, values| values[7] += slot as f32).unwrap();
+            assert_ne!(other.weights_blake3().unwrap(), digest);
+            let mut without = replica(0.0, &TrainConfig { ema: None, ..train.clone() }, &device);
+            assert!(without.import(&state).is_err());
+            assert!(without.import_average(&state.optimizer).unwrap_err().to_string().contains("train.ema"));
         }
     }
 }

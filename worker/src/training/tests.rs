@@ -191,6 +191,7 @@ fn reproducible_weights_are_those_of_any_world() {
 fn evaluations_decide_alike_on_all_ranks_and_in_any_world() {
     let recipes = [
         ["train.schedule=plateau", "train.plateau_patience=0", "train.optimizer=lamb", "train.keep_metric=loss", "train.epochs=5"],
+        ["train.schedule=plateau", "train.plateau_patience=0", "train.ema=0.8", "train.decay=0.9", "train.epochs=4"],
         ["train.patience=1", "train.lr=0.5", "train.optimizer=lars", "train.trust_coefficient=0.5", "train.epochs=40"],
     ];
     for recipe in recipes {

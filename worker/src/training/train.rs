@@ -258,7 +258,19 @@ fn correction(planned: u32, counted: u64) -> f64 {
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
 /// no padding. Every rank returns the same result. In reproducible mode it is the same in any
 /// world: the same samples are computed at a time, and their losses are summed as integers.
+/// With `train.ema` the moving average of the weights is evaluated.
 pub fn evaluate(
+    job: &Job,
+    replica: &mut Replica,
+    exchange: &mut Exchange,
+    source: &Arc<dyn SampleSource>,
+    record: &mut dyn Record,
+    step: u64,
+) -> Result<Evaluation> {
+    replica.averaged(|replica| evaluate_weights(job, replica, exchange, source, record, step))?
+}
+
+fn evaluate_weights(
     job: &Job,
     replica: &Replica,
     exchange: &mut Exchange,

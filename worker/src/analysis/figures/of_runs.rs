@@ -123,7 +123,7 @@ const GRID: usize = 240;
 pub fn regions(run: &Path, device: ComputeDevice) -> Result<Option<Regions>> {
     let columns = RunView::open(run)?.data().columns.clone();
     let [first, second] = &columns[..] else { return Ok(None) };
-    let trained = TrainedModel::load(run, Which::Last, device)?;
+    let trained = TrainedModel::load(run, Which::Last, None, device)?;
     let source = trained.open_data(None)?;
     let rows = rows(source.as_ref())?;
     let at = |n: usize, v: f32| columns[n].raw(v);

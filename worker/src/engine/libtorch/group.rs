@@ -439,13 +439,18 @@ impl Engine for GroupEngine {
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
-        let mut all: Vec<NamedVector<'_>> = self.engine(0).state_names().iter().map(|name| (*name, Cow::Owned(Vec::new()))).collect();
+        let mut all: Vec<NamedVector<'_>> = self.engine(0).state_names().into_iter().map(|name| (name, Cow::Owned(Vec::new()))).collect();
         for number in 0..self.engines.len() {
             for ((_, values), part) in all.iter_mut().zip(self.engine(number).owned_state()?) {
                 values.to_mut().extend(part);
             }
         }
         Ok(all)
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.each(|_, engine| engine.swap_average())?;
+        self.share_weights()
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

@@ -202,6 +202,12 @@ impl Engine for HostEngine {
         Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
     }
 
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
+        self.optimizer.swap_average(master, mirror);
+        Ok(())
+    }
+
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
         let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
         write(master);

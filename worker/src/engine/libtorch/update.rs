@@ -12,19 +12,26 @@ const PIECE: usize = 1 << 24;
 const CPU_PIECE: usize = 1 << 15;
 
 /// Updates weights by the rule, and the state of the optimizer with them, piece by piece.
-/// All vectors are of the same values; `mirror` is a copy of the weights in another format.
+/// All vectors are of the same values; `mirror` is a copy of the weights in another format,
+/// `average` their moving average, and how far it follows them.
 pub(super) fn apply(
     rule: &Rule,
     weights: &Tensor,
     gradient: &Tensor,
     slots: &[Tensor],
     mirror: Option<&Tensor>,
+    average: Option<(&Tensor, f32)>,
 ) -> Result<(), EngineError> {
     for (start, len) in pieces(weights, 0, weights.numel() as i64) {
         let piece = |flat: &Tensor| flat.f_narrow(0, start, len);
         let mut weights = piece(weights)?;
         let mut slots = slots.iter().map(piece).collect::<Result<Vec<_>, _>>()?;
         update_piece(rule, &mut weights, &piece(gradient)?.f_to_kind(Kind::Float)?, &mut slots)?;
+        if let Some((average, rest)) = average {
+            let mut average = piece(average)?;
+            let way = weights.f_sub(&average)?.f_mul_scalar(f64::from(rest))?;
+            let _ = average.f_add_(&way)?;
+        }
         if let Some(mirror) = mirror {
             piece(mirror)?.f_copy_(&weights)?;
         }

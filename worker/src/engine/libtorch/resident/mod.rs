@@ -60,6 +60,8 @@ pub(crate) struct ResidentEngine {
     owned: Range<usize>,
     /// The vectors of the optimizer's state, of the part that is owned.
     slots: Vec<Tensor>,
+    /// Of that part, the moving average.
+    average: Option<Tensor>,
     /// The gradient that waits for an update, flat, in the number format of the pass, or
     /// in f32 if it has several addends.
     kept: Tensor,
@@ -107,7 +109,8 @@ impl ResidentEngine {
         let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
         let zeros = |_| Tensor::f_zeros([owned.len() as i64], (Kind::Float, device));
         let (products, inbox) = (Products::none(network.layout.total()), Inbox::new(owned.clone(), device));
-        let slots = setup.train.optimizer.state().iter().map(zeros).collect::<Result<_, _>>()?;
+        let mut slots = setup.train.state().iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+        let average = if setup.train.ema.is_some() { slots.pop() } else { None };
         Ok(Self {
             network,
             loss: Loss::of(setup.model, setup.train),
@@ -117,6 +120,7 @@ impl ResidentEngine {
             mirror,
             owned,
             slots,
+            average,
             kept: Tensor::f_zeros([total], (kind, device))?,
             holds: false,
             norm: None,
@@ -227,7 +231,7 @@ impl ResidentEngine {
 
     /// The vectors of the optimizer's state, of the part that is owned.
     pub(super) fn owned_state(&self) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.slots.iter().map(to_host).collect()
+        self.slots.iter().chain(&self.average).map(to_host).collect()
     }
 
     /// Puts these values in the place of the flat weights.
@@ -244,12 +248,13 @@ impl ResidentEngine {
     /// Puts what is owned of these values in the place of one vector of the optimizer's
     /// state.
     pub(super) fn set_state(&mut self, slot: usize, values: &[f32]) -> Result<(), EngineError> {
-        Ok(self.slots[slot].f_copy_(&Tensor::f_from_slice(&values[self.owned.clone()])?)?)
+        let vector = self.slots.iter_mut().chain(&mut self.average).nth(slot).ok_or(EngineError::Broken)?;
+        Ok(vector.f_copy_(&Tensor::f_from_slice(&values[self.owned.clone()])?)?)
     }
 
     /// The names of the vectors of the optimizer's state.
-    pub(super) fn state_names(&self) -> &'static [&'static str] {
-        self.train.optimizer.state()
+    pub(super) fn state_names(&self) -> Vec<&'static str> {
+        self.train.state()
     }
 }
 
@@ -417,7 +422,11 @@ impl Engine for ResidentEngine {
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
-        Ok(self.state_names().iter().copied().zip(self.owned_state()?.into_iter().map(Cow::Owned)).collect())
+        Ok(self.state_names().into_iter().zip(self.owned_state()?.into_iter().map(Cow::Owned)).collect())
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.swap_owned()
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

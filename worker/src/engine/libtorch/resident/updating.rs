@@ -31,7 +31,7 @@ impl ResidentEngine {
     /// Does what comes before norms are measured. The update's factor is the whole one.
     pub(in super::super) fn begin_update(&mut self, gradient: &Tensor, update: Update) -> Result<(), EngineError> {
         match Rule::first(&self.train, update) {
-            Some(rule) => no_grad(|| update::apply(&rule, &self.own(&self.master)?, gradient, &self.slots, None)),
+            Some(rule) => no_grad(|| update::apply(&rule, &self.own(&self.master)?, gradient, &self.slots, None, None)),
             None => Ok(()),
         }
     }
@@ -67,9 +67,24 @@ impl ResidentEngine {
             let part = |flat: &Tensor| flat.f_narrow(0, start, len);
             let slots = self.slots.iter().map(part).collect::<Result<Vec<_>, _>>()?;
             let mirror = mirror.as_ref().map(part).transpose()?;
-            no_grad(|| update::apply(&rule, &part(&master)?, &part(gradient)?, &slots, mirror.as_ref()))?;
+            let average = self.average.as_ref().map(part).transpose()?;
+            let average = average.as_ref().zip(Rule::average(&self.train, update));
+            no_grad(|| update::apply(&rule, &part(&master)?, &part(gradient)?, &slots, mirror.as_ref(), average))?;
         }
         super::Engine::forget(self)
+    }
+
+    /// Exchanges what is owned of the weights with their average.
+    pub(super) fn swap_owned(&mut self) -> Result<(), EngineError> {
+        let Some(average) = &self.average else { return Ok(()) };
+        no_grad(|| {
+            let (mut master, mut average) = (self.own(&self.master)?, average.shallow_clone());
+            let mut weights = master.f_empty_like()?;
+            weights.f_copy_(&master)?;
+            master.f_copy_(&average)?;
+            average.f_copy_(&weights)?;
+            self.mirror.as_ref().map(|flat| Ok(self.own(flat)?.f_copy_(&master)?)).transpose().map(|_| ())
+        })
     }
 
     /// Of each parameter, the pieces of what `measure` makes of the owned part of its weights,
