@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use common::config::Config;
 use common::dataset;
-use common::run_dir::{RunDir, RunView};
+use common::run_dir::{RunDir, RunView, Which};
+use worker::analysis::trained::{TrainedModel, Weights};
 use worker::engine::device::ComputeDevice;
 use worker::training::single::{Outcome, SingleRun, run};
 
@@ -122,7 +123,7 @@ fn a_plateau_is_the_same_in_a_run_that_is_stopped_at_every_step() {
             "train.optimizer=lars",
             "train.trust_coefficient=0.5",
         ];
-        let set = [&NOISE[..], &recipe, &[metric, "train.epochs=6", "train.reproducible=true"]].concat();
+        let set = [&NOISE[..], &recipe, &[metric, "train.ema=0.8", "train.epochs=6", "train.reproducible=true"]].concat();
         let (whole, parts) = (dir.path().join(format!("{metric}-whole")), dir.path().join(format!("{metric}-parts")));
         let expected = train(&whole, false, false, &set).unwrap().summary;
         let mut found = train(&parts, false, true, &set).unwrap();
@@ -161,20 +162,42 @@ fn a_run_without_patience_ends_early_with_its_best_checkpoint() {
     // What `worker eval` sees of it.
     let device = ComputeDevice::parse("cpu").unwrap();
     for (which, step) in [("best", best.step), ("last", last.step), (&best.step.to_string(), best.step)] {
-        let trained = worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), None, device).unwrap();
+        let trained = TrainedModel::load(&path, which.parse().unwrap(), None, device).unwrap();
         assert_eq!(trained.step, step);
         let source = trained.open_data(None).unwrap();
         let sums = trained.score(&source, common::dataset::Split::Val, |_, _, _| ()).unwrap();
         let evaluation = evaluations.iter().find(|evaluation| evaluation.step == step).unwrap();
         assert_eq!(f64::from(sums.top1) / 24.0, evaluation.top1, "{which}");
     }
-    let load = |which: &str| worker::analysis::trained::TrainedModel::load(&path, which.parse().unwrap(), None, device).map(|_| ());
+    let load = |which: &str| TrainedModel::load(&path, which.parse().unwrap(), None, device).map(|_| ());
     let error = load("1").unwrap_err().to_string();
     assert!(error.contains(&format!("it has those of {}, {}", best.step, last.step)), "{error}");
-    assert!("newest".parse::<common::run_dir::Which>().unwrap_err().contains("neither best, last nor a step"));
+    assert!("newest".parse::<Which>().unwrap_err().contains("neither best, last nor a step"));
     // It has ended, and goes on with more patience.
     let again = train(&path, true, false, &set).unwrap();
     assert!(!again.stopped && again.summary.steps == summary.steps && again.summary.weights_blake3 == summary.weights_blake3);
     let patient = [&set[..], &["train.patience=3"]].concat();
     assert!(train(&path, true, false, &patient).unwrap().summary.steps > summary.steps);
+}
+
+#[test]
+fn either_weights_of_a_run_with_an_average_are_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, without) = (dir.path().join("run"), dir.path().join("without"));
+    let set = [&NOISE[..], &["train.ema=0.9", "train.epochs=3"]].concat();
+    let summary = train(&path, false, false, &set).unwrap().summary;
+    let load = |path: &Path, weights| TrainedModel::load(path, Which::Last, weights, ComputeDevice::parse("cpu").unwrap());
+    let loss = |weights| {
+        let trained = load(&path, weights).unwrap();
+        let sums = trained.score(&trained.open_data(None).unwrap(), common::dataset::Split::Val, |_, _, _| ()).unwrap();
+        sums.loss / f64::from(sums.count)
+    };
+    let averaged = loss(Some(Weights::Ema));
+    assert!((averaged - summary.loss.unwrap()).abs() < 1e-6, "{averaged}: the run's evaluations are of the average");
+    assert!((averaged - loss(Some(Weights::Raw))).abs() > 1e-3);
+    assert!((averaged - loss(None)).abs() < 1e-9);
+    train(&without, false, false, &NOISE).unwrap();
+    let error = load(&without, Some(Weights::Ema)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("without train.ema") && error.contains("--weights ema"), "{error}");
+    assert!(load(&without, None).is_ok());
 }

@@ -10,6 +10,7 @@ mod data;
 mod edit;
 mod error;
 mod model;
+mod recipe;
 mod train;
 
 use crate::digest::Digest;
@@ -23,6 +24,7 @@ pub use architecture::*;
 pub use data::*;
 pub use error::ConfigError;
 pub use model::*;
+pub use recipe::*;
 pub use train::*;
 
 /// Everything that defines a run. Serialising it gives the resolved config.

@@ -258,6 +258,25 @@ fn recipes_that_cannot_work_are_refused_and_say_what_would() {
 }
 
 #[test]
+fn every_recipe_that_others_published_says_that_it_was_not_run_here() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let load = |name: &str| {
+        let path = folder.join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        let about: Vec<&str> =
+            text.lines().take_while(|line| line.starts_with('#')).map(|line| line.trim_start_matches(['#', ' '])).collect();
+        assert!(about.join(" ").contains("It was not run to its end here."), "{name}");
+        Config::load(&path, &[]).expect("it is valid").train
+    };
+    let paper = load("alexnet-2012");
+    assert_eq!((paper.schedule, paper.global_batch, paper.scaled_lr(), paper.weight_decay), (ScheduleKind::Plateau, 128, 0.01, 5e-4));
+    let torchvision = load("alexnet-torchvision");
+    assert_eq!((torchvision.epochs, torchvision.global_batch, torchvision.weight_decay), (90, 256, 1e-4));
+    let large = load("alexnet-large-batch");
+    assert_eq!((large.optimizer, large.global_batch, large.scaled_lr()), (OptimizerKind::Lars, 8192, 0.32));
+}
+
+#[test]
 fn new_keys_leave_older_runs_what_they_were() {
     let text = with(&[]).expect("valid").to_toml();
     for key in

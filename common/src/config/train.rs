@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
+use super::recipe::{AVERAGE, Keep, Metric, OptimizerKind, ScheduleKind};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -108,9 +109,6 @@ pub struct TrainConfig {
     pub keep_metric: Metric,
 }
 
-/// The name of the weights' moving average among the state.
-pub const AVERAGE: &str = "ema";
-
 /// The one of You, Gitman and Ginsburg 2017.
 const TRUST_COEFFICIENT: f64 = 0.001;
 
@@ -149,37 +147,6 @@ fn is_default_trust(value: &f64) -> bool {
     *value == TRUST_COEFFICIENT
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// SGD with momentum; weight decay joins the gradient.
-    Sgd,
-    /// Kingma and Ba 2014; weight decay joins the gradient.
-    Adam,
-    /// Loshchilov and Hutter 2017; weight decay acts on the weights.
-    Adamw,
-    /// You, Gitman and Ginsburg 2017: SGD with momentum, at a learning rate of its own for
-    /// each layer.
-    Lars,
-    /// You et al. 2019: AdamW, at a learning rate of its own for each layer.
-    Lamb,
-}
-
-impl OptimizerKind {
-    /// The names of its state: each is as long as the weights.
-    fn state(self) -> &'static [&'static str] {
-        match self {
-            Self::Sgd | Self::Lars => &["momentum"],
-            Self::Adam | Self::Adamw | Self::Lamb => &["m", "v"],
-        }
-    }
-
-    /// Whether each layer has a learning rate of its own, which follows from norms.
-    pub fn is_layerwise(self) -> bool {
-        matches!(self, Self::Lars | Self::Lamb)
-    }
-}
-
 /// How many samples are computed at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "micro_batch is a number of samples, or \"auto\"")]
@@ -193,77 +160,6 @@ pub enum MicroBatch {
 #[serde(rename_all = "lowercase")]
 pub enum Auto {
     Auto,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    Constant,
-    Step,
-    /// Loshchilov and Hutter 2016, without restarts.
-    Cosine,
-    /// Smith and Topin 2017: up to `lr` in the first 30 % of the run, and down to almost
-    /// nothing, both along half a cosine; PyTorch's `OneCycleLR` with its defaults. The
-    /// momentum stays as it is.
-    OneCycle,
-    /// Down to nothing as a power of what is left of the run: PyTorch's `PolynomialLR`.
-    Polynomial,
-    /// `lr` until evaluations get no better, then `decay` times that, and so on, as in
-    /// Krizhevsky et al. 2012: PyTorch's `ReduceLROnPlateau`.
-    Plateau,
-}
-
-/// Which checkpoints stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    Newest,
-    Best,
-}
-
-impl Keep {
-    // serde hands over a reference.
-    #[allow(clippy::trivially_copy_pass_by_ref)]
-    fn is_newest(&self) -> bool {
-        *self == Self::Newest
-    }
-}
-
-/// A figure of evaluations by which they are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Metric {
-    Top1,
-    Top5,
-    Loss,
-}
-
-impl Metric {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Top1 => "top1",
-            Self::Top5 => "top5",
-            Self::Loss => "loss",
-        }
-    }
-
-    /// As people read it.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Top1 => "top-1",
-            Self::Top5 => "top-5",
-            Self::Loss => "loss",
-        }
-    }
-
-    /// Whether a value is better than another one by more than `threshold` times that one. NaN
-    /// never is.
-    pub fn is_better(self, value: f64, than: f64, threshold: f64) -> bool {
-        match self {
-            Self::Top1 | Self::Top5 => value > than * (1.0 + threshold),
-            Self::Loss => value < than * (1.0 - threshold),
-        }
-    }
 }
 
 /// The number format of forward and backward. Weights, optimizer state and the

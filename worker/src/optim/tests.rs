@@ -94,7 +94,7 @@ fn lars_and_lamb_follow_their_papers() {
         let (mut first, mut second) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
         for step in 0..4 {
             let gradient = noise(layout.total(), 10 + step);
-            optimizer.step(&mut found, None, &[gradient.clone()], Update { factor: 0.5, ..at(step) });
+            optimizer.step(&mut found, None, std::slice::from_ref(&gradient), Update { factor: 0.5, ..at(step) });
             for param in layout.params() {
                 let range = param.range();
                 let decay = if param.is_vector() && !decay_bias { 0.0 } else { 0.01 };

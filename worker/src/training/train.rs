@@ -95,11 +95,12 @@ pub fn train(
     }
     let is_best = |progress: &Progress| settings.keep == Keep::Best && progress.is_best();
     let again = progress != replica.progress();
-    if (job.checkpoints_after(step) || (again && (is_best(&progress) || progress.is_exhausted(settings)))) && step > stored {
+    let ended = again && progress.is_exhausted(settings);
+    if (job.checkpoints_after(step) || (again && is_best(&progress)) || ended) && step > stored {
         record.checkpoint(is_best(&progress), &mut || snapshot(replica))?;
         stored = if record.stored().unwrap_or(true) { step } else { stored };
     }
-    while step < job.length.steps && !progress.is_exhausted(settings) {
+    while step < job.length.steps && !ended {
         let mut clock = StepClock::start(step);
         let batch = ahead.take().map_or_else(|| loader.next_batch(), Ok)?;
         clock.data_arrived();
