@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Metric;
+
 /// One committed step. Times are those of rank 0, sums those of all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct StepMetrics {
@@ -56,6 +58,23 @@ pub struct Evaluation {
     #[serde(with = "crate::json_number")]
     pub top5: f64,
     pub samples: u64,
+}
+
+impl Evaluation {
+    pub fn value(&self, metric: Metric) -> f64 {
+        match metric {
+            Metric::Top1 => self.top1,
+            Metric::Top5 => self.top5,
+            Metric::Loss => self.loss,
+        }
+    }
+}
+
+/// The best of these evaluations, which are in their order; the first of several that are
+/// equal, and none whose value is NaN.
+pub fn best<'a>(evaluations: impl IntoIterator<Item = &'a Evaluation>, metric: Metric) -> Option<&'a Evaluation> {
+    let known = evaluations.into_iter().filter(|evaluation| !evaluation.value(metric).is_nan());
+    known.reduce(|best, new| if metric.is_better(new.value(metric), best.value(metric), 0.0) { new } else { best })
 }
 
 /// One loss of a worker that a run survived.

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::audit::TrainedSamples;
-use crate::config::Config;
+use crate::config::{Config, Keep, Metric};
 use crate::dataset::{DatasetInfo, SampleSource};
 use crate::dense::dense_layers;
 use crate::metrics::Recovery;
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, StepMetrics, best};
 use crate::plan::Plan;
-use crate::run_dir::{DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
+use crate::run_dir::{Best, DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
 use crate::status::Status;
 use crate::ui::{StepProgress, duration};
 use crate::wire::messages::{Finished, Member};
@@ -68,8 +68,20 @@ pub struct Recorder {
     status: Arc<watch::Sender<Status>>,
     /// Steps that were reported before an earlier one.
     early: BTreeMap<u64, StepMetrics>,
+    /// The evaluations on the record, by their steps.
+    evaluations: BTreeMap<u64, Evaluation>,
+    keeping: Keeping,
     /// When a disk that takes no lines was last reported.
     complained: Option<Instant>,
+}
+
+/// Which checkpoints stay.
+#[derive(Debug, Clone, Copy)]
+struct Keeping {
+    /// So many of the newest.
+    newest: usize,
+    /// And the one with the best evaluation by this metric.
+    best: Option<Metric>,
 }
 
 /// How long a run is, derived from its config and dataset.
@@ -130,9 +142,13 @@ impl Recorder {
                 _ => {}
             }
         }
+        let train = &config.train;
+        let keeping = Keeping { newest: train.keep_checkpoints as usize, best: (train.keep == Keep::Best).then_some(train.keep_metric) };
+        let evaluations = evaluations.into_iter().map(|evaluation| (evaluation.step, evaluation)).collect();
         let progress = StepProgress::new(quiet, length.steps, run_dir.recorded()?.0);
         let status = Arc::new(watch::Sender::new(status));
-        Ok(Self { summary, ring_share: RingShare::default(), progress, status, run_dir, early: BTreeMap::new(), complained: None })
+        let (ring_share, early) = (RingShare::default(), BTreeMap::new());
+        Ok(Self { summary, ring_share, progress, status, run_dir, early, evaluations, keeping, complained: None })
     }
 
     /// The status of the run, for displays to watch.
@@ -181,6 +197,7 @@ impl Recorder {
     ) -> bool {
         let workers = members.len().max(1) as u32;
         self.early.split_off(&first_step);
+        self.evaluations.split_off(&(first_step + 1));
         if self.recorded().0 > first_step {
             let cut = self.run_dir.start_metrics(first_step).and_then(|()| self.run_dir.metrics());
             match cut {
@@ -244,6 +261,7 @@ impl Recorder {
         }
         self.status.send_modify(|status| status.evaluation = Some(evaluation.clone()));
         self.progress.evaluation(evaluation);
+        self.evaluations.insert(evaluation.step, evaluation.clone());
         self.summary.evaluation(evaluation);
         let written = self.run_dir.write_evaluation(evaluation);
         self.tolerate(written);
@@ -255,13 +273,21 @@ impl Recorder {
         self.tolerate(written);
     }
 
-    /// A checkpoint of the state before `step` is stored; all but the newest
-    /// `keep` are removed.
-    pub fn checkpoint(&mut self, step: u64, keep: usize) {
+    /// A checkpoint of the state before `step` is stored; those that need not stay are
+    /// removed.
+    pub fn checkpoint(&mut self, step: u64) {
         self.event(&Event::Checkpoint { step });
         self.status.send_modify(|status| status.checkpoint = Some(step));
-        let pruned = self.run_dir.prune_checkpoints(keep);
+        let best = self.best().map(|evaluation| evaluation.step);
+        let pruned = self.run_dir.prune_checkpoints(self.keeping.newest, best);
         self.tolerate(pruned);
+    }
+
+    /// The best evaluation of which there is a checkpoint, where that one is kept.
+    fn best(&self) -> Option<&Evaluation> {
+        let checkpoints = self.run_dir.checkpoints();
+        let stored = self.evaluations.values().filter(|evaluation| checkpoints.is_whole(evaluation.step));
+        best(stored, self.keeping.best?)
     }
 
     /// A disk that is full or gone costs lines of the record, not the run: they wait in
@@ -305,7 +331,9 @@ impl Recorder {
         let sent = reports.iter().map(|r| r.bytes_sent).sum();
         let peak = reports.iter().map(|r| r.peak_rss_bytes).max().unwrap_or_default();
         let steps = reports.first().map(|r| r.step).unwrap_or_default();
-        let summary = Summary { skipped, ..self.summary.finish(steps, digest, sent, peak) };
+        let best = self.best().cloned().zip(self.keeping.best);
+        let best = best.map(|(evaluation, metric)| Best { metric, evaluation });
+        let summary = Summary { skipped, best, ..self.summary.finish(steps, digest, sent, peak) };
         self.run_dir.write_summary(&summary)?;
         self.run_dir.record(&Event::RunFinished { step: steps })?;
         Ok(summary)
@@ -326,6 +354,16 @@ pub fn describe(summary: &Summary, run_dir: &std::path::Path) -> String {
     let mut text = String::new();
     if let (Some(top1), Some(top5)) = (summary.top1, summary.top5) {
         text += &format!("top-1 {:.2}%, top-5 {:.2}% on the validation set\n", 100.0 * top1, 100.0 * top5);
+    }
+    if let Some(Best { metric, evaluation }) = &summary.best {
+        text += &format!(
+            "best {}: top-1 {:.2}%, top-5 {:.2}%, loss {:.4} after step {}, whose checkpoint is kept\n",
+            metric.title(),
+            100.0 * evaluation.top1,
+            100.0 * evaluation.top5,
+            evaluation.loss,
+            evaluation.step
+        );
     }
     text += &format!(
         "{} steps on {} worker{} in {}, {:.1} images/s\nrun directory: {}",
@@ -419,12 +457,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run");
         let mut first = recorder(&path, false);
-        first.checkpoint(40, 3);
+        first.checkpoint(40);
         first.recovery(Recovery { detect_ms: 1.0, resume_ms: 2.0 });
         drop(first);
         let status = recorder(&path, true).status();
         let status = status.borrow();
         assert_eq!((status.checkpoint, status.recoveries), (Some(40), 1));
+    }
+
+    #[test]
+    fn the_best_evaluation_is_the_first_of_the_best_that_are_stored() {
+        let evaluation = |step: u64, top1: f64| Evaluation { step, epoch: step, loss: 1.0 - top1, top1, top5: 1.0, samples: 10 };
+        let all = [evaluation(1, f64::NAN), evaluation(2, 0.5), evaluation(3, 0.7), evaluation(4, 0.7), evaluation(5, 0.6)];
+        assert_eq!(best(&all, Metric::Top1).map(|e| e.step), Some(3));
+        assert_eq!(best(&all[..1], Metric::Loss), None);
+        let dir = tempfile::tempdir().unwrap();
+        let mut recorder = recorder(&dir.path().join("run"), false);
+        recorder.keeping.best = Some(Metric::Loss);
+        all.iter().for_each(|evaluation| recorder.evaluation(evaluation));
+        assert!(recorder.best().is_none(), "there is no checkpoint");
+        // The run goes back behind the newest evaluations.
+        recorder.generation(1, &[], 2, &[], &[], None);
+        assert_eq!(recorder.evaluations.keys().copied().collect::<Vec<_>>(), [1, 2]);
     }
 
     #[test]

@@ -76,12 +76,12 @@ pub struct RecordWriter {
 }
 
 impl RecordWriter {
-    /// Hands the recorder to a thread of its own; `keep` checkpoints are kept.
-    pub fn start(recorder: Recorder, keep: usize) -> std::io::Result<Self> {
+    /// Hands the recorder to a thread of its own.
+    pub fn start(recorder: Recorder) -> std::io::Result<Self> {
         let (entries, queue) = mpsc::channel(REPORTS + EVENTS);
         let recorded = Arc::new(AtomicU64::new(0));
         let status = recorder.status();
-        let mut writer = Writer { recorder, keep, recorded: Arc::clone(&recorded), unanswered: Vec::new() };
+        let mut writer = Writer { recorder, recorded: Arc::clone(&recorded), unanswered: Vec::new() };
         writer.tell_recorded();
         let thread = std::thread::Builder::new().name("record".to_owned()).spawn(move || writer.write(queue))?;
         Ok(Self { entries, thread, places: Arc::new(Semaphore::new(REPORTS)), recorded, status })
@@ -121,7 +121,6 @@ impl RecordWriter {
 
 struct Writer {
     recorder: Recorder,
-    keep: usize,
     recorded: Arc<AtomicU64>,
     /// The senders that wait until the journal is on disk.
     unanswered: Vec<Answer>,
@@ -166,7 +165,7 @@ impl Writer {
             Entry::Evaluation(evaluation, _place) => self.recorder.evaluation(&evaluation),
             Entry::Skipped { step, name, problem, place: _place } => self.recorder.skipped(step, &name, &problem),
             Entry::Trained(trained, _place) => self.recorder.trained(&trained),
-            Entry::Checkpoint { step } => self.recorder.checkpoint(step, self.keep),
+            Entry::Checkpoint { step } => self.recorder.checkpoint(step),
             Entry::Recovery(recovery) => self.recorder.recovery(recovery),
         }
         self.tell_recorded();

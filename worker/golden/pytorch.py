@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Figures made by PyTorch that the worker's tests are held against.
+"""Figures made by PyTorch that the worker's tests are held against. Those of LARS and LAMB,
+which PyTorch lacks, are made by the formulas of their papers.
 
 Writes figures.json beside itself. Needs torch (any 2.x, CPU); the tests need only
 the file. Inputs follow from `number`, which src/replica/golden.rs has too.
@@ -29,23 +30,78 @@ def numbers(n: int, salt: int) -> torch.Tensor:
     return torch.tensor([number(i, salt) for i in range(n)], dtype=torch.float32)
 
 
+class Lars(torch.optim.Optimizer):
+    """You, Gitman and Ginsburg 2017, algorithm 1; PyTorch has none. In f64."""
+
+    def __init__(self, params, lr: float, trust: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "trust": trust, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for w in group["params"]:
+                g, decay = w.grad, group["weight_decay"]
+                # Biases have no rate of their own.
+                local = group["trust"] * w.norm() / (g.norm() + decay * w.norm()) if w.dim() > 1 else 1.0
+                v = self.state[w].setdefault("v", torch.zeros_like(w))
+                v.mul_(group["momentum"]).add_(group["lr"] * local * (g + decay * w))
+                w.sub_(v)
+
+
+class Lamb(torch.optim.Optimizer):
+    """You et al. 2019, algorithm 2, with the identity for phi; PyTorch has none. In f64."""
+
+    def __init__(self, params, lr: float, weight_decay: float, betas=(0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for w in group["params"]:
+                state = self.state[w]
+                m = state.setdefault("m", torch.zeros_like(w))
+                v = state.setdefault("v", torch.zeros_like(w))
+                t = state["t"] = state.get("t", 0) + 1
+                m.mul_(beta1).add_((1 - beta1) * w.grad)
+                v.mul_(beta2).add_((1 - beta2) * w.grad**2)
+                r = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + group["eps"])
+                u = r + group["weight_decay"] * w
+                ratio = w.norm() / u.norm() if w.dim() > 1 else 1.0
+                w.sub_(group["lr"] * ratio * u)
+
+
 def optimizers() -> list[dict]:
-    """Six updates of 40 weights, each with a gradient of its own."""
+    """Six updates of 40 weights, each with a gradient of its own: a matrix and a bias."""
+
+    def without_bias_decay(make, decay):
+        """Groups, as PyTorch's users leave biases out."""
+        return lambda w: make([{"params": [w[0]], "weight_decay": decay}, {"params": [w[1]], "weight_decay": 0.0}])
+
     made = {
         "sgd": lambda w: torch.optim.SGD(w, lr=0.1),
         "sgd-momentum-decay": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9, weight_decay=0.01),
+        "sgd-nesterov": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+        "sgd-matrices-decay": without_bias_decay(lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9), 0.01),
+        "adamw-matrices-decay": without_bias_decay(lambda w: torch.optim.AdamW(w, lr=0.01), 0.1),
+        "lars": lambda w: Lars(w, lr=2.0, trust=0.02, momentum=0.9, weight_decay=0.01),
+        "lamb": lambda w: Lamb(w, lr=0.05, weight_decay=0.01),
         "adam": lambda w: torch.optim.Adam(w, lr=0.01),
         "adam-decay": lambda w: torch.optim.Adam(w, lr=0.01, weight_decay=0.01),
         "adamw": lambda w: torch.optim.AdamW(w, lr=0.01, weight_decay=0.1, betas=(0.8, 0.99), eps=1e-6),
     }
     out = []
     for name, make in made.items():
-        weights = nn.Parameter(numbers(40, 1))
-        optimizer = make([weights])
+        # By the formulas alone, nothing is rounded.
+        kind = torch.float64 if name in ("lars", "lamb") else torch.float32
+        cut = [lambda flat: flat[:32].reshape(4, 8), lambda flat: flat[32:]]
+        weights = [nn.Parameter(part(numbers(40, 1)).to(kind)) for part in cut]
+        optimizer = make(weights)
         for step in range(6):
-            weights.grad = numbers(40, 100 + step)
+            for parameter, part in zip(weights, cut):
+                parameter.grad = part(numbers(40, 100 + step)).to(kind)
             optimizer.step()
-        out.append({"name": name, "weights": weights.tolist()})
+        out.append({"name": name, "weights": torch.cat([w.detach().flatten() for w in weights]).tolist()})
     return out
 
 
@@ -73,16 +129,61 @@ def losses() -> list[dict]:
     return out
 
 
+def one_cycle() -> dict:
+    """The rate of each of 60 steps. It has a warm-up of its own."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=60, cycle_momentum=False)
+    rates = []
+    for step in range(60):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < 59:
+            cycle.step()
+    return {"name": "onecycle", "rates": rates}
+
+
+def plateaus() -> list[dict]:
+    """The rate after each of 40 evaluations: a metric that rises by less and less, and falls at
+    times, as top-1; and one minus it as a loss."""
+    metrics = [round(0.5 - 0.5 / (1 + n) + 0.06 * number(n, 3), 6) for n in range(40)]
+    out = []
+    for name, mode, patience, floor in [("top1", "max", 2, 0.0), ("loss", "min", 0, 0.001), ("top1", "max", 10, 0.0)]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, factor=0.1, patience=patience, min_lr=0.2 * floor)
+        values, rates = [], []
+        for metric in metrics:
+            values.append(metric if mode == "max" else 1 - metric)
+            plateau.step(values[-1])
+            rates.append(optimizer.param_groups[0]["lr"])
+        out.append({"metric": name, "patience": patience, "floor": floor, "values": values, "rates": rates})
+    return out
+
+
+def averages() -> list[float]:
+    """An exponential moving average of six updates' weights."""
+    module = nn.Linear(8, 5, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(numbers(40, 1).reshape(5, 8))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    for step in range(6):
+        module.weight.grad = numbers(40, 100 + step).reshape(5, 8)
+        optimizer.step()
+        average.update_parameters(module)
+    return average.module.weight.flatten().tolist()
+
+
 def schedules() -> list[dict]:
     """The rate of each of 60 steps, six epochs of ten, the first one a warm-up."""
-    out = []
-    for name in ["constant", "step", "cosine"]:
+    out = [one_cycle()]
+    for name in ["constant", "step", "cosine", "polynomial"]:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
         warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1 / 10, total_iters=9)
         after = {
             "constant": lambda: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
             "step": lambda: torch.optim.lr_scheduler.MultiStepLR(optimizer, [20 - 10, 45 - 10], gamma=0.1),
             "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50, eta_min=0.2 * 0.05),
+            "polynomial": lambda: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=2.0),
         }[name]()
         both = torch.optim.lr_scheduler.SequentialLR(optimizer, [warm_up, after], milestones=[10])
         rates = []
@@ -150,6 +251,8 @@ if __name__ == "__main__":
         "optimizers": optimizers(),
         "losses": losses(),
         "schedules": schedules(),
+        "plateaus": plateaus(),
+        "average": averages(),
         "alexnet": alexnet(),
     }
     Path(__file__).with_name("figures.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -9,7 +9,7 @@ pub mod data;
 // The networks, their parameters and the initial weights.
 pub mod models;
 
-// SGD, Adam and AdamW over flat host slices.
+// SGD, Adam, AdamW, LARS and LAMB over flat host slices.
 pub mod optim;
 
 // Devices, and the engines that run a model on them. Only `engine::libtorch` uses

@@ -94,6 +94,40 @@ async fn three_workers_finish_with_one_digest() {
     assert!(outcome.summary.bytes_sent > 0 && !outcome.stopped);
 }
 
+/// Everything that is more than weights and momentum goes through the coordinator.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_cluster_keeps_its_best_checkpoint_with_the_average_and_ends_without_patience() {
+    let set = [
+        "train.optimizer=lamb",
+        "train.ema=0.5",
+        "train.keep=best",
+        "train.keep_checkpoints=1",
+        "train.keep_metric=loss",
+        "train.patience=3",
+        "train.lr=1",
+        "train.weight_decay=0",
+        "train.epochs=30",
+    ];
+    let served = start(2, &set).await;
+    let (_keep, stop) = tokio::sync::watch::channel(false);
+    let workers: Vec<_> = (0..2).map(|rank| tokio::spawn(join(options(&served, rank), stop.clone()))).collect();
+    for worker in workers {
+        worker.await.unwrap().unwrap();
+    }
+    let outcome = served.outcome.await.unwrap().unwrap();
+    let best = outcome.summary.best.expect("it has evaluations");
+    let (steps, step) = (outcome.summary.steps, best.evaluation.step);
+    assert!(!outcome.stopped && steps == step + 3 * 4 && steps < 30 * 4, "the best of {steps} steps is {step}");
+    let there = |step: u64| outcome.run_dir.join(format!("checkpoints/step-{step:08}/manifest.json")).is_file();
+    assert!(there(step) && there(steps));
+    assert_eq!(std::fs::read_dir(outcome.run_dir.join("checkpoints")).unwrap().count(), 2);
+    let device = worker::engine::device::ComputeDevice::parse("auto").unwrap();
+    let trained = worker::analysis::trained::TrainedModel::load(&outcome.run_dir, common::run_dir::Which::Best, None, device).unwrap();
+    let sums = trained.score(&trained.open_data(None).unwrap(), Split::Val, |_, _, _| ()).unwrap();
+    let loss = sums.loss / f64::from(sums.count);
+    assert!((loss - best.evaluation.loss).abs() < 1e-3 * loss, "{loss} is not {}", best.evaluation.loss);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_of_another_run_is_refused() {
     let (served, other) = (start(1, &[]).await, start(1, &[]).await);
@@ -173,7 +207,7 @@ impl worker::training::record::Record for Trained {
     fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
     }
-    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<worker::training::record::Snapshot>) -> anyhow::Result<()> {
+    fn checkpoint(&mut self, _: bool, _: &mut dyn FnMut() -> anyhow::Result<worker::training::record::Snapshot>) -> anyhow::Result<()> {
         Ok(())
     }
     fn stop_requested(&self) -> bool {

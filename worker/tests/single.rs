@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use common::config::Config;
 use common::dataset;
-use common::run_dir::{RunDir, RunView};
+use common::run_dir::{RunDir, RunView, Which};
+use worker::analysis::trained::{TrainedModel, Weights};
 use worker::engine::device::ComputeDevice;
 use worker::training::single::{Outcome, SingleRun, run};
 
@@ -101,4 +102,102 @@ fn what_is_left_of_a_run_that_diverged_is_said_as_it_is() {
     let step: u64 = error.split("the checkpoint of step ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(error.contains("is kept") && step > 0, "{error}");
     assert!(dir.path().join(format!("some/checkpoints/step-{step:08}/manifest.json")).is_file(), "{error}");
+}
+
+/// What a run did at each step, and what it ended with.
+fn steps(path: &Path) -> Vec<(u64, f64, f64)> {
+    RunView::open(path).unwrap().metrics().unwrap().0.iter().map(|m| (m.step, m.lr, m.loss)).collect()
+}
+
+/// Evaluations of noise get better and worse.
+const NOISE: [&str; 5] = ["data.train=64", "data.val=24", "data.classes=4", "train.shards=4", "train.lr=0.3"];
+
+#[test]
+fn a_plateau_is_the_same_in_a_run_that_is_stopped_at_every_step() {
+    let dir = tempfile::tempdir().unwrap();
+    for metric in ["train.keep_metric=top1", "train.keep_metric=loss"] {
+        let recipe = [
+            "train.schedule=plateau",
+            "train.plateau_patience=0",
+            "train.decay=0.5",
+            "train.optimizer=lars",
+            "train.trust_coefficient=0.5",
+        ];
+        let set = [&NOISE[..], &recipe, &[metric, "train.ema=0.8", "train.epochs=6", "train.reproducible=true"]].concat();
+        let (whole, parts) = (dir.path().join(format!("{metric}-whole")), dir.path().join(format!("{metric}-parts")));
+        let expected = train(&whole, false, false, &set).unwrap().summary;
+        let mut found = train(&parts, false, true, &set).unwrap();
+        while found.stopped {
+            found = train(&parts, true, true, &set).unwrap();
+        }
+        assert_eq!((steps(&parts), found.summary.weights_blake3), (steps(&whole), expected.weights_blake3), "{metric}");
+        let fell = steps(&whole).iter().map(|step| step.1).fold(0.3, f64::min);
+        assert!(fell < 0.2, "{metric}: the rate stayed at {fell}");
+        // The evaluation after the last step is on the record, and is made again.
+        let longer = [&set[..], &["train.epochs=8"]].concat();
+        let fresh = dir.path().join(format!("{metric}-longer"));
+        let expected = train(&fresh, false, false, &longer).unwrap().summary;
+        let found = train(&whole, true, false, &longer).unwrap().summary;
+        assert_eq!((steps(&whole), found.weights_blake3), (steps(&fresh), expected.weights_blake3), "{metric}");
+    }
+}
+
+#[test]
+fn a_run_without_patience_ends_early_with_its_best_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run");
+    let set = [&NOISE[..], &["train.patience=2", "train.keep=best", "train.keep_checkpoints=1", "train.epochs=60"]].concat();
+    let outcome = train(&path, false, false, &set).unwrap();
+    let summary = outcome.summary;
+    assert!(!outcome.stopped && summary.steps < 240, "after {} steps", summary.steps);
+    let evaluations = RunView::open(&path).unwrap().metrics().unwrap().1;
+    let best = common::metrics::best(&evaluations, common::config::Metric::Top1).unwrap();
+    let [.., first, last] = &evaluations[..] else { panic!("{evaluations:?}") };
+    assert!(best.step == evaluations[evaluations.len() - 3].step && first.top1 <= best.top1 && last.top1 <= best.top1, "{evaluations:?}");
+    assert_eq!(summary.best.as_ref().map(|best| &best.evaluation), Some(best));
+    let mut kept: Vec<_> =
+        std::fs::read_dir(path.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    kept.sort();
+    assert_eq!(kept, [best.step, last.step].map(|step| format!("step-{step:08}")));
+    // What `worker eval` sees of it.
+    let device = ComputeDevice::parse("cpu").unwrap();
+    for (which, step) in [("best", best.step), ("last", last.step), (&best.step.to_string(), best.step)] {
+        let trained = TrainedModel::load(&path, which.parse().unwrap(), None, device).unwrap();
+        assert_eq!(trained.step, step);
+        let source = trained.open_data(None).unwrap();
+        let sums = trained.score(&source, common::dataset::Split::Val, |_, _, _| ()).unwrap();
+        let evaluation = evaluations.iter().find(|evaluation| evaluation.step == step).unwrap();
+        assert_eq!(f64::from(sums.top1) / 24.0, evaluation.top1, "{which}");
+    }
+    let load = |which: &str| TrainedModel::load(&path, which.parse().unwrap(), None, device).map(|_| ());
+    let error = load("1").unwrap_err().to_string();
+    assert!(error.contains(&format!("it has those of {}, {}", best.step, last.step)), "{error}");
+    assert!("newest".parse::<Which>().unwrap_err().contains("neither best, last nor a step"));
+    // It has ended, and goes on with more patience.
+    let again = train(&path, true, false, &set).unwrap();
+    assert!(!again.stopped && again.summary.steps == summary.steps && again.summary.weights_blake3 == summary.weights_blake3);
+    let patient = [&set[..], &["train.patience=3"]].concat();
+    assert!(train(&path, true, false, &patient).unwrap().summary.steps > summary.steps);
+}
+
+#[test]
+fn either_weights_of_a_run_with_an_average_are_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, without) = (dir.path().join("run"), dir.path().join("without"));
+    let set = [&NOISE[..], &["train.ema=0.9", "train.epochs=3"]].concat();
+    let summary = train(&path, false, false, &set).unwrap().summary;
+    let load = |path: &Path, weights| TrainedModel::load(path, Which::Last, weights, ComputeDevice::parse("cpu").unwrap());
+    let loss = |weights| {
+        let trained = load(&path, weights).unwrap();
+        let sums = trained.score(&trained.open_data(None).unwrap(), common::dataset::Split::Val, |_, _, _| ()).unwrap();
+        sums.loss / f64::from(sums.count)
+    };
+    let averaged = loss(Some(Weights::Ema));
+    assert!((averaged - summary.loss.unwrap()).abs() < 1e-6, "{averaged}: the run's evaluations are of the average");
+    assert!((averaged - loss(Some(Weights::Raw))).abs() > 1e-3);
+    assert!((averaged - loss(None)).abs() < 1e-9);
+    train(&without, false, false, &NOISE).unwrap();
+    let error = load(&without, Some(Weights::Ema)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("without train.ema") && error.contains("--weights ema"), "{error}");
+    assert!(load(&without, None).is_ok());
 }

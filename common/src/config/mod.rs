@@ -11,6 +11,7 @@ mod edit;
 mod error;
 mod model;
 mod pixels;
+mod recipe;
 mod run;
 mod train;
 
@@ -26,6 +27,7 @@ pub use data::*;
 pub use error::ConfigError;
 pub use model::*;
 pub use pixels::*;
+pub use recipe::*;
 pub use run::*;
 pub use train::*;
 
@@ -146,10 +148,16 @@ impl Config {
         same.train.max_steps = None;
         same.train.checkpoint_steps = None;
         same.train.keep_checkpoints = 1;
+        same.train.keep = Keep::Newest;
+        same.train.patience = None;
         same.train.micro_batch = None;
-        same.train.eval_epochs = 1;
+        // Where evaluations decide the learning rate, how they are made decides the weights.
+        if self.train.schedule != ScheduleKind::Plateau {
+            same.train.eval_epochs = 1;
+            same.train.keep_metric = Metric::Top1;
+            same.data.pixels.eval_resize = 1.0;
+        }
         same.train.audit = false;
-        same.data.pixels.eval_resize = 1.0;
         // A run that stops at a damaged picture has the same weights up to it as one
         // that skips it.
         same.data.pixels.on_corrupt = CorruptPolicy::default();

@@ -231,10 +231,12 @@ fn wants_pictures(model: &str, least: u32, data: &DataConfig) -> Result<(), Conf
 /// The perceptron's rule is SGD with a rate of 1 and one sample a step, and nothing
 /// else; the convergence theorem covers no other setting.
 fn classic_rule(train: &TrainConfig) -> Result<(), ConfigError> {
-    use super::train::{OptimizerKind, Precision, ScheduleKind};
+    use super::recipe::{OptimizerKind, ScheduleKind};
+    use super::train::Precision;
     let rule = [
         ("train.optimizer", train.optimizer == OptimizerKind::Sgd, "\"sgd\""),
         ("train.lr", train.lr == 1.0, "1"),
+        ("train.lr_batch", train.lr_batch.is_none(), "left out"),
         ("train.momentum", train.momentum == 0.0, "0"),
         ("train.weight_decay", train.weight_decay == 0.0, "0"),
         ("train.schedule", train.schedule == ScheduleKind::Constant, "\"constant\""),

@@ -244,3 +244,59 @@ fn lenet_has_the_size_of_the_literature() {
     let convolution = layers.iter().find(|l| l.name == "conv2").expect("it has one");
     assert_eq!((convolution.output.as_slice(), convolution.macs), ([16, 10, 10].as_slice(), 16 * 6 * 25 * 100));
 }
+
+#[test]
+fn recipes_that_cannot_work_are_refused_and_say_what_would() {
+    for (sets, words) in [
+        (&["train.nesterov=true", "train.momentum=0"][..], "train.momentum above 0"),
+        (&["train.nesterov=true", "train.optimizer=lars"], "train.optimizer = \"sgd\""),
+        (&["train.trust_coefficient=0"], "above 0"),
+        (&["train.schedule=onecycle", "train.warmup_epochs=1"], "rises by itself"),
+        (&["train.schedule=plateau", "train.decay=1"], "below 1"),
+        (&["train.schedule=polynomial", "train.power=0"], "above 0"),
+        (&["train.lr_batch=0"], "leave it out"),
+        (&["train.patience=0"], "leave it out"),
+        (&["train.ema=1"], "below 1"),
+        (&["train.keep_metric=top3"], "`top1`, `top5`"),
+    ] {
+        assert!(message(sets).contains(words), "{sets:?}: {}", message(sets));
+    }
+}
+
+#[test]
+fn every_recipe_that_others_published_says_that_it_was_not_run_here() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let load = |name: &str| {
+        let path = folder.join(format!("{name}.toml"));
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        let about: Vec<&str> =
+            text.lines().take_while(|line| line.starts_with('#')).map(|line| line.trim_start_matches(['#', ' '])).collect();
+        assert!(about.join(" ").contains("It was not run to its end here."), "{name}");
+        Config::load(&path, &[]).expect("it is valid").train
+    };
+    let paper = load("alexnet-2012");
+    assert_eq!((paper.schedule, paper.global_batch, paper.scaled_lr(), paper.weight_decay), (ScheduleKind::Plateau, 128, 0.01, 5e-4));
+    let torchvision = load("alexnet-torchvision");
+    assert_eq!((torchvision.epochs, torchvision.global_batch, torchvision.weight_decay), (90, 256, 1e-4));
+    let large = load("alexnet-large-batch");
+    assert_eq!((large.optimizer, large.global_batch, large.scaled_lr()), (OptimizerKind::Lars, 8192, 0.32));
+}
+
+#[test]
+fn new_keys_leave_older_runs_what_they_were() {
+    let text = with(&[]).expect("valid").to_toml();
+    for key in
+        ["nesterov", "decay_bias", "trust_coefficient", "lr_batch", "ema", "keep ", "patience", "power", "plateau_patience", "keep_metric"]
+    {
+        assert!(!text.contains(key), "{key} in {text}");
+    }
+}
+
+#[test]
+fn how_evaluations_are_made_belongs_to_a_run_that_follows_them() {
+    let identity = |sets: &[&str]| with(sets).expect("valid").identity();
+    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5"] {
+        assert_eq!(identity(&[]), identity(&[change]), "{change}");
+        assert_ne!(identity(&["train.schedule=plateau"]), identity(&["train.schedule=plateau", change]), "{change}");
+    }
+}

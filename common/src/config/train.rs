@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
+use super::recipe::{AVERAGE, Keep, Metric, OptimizerKind, ScheduleKind};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,10 +23,25 @@ pub struct TrainConfig {
     pub shards: u32,
     pub optimizer: OptimizerKind,
     pub lr: f64,
-    /// SGD's momentum.
+    /// The batch that `lr` is for: it is multiplied by `global_batch / lr_batch`, the linear
+    /// scaling of Goyal et al. 2017. Left out: `lr` is for any batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr_batch: Option<u32>,
+    /// SGD's and LARS's momentum.
     pub momentum: f64,
+    /// SGD looks ahead by one step of the momentum (Nesterov 1983, in PyTorch's form).
+    #[serde(skip_serializing_if = "is_false")]
+    pub nesterov: bool,
     pub weight_decay: f64,
-    /// Adam's decay rates and its epsilon.
+    /// Whether weight decay acts on parameters of one dimension too: biases, and the scales
+    /// and shifts of norms.
+    #[serde(skip_serializing_if = "is_true")]
+    pub decay_bias: bool,
+    /// LARS: the length of a layer's update as a share of its weights' length, at a learning
+    /// rate of 1.
+    #[serde(skip_serializing_if = "is_default_trust")]
+    pub trust_coefficient: f64,
+    /// The decay rates and the epsilon of Adam, AdamW and LAMB.
     pub beta1: f64,
     pub beta2: f64,
     pub epsilon: f64,
@@ -34,13 +50,26 @@ pub struct TrainConfig {
     pub warmup_epochs: f64,
     /// `step`: epochs after which the learning rate is multiplied by `decay`.
     pub decay_epochs: Vec<f64>,
+    /// `step` and `plateau`.
     pub decay: f64,
-    /// `cosine`: where the learning rate ends, as a share of `lr`.
+    /// `cosine`: where the learning rate ends, as a share of `lr`. `plateau`: it falls no
+    /// further.
     pub final_lr: f64,
+    /// `polynomial`: of what is left of the run.
+    #[serde(skip_serializing_if = "is_one")]
+    pub power: f64,
+    /// `plateau`: evaluations in a row that may bring no improvement; after one more the
+    /// learning rate is multiplied by `decay`.
+    #[serde(skip_serializing_if = "is_default_plateau")]
+    pub plateau_patience: u32,
     /// Scales the gradient down to this norm where it is longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     pub label_smoothing: f64,
+    /// Keeps an exponential moving average of the weights, of which each update leaves so much:
+    /// 0.999, say. Evaluations are of the average; checkpoints have both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     pub precision: Precision,
     /// The same weights, bit for bit, from any number of workers and whatever
     /// happens to them: gradients are computed shard by shard and summed as
@@ -62,32 +91,60 @@ pub struct TrainConfig {
     pub micro_batch: Option<MicroBatch>,
     /// Evaluates after every so many epochs, and always at the end.
     pub eval_epochs: u32,
+    /// Ends the run after so many evaluations in a row without a better one than the best.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u32>,
     /// Checkpoints after every so many steps; by default at the end of every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_steps: Option<u64>,
     /// How many checkpoints to keep; older ones are removed.
     pub keep_checkpoints: u32,
+    /// "best": also the checkpoint with the best evaluation, and one is made after each
+    /// evaluation that is better than all before it.
+    #[serde(skip_serializing_if = "Keep::is_newest")]
+    pub keep: Keep,
+    /// What says which of two evaluations is better: for `keep`, `patience` and
+    /// `schedule = "plateau"`.
+    #[serde(skip_serializing_if = "is_top1")]
+    pub keep_metric: Metric,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// SGD with momentum; weight decay joins the gradient.
-    Sgd,
-    /// Kingma and Ba 2014; weight decay joins the gradient.
-    Adam,
-    /// Loshchilov and Hutter 2017; weight decay acts on the weights.
-    Adamw,
+/// The one of You, Gitman and Ginsburg 2017.
+const TRUST_COEFFICIENT: f64 = 0.001;
+
+/// PyTorch's.
+const PLATEAU_PATIENCE: u32 = 10;
+
+// Keys that have their default are left out of a resolved config, so that runs of versions
+// without these keys are still the same runs. serde hands over references.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
-impl OptimizerKind {
-    /// The names of its state: each is as long as the weights.
-    pub fn state(self) -> &'static [&'static str] {
-        match self {
-            Self::Sgd => &["momentum"],
-            Self::Adam | Self::Adamw => &["m", "v"],
-        }
-    }
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_plateau(value: &u32) -> bool {
+    *value == PLATEAU_PATIENCE
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_top1(value: &Metric) -> bool {
+    *value == Metric::Top1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_default_trust(value: &f64) -> bool {
+    *value == TRUST_COEFFICIENT
 }
 
 /// How many samples are computed at a time.
@@ -103,14 +160,6 @@ pub enum MicroBatch {
 #[serde(rename_all = "lowercase")]
 pub enum Auto {
     Auto,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScheduleKind {
-    Constant,
-    Step,
-    Cosine,
 }
 
 /// The number format of forward and backward. Weights, optimizer state and the
@@ -134,8 +183,12 @@ impl Default for TrainConfig {
             shards: 8,
             optimizer: OptimizerKind::Sgd,
             lr: 0.01,
+            lr_batch: None,
             momentum: 0.9,
+            nesterov: false,
             weight_decay: 5e-4,
+            decay_bias: true,
+            trust_coefficient: TRUST_COEFFICIENT,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,
@@ -144,16 +197,22 @@ impl Default for TrainConfig {
             decay_epochs: Vec::new(),
             decay: 0.1,
             final_lr: 0.0,
+            power: 1.0,
+            plateau_patience: PLATEAU_PATIENCE,
             clip_norm: None,
             label_smoothing: 0.0,
+            ema: None,
             precision: Precision::F32,
             reproducible: false,
             audit: false,
             threads: None,
             micro_batch: None,
             eval_epochs: 1,
+            patience: None,
             checkpoint_steps: None,
             keep_checkpoints: 2,
+            keep: Keep::Newest,
+            keep_metric: Metric::Top1,
         }
     }
 }
@@ -163,6 +222,22 @@ impl TrainConfig {
     pub fn compute_threads(&self, cores: usize) -> usize {
         let default = if self.reproducible { 1 } else { cores.max(1) };
         self.threads.map_or(default, |n| n as usize)
+    }
+
+    /// The names of what an update changes beside the weights; each is as long as they are.
+    pub fn state(&self) -> Vec<&'static str> {
+        self.optimizer.state().iter().copied().chain(self.ema.map(|_| AVERAGE)).collect()
+    }
+
+    /// The learning rate for this run's batch, before the schedule.
+    pub fn scaled_lr(&self) -> f64 {
+        self.lr_batch.map_or(self.lr, |batch| self.lr * f64::from(self.global_batch) / f64::from(batch))
+    }
+
+    /// Whether training, or what is kept of it, depends on the results of evaluations, which
+    /// are a part of its state then.
+    pub fn follows_evaluations(&self) -> bool {
+        self.schedule == ScheduleKind::Plateau || self.patience.is_some() || self.keep == Keep::Best
     }
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
@@ -182,7 +257,13 @@ impl TrainConfig {
                 ),
             ));
         }
-        let positive = [("train.lr", self.lr), ("train.epsilon", self.epsilon), ("train.decay", self.decay)];
+        let positive = [
+            ("train.lr", self.lr),
+            ("train.epsilon", self.epsilon),
+            ("train.decay", self.decay),
+            ("train.trust_coefficient", self.trust_coefficient),
+            ("train.power", self.power),
+        ];
         if let Some((key, value)) = positive.into_iter().find(|(_, v)| !(v.is_finite() && *v > 0.0)) {
             return Err(invalid(key, format!("is {value}: it must be above 0")));
         }
@@ -199,6 +280,29 @@ impl TrainConfig {
             [("train.weight_decay", self.weight_decay), ("train.warmup_epochs", self.warmup_epochs), ("train.final_lr", self.final_lr)];
         if let Some((key, value)) = not_negative.into_iter().find(|(_, v)| !(v.is_finite() && *v >= 0.0)) {
             return Err(invalid(key, format!("is {value}: it must not be negative")));
+        }
+        if self.nesterov && (self.optimizer != OptimizerKind::Sgd || self.momentum == 0.0) {
+            return Err(invalid("train.nesterov", "belongs to train.optimizer = \"sgd\" with a train.momentum above 0"));
+        }
+        if self.schedule == ScheduleKind::OneCycle && self.warmup_epochs > 0.0 {
+            return Err(invalid("train.warmup_epochs", "must be 0 with train.schedule = \"onecycle\", which rises by itself"));
+        }
+        if self.schedule == ScheduleKind::Plateau && self.decay >= 1.0 {
+            return Err(invalid("train.decay", format!("is {}: with train.schedule = \"plateau\" it must be below 1", self.decay)));
+        }
+        if self.patience == Some(0) {
+            return Err(invalid(
+                "train.patience",
+                "is 0: the run would end with its first evaluation that is not the best; leave it out to go on",
+            ));
+        }
+        if let Some(ema) = self.ema
+            && !(ema > 0.0 && ema < 1.0)
+        {
+            return Err(invalid("train.ema", format!("is {ema}: it must be above 0 and below 1; leave it out to keep no average")));
+        }
+        if self.lr_batch == Some(0) {
+            return Err(invalid("train.lr_batch", "is 0: it is the batch that train.lr is for; leave it out to not scale"));
         }
         if let Some(norm) = self.clip_norm
             && !(norm.is_finite() && norm > 0.0)

@@ -156,25 +156,29 @@ impl CheckpointFiles {
     /// Removes all but the newest `keep` whole checkpoints (one always stays), and
     /// broken ones that are older than those. Checks manifests and sizes, not every
     /// byte; so the newest one that was verified by every byte stays too, however many
-    /// seem to be newer.
-    pub fn prune(&self, keep: usize) -> Result<(), RunDirError> {
+    /// seem to be newer. So does the one of the step `best`.
+    pub fn prune(&self, keep: usize, best: Option<u64>) -> Result<(), RunDirError> {
         let mut verified = self.verified();
-        let is_whole = |step: u64| manifest_in(&self.place(step), step).is_ok();
-        if !verified.is_some_and(is_whole) {
+        if !verified.is_some_and(|step| self.is_whole(step)) {
             *verified = self.find_newest()?.0.map(|c| c.step);
         }
         let mut kept = 0;
         for step in self.steps()? {
-            let whole = is_whole(step);
+            let whole = self.is_whole(step);
             // Without a newer whole checkpoint, even a broken one stays: part of it may
             // be recovered by hand.
             if kept == 0 || (whole && kept < keep.max(1)) || *verified == Some(step) {
                 kept += usize::from(whole);
-            } else {
+            } else if best != Some(step) {
                 self.remove(step)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether there is a checkpoint of this step, as far as its manifest and sizes tell.
+    pub fn is_whole(&self, step: u64) -> bool {
+        manifest_in(&self.place(step), step).is_ok()
     }
 
     /// Removes what killed writers left. Only for the holder of the run directory,

@@ -47,6 +47,10 @@ pub enum RunDirError {
         path.display()
     )]
     MirrorAhead { url: String, path: PathBuf, there: u64, here: u64 },
+    #[error("the run in `{}` has no checkpoint of step {step}: it has those of {there}", path.display())]
+    NoSuchCheckpoint { path: PathBuf, step: u64, there: String },
+    #[error("the run in `{}` has no checkpoint whose state was evaluated: take the last one, or train with train.keep = \"best\"", .0.display())]
+    NoneEvaluated(PathBuf),
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

@@ -14,8 +14,9 @@ use crate::config::{InputShape, ModelConfig};
 /// Names and shapes take no more: the header is read before it is known to be valid.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
-/// An optimizer keeps at most this many vectors as long as the weights.
-const MAX_SLOTS: usize = 2;
+/// An optimizer keeps at most this many vectors as long as the weights, with their moving
+/// average.
+const MAX_SLOTS: usize = 3;
 
 /// Key of the step in the optimizer's metadata.
 const STEP: &str = "step";
@@ -37,7 +38,7 @@ impl CheckpointLayout {
 
     /// Refuses files that are not the state after `step` of this model: the model's
     /// tensors belong to its layers, which have their numbers of parameters; the
-    /// optimizer has `SLOT/TENSOR` for each of them and up to two slots, and names
+    /// optimizer has `SLOT/TENSOR` for each of them and up to three slots, and names
     /// the step.
     pub(super) fn check(&self, step: u64, model: &Path, optimizer: &Path) -> Result<(), RunDirError> {
         let (shapes, _) = header(model)?;

@@ -105,7 +105,7 @@ pub(super) fn restore(target: &impl Target, path: &Path) -> Result<bool, RunDirE
     let checkpoints = CheckpointFiles::new(path.join("checkpoints"));
     for step in whole_checkpoints(&target.list()?).into_iter().rev() {
         match restore_checkpoint(target, &checkpoints, step) {
-            Ok(()) => break,
+            Ok(()) => {}
             Err(e @ RunDirError::Mirror(_)) => return Err(e),
             Err(e) => tracing::warn!("passed over a broken checkpoint of the mirror: {e}"),
         }

@@ -38,8 +38,8 @@ pub use journal::{Dense, Event, LastGeneration};
 pub use layout::CheckpointLayout;
 pub use resume::Resume;
 pub use skipped::SkippedSample;
-pub use summary::{Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
-pub use view::{DataDescription, RunView, events};
+pub use summary::{Best, Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
+pub use view::{DataDescription, RunView, Which, events};
 pub use writer::CheckpointWriter;
 
 use crate::audit::TrainedSamples;
@@ -377,9 +377,9 @@ impl RunDir {
         Ok(newest)
     }
 
-    /// Removes all but the newest `keep` checkpoints.
-    pub fn prune_checkpoints(&self, keep: usize) -> Result<(), RunDirError> {
-        self.checkpoints.prune(keep)
+    /// Removes all but the newest `keep` checkpoints and the one of the step `best`.
+    pub fn prune_checkpoints(&self, keep: usize, best: Option<u64>) -> Result<(), RunDirError> {
+        self.checkpoints.prune(keep, best)
     }
 }
 

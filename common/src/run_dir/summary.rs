@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::journal::Dense;
+use crate::config::Metric;
 use crate::dense::{DenseLayer, Way};
 use crate::metrics::{Evaluation, Recovery, StepMetrics};
 
@@ -46,6 +47,9 @@ pub struct Summary {
     pub top1: Option<f64>,
     #[serde(default, with = "crate::json_number::optional")]
     pub top5: Option<f64>,
+    /// With `train.keep = "best"`: the best evaluation of which there is a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     /// Gradient bytes that all workers together sent.
     pub bytes_sent: u64,
     /// What is exchanged of each dense layer, in the order of the forward pass.
@@ -67,6 +71,15 @@ pub struct Summary {
     pub peak_rss_bytes: u64,
     pub wall_seconds: f64,
     pub weights_blake3: Digest,
+}
+
+/// The best evaluation of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// By this figure.
+    pub metric: Metric,
+    #[serde(flatten)]
+    pub evaluation: Evaluation,
 }
 
 /// What is exchanged of a dense layer.
@@ -240,6 +253,7 @@ impl SummaryBuilder {
             loss: eval.map(|e| e.loss),
             top1: eval.map(|e| e.top1),
             top5: eval.map(|e| e.top5),
+            best: None,
             bytes_sent,
             dense: self.dense(),
             sums_because: if let Some(Dense::Sum(reason)) = &self.dense { Some(reason.clone()) } else { None },

@@ -115,7 +115,7 @@ fn a_checkpoint_without_its_manifest_does_not_exist_and_an_aborted_one_leaves_no
 #[test]
 fn pruning_keeps_the_newest() {
     let (_dir, run) = run_with_checkpoints(&[1, 2, 3, 4]);
-    run.prune_checkpoints(2).unwrap();
+    run.prune_checkpoints(2, None).unwrap();
     assert_eq!(run.checkpoints().steps_for_test(), [4, 3]);
 }
 

@@ -64,7 +64,7 @@ fn rivals_in_many_threads_leave_one_whole_checkpoint_of_each_step() {
                     let mut writer = files.begin(step).unwrap();
                     fill(&mut writer, thread);
                     writer.commit(&meta(&format!("{thread}"))).unwrap();
-                    files.prune(2).unwrap();
+                    files.prune(2, None).unwrap();
                 }
             });
         }
@@ -99,7 +99,7 @@ fn a_link_to_a_checkpoint_counts_and_its_target_is_never_touched() {
         fs::rename(place(step), &target).unwrap();
         std::os::unix::fs::symlink(&target, place(step)).unwrap();
     }
-    run.prune_checkpoints(2).unwrap();
+    run.prune_checkpoints(2, None).unwrap();
     assert_eq!(in_folder(&run), ["step-00000020", "step-00000030"]);
     assert!(dir.path().join("archive-10/manifest.json").exists(), "pruning removes the link alone");
     // Another state of step 20 takes the place of the link.
@@ -131,21 +131,35 @@ fn pruning_spares_the_last_that_was_verified_however_many_seem_newer() {
         }
     }
     for keep in [1, 2, 1] {
-        run.prune_checkpoints(keep).unwrap();
+        run.prune_checkpoints(keep, None).unwrap();
         assert_eq!(run.checkpoints().verify(10).unwrap().step, 10, "keep {keep}");
     }
     // A resumed run finds it again and keeps it again.
     let path = run.path().to_owned();
     drop(run);
     let run = RunDir::resume(&path, &config(&[])).unwrap();
-    run.prune_checkpoints(1).unwrap();
+    run.prune_checkpoints(1, None).unwrap();
     assert_eq!(run.newest_checkpoint().unwrap().unwrap().step, 10);
-    run.prune_checkpoints(1).unwrap();
+    run.prune_checkpoints(1, None).unwrap();
     assert_eq!(run.newest_checkpoint().unwrap().unwrap().step, 10);
     // The next checkpoint is verified too, and replaces it.
     checkpoint(&run, 11);
-    run.prune_checkpoints(1).unwrap();
+    run.prune_checkpoints(1, None).unwrap();
     assert_eq!(in_folder(&run), ["step-00000011"], "those that are newer and broken are gone");
+}
+
+#[test]
+fn pruning_spares_the_best_beside_the_newest() {
+    let (_dir, run) = run_with_checkpoints(&[10, 20, 30, 40, 50]);
+    run.prune_checkpoints(2, Some(20)).unwrap();
+    assert_eq!(in_folder(&run), ["step-00000020", "step-00000040", "step-00000050"]);
+    // A better one; one that is among the newest; one that is not there.
+    for (best, expected) in
+        [(Some(40), &["step-00000040", "step-00000050"][..]), (Some(50), &["step-00000050"]), (Some(7), &["step-00000050"])]
+    {
+        run.prune_checkpoints(1, best).unwrap();
+        assert_eq!(in_folder(&run), expected);
+    }
 }
 
 #[test]
@@ -155,7 +169,7 @@ fn an_opened_checkpoint_is_read_to_its_end_though_it_is_pruned() {
     let expected: Vec<Vec<u8>> =
         CHECKPOINT_FILES.iter().map(|n| fs::read(run.path().join("checkpoints/step-00000010").join(n)).unwrap()).collect();
     checkpoint(&run, 20);
-    run.prune_checkpoints(1).unwrap();
+    run.prune_checkpoints(1, None).unwrap();
     for (mut verified, expected) in files.into_iter().zip(expected) {
         let mut bytes = Vec::new();
         verified.file.read_to_end(&mut bytes).unwrap();
@@ -227,8 +241,10 @@ fn files_that_are_not_the_models_state_are_refused() {
         let refused = checked(model, optimizer).unwrap_err();
         assert!(refused.contains(word), "`{word}`: {refused}");
     }
-    let more = [named("a/", &good), both].concat();
-    assert!(checked(&model, &tensors(&more, Some("7"))).unwrap_err().contains("12 tensors"));
+    let with_average = [named("ema/", &good), both].concat();
+    assert_eq!(checked(&model, &tensors(&with_average, Some("7"))), Ok(()));
+    let more = [named("a/", &good), with_average].concat();
+    assert!(checked(&model, &tensors(&more, Some("7"))).unwrap_err().contains("16 tensors"));
     let odd: Vec<(&str, &[usize])> = good.into_iter().chain([("extra.weight", &[1][..])]).collect();
     assert!(checked(&tensors(&named("", &odd), None), &optimizer).unwrap_err().contains("a layer `extra`"));
 }

@@ -36,13 +36,13 @@ fn a_broken_newer_checkpoint_never_costs_a_whole_one() {
         if case < 2 {
             // Detecting the third damage takes reading every byte, which pruning does
             // not do.
-            run.prune_checkpoints(1).unwrap();
+            run.prune_checkpoints(1, None).unwrap();
         }
         assert_eq!(newest(&run), Some(10), "case {case}");
         // The run continues from an older state, and writes a checkpoint before it
         // reaches 20 again.
         checkpoint(&run, 15);
-        run.prune_checkpoints(1).unwrap();
+        run.prune_checkpoints(1, None).unwrap();
         assert_eq!((steps(&run), newest(&run)), (vec![15], Some(15)), "case {case}");
         checkpoint(&run, 20);
         assert_eq!(newest(&run), Some(20), "case {case}");
@@ -53,7 +53,7 @@ fn a_broken_newer_checkpoint_never_costs_a_whole_one() {
 fn pruning_counts_whole_checkpoints_only() {
     let (_dir, run) = run_with_checkpoints(&[10, 20, 30, 40]);
     fs::remove_file(run.path().join("checkpoints/step-00000030/manifest.json")).unwrap();
-    run.prune_checkpoints(2).unwrap();
+    run.prune_checkpoints(2, None).unwrap();
     assert_eq!(steps(&run), [40, 20]);
 }
 

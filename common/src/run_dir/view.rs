@@ -13,7 +13,7 @@ use crate::audit::{GenerationStart, TrainedSamples};
 use crate::config::Config;
 use crate::dataset::{Column, DatasetInfo, FileDigests, SampleSource};
 use crate::digest::Digest;
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, StepMetrics, best};
 use crate::plan::Ownership;
 
 const DATASET: &str = "dataset.json";
@@ -74,6 +74,29 @@ impl DataDescription {
 /// All events in the journal of the run in `path`, in order.
 pub fn events(path: &Path) -> Result<Vec<Event>, RunDirError> {
     journal::read(&path.join("journal.jsonl"))
+}
+
+/// Which checkpoint of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The newest.
+    Last,
+    /// The one with the best evaluation by `train.keep_metric`, of those that are there.
+    Best,
+    /// The one after so many steps.
+    Step(u64),
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "last" => Ok(Self::Last),
+            "best" => Ok(Self::Best),
+            step => step.parse().map(Self::Step).map_err(|_| format!("`{text}` is neither best, last nor a step")),
+        }
+    }
 }
 
 /// A run to look at.
@@ -138,19 +161,48 @@ impl RunView {
         Ok(self.events()?.into_iter().filter_map(start).collect())
     }
 
-    /// The newest checkpoint that is whole.
-    pub fn checkpoint(&self) -> Result<Checkpoint, RunDirError> {
-        let (newest, broken) = CheckpointFiles::new(self.path.join("checkpoints")).newest_valid()?;
-        for reason in broken {
-            tracing::warn!("passed over a broken checkpoint: {reason}");
+    /// A checkpoint that is whole.
+    pub fn checkpoint(&self, which: Which) -> Result<Checkpoint, RunDirError> {
+        let files = CheckpointFiles::new(self.path.join("checkpoints"));
+        let none = || RunDirError::NoCheckpoint(self.path.clone());
+        match which {
+            Which::Last => {
+                let (newest, broken) = files.newest_valid()?;
+                for reason in broken {
+                    tracing::warn!("passed over a broken checkpoint: {reason}");
+                }
+                newest.ok_or_else(none)
+            }
+            Which::Best => {
+                let evaluations = self.metrics()?.1;
+                let stored = evaluations.iter().filter(|evaluation| files.is_whole(evaluation.step));
+                let best = best(stored, self.config.train.keep_metric).ok_or_else(|| RunDirError::NoneEvaluated(self.path.clone()))?;
+                files.verify(best.step)
+            }
+            Which::Step(step) if files.is_whole(step) => files.verify(step),
+            Which::Step(step) => {
+                let mut there = files.steps()?;
+                there.reverse();
+                let there =
+                    if there.is_empty() { return Err(none()) } else { there.iter().map(u64::to_string).collect::<Vec<_>>().join(", ") };
+                Err(RunDirError::NoSuchCheckpoint { path: self.path.clone(), step, there })
+            }
         }
-        newest.ok_or_else(|| RunDirError::NoCheckpoint(self.path.clone()))
     }
 
-    /// The weights of the newest checkpoint (safetensors), and its step.
-    pub fn weights(&self) -> Result<(u64, Vec<u8>), RunDirError> {
-        let checkpoint = self.checkpoint()?;
-        let file = checkpoint.path.join(CHECKPOINT_FILES[0]);
+    /// The weights of a checkpoint (safetensors), and its step.
+    pub fn weights(&self, which: Which) -> Result<(u64, Vec<u8>), RunDirError> {
+        self.file(which, CHECKPOINT_FILES[0])
+    }
+
+    /// The optimizer's state of a checkpoint (safetensors), and its step.
+    pub fn optimizer(&self, which: Which) -> Result<(u64, Vec<u8>), RunDirError> {
+        self.file(which, CHECKPOINT_FILES[1])
+    }
+
+    fn file(&self, which: Which, name: &str) -> Result<(u64, Vec<u8>), RunDirError> {
+        let checkpoint = self.checkpoint(which)?;
+        let file = checkpoint.path.join(name);
         let bytes = std::fs::read(&file).map_err(RunDirError::io("read", &file))?;
         Ok((checkpoint.step, bytes))
     }

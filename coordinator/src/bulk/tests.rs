@@ -308,7 +308,7 @@ async fn only_a_state_that_the_run_can_have_is_stored() {
     refused(451, &[optimizer.clone(), optimizer.clone()], "layer").await;
     refused(451, &[model.clone(), state(450, 2.0)[1].clone()], "names the step 450").await;
     refused(451, &[model.slice(..model.len() - 4), optimizer.clone()], "its header speaks of").await;
-    files.prune(1).unwrap();
+    files.prune(1, None).unwrap();
     assert_eq!(files.newest_valid().unwrap().0.unwrap().step, 450);
     assert!(world.news.try_recv().is_err(), "nothing was stored");
 

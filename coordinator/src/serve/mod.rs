@@ -106,7 +106,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     let mut membership = Membership::returning(rules, &last, expected, lineage(&events), Instant::now());
     let mut next_worker: WorkerId = expected.len() as u64;
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step });
-    let record = RecordWriter::start(recorder, config.train.keep_checkpoints as usize)?;
+    let record = RecordWriter::start(recorder)?;
 
     let (news, mut inbox) = mpsc::channel(QUEUE);
     let to_loop = Inbox(news.clone());

@@ -10,7 +10,7 @@ use common::metrics::Evaluation;
 use common::net::Authority;
 use common::ring::Encoding;
 use common::ring::header::StreamHeader;
-use common::run_dir::RunView;
+use common::run_dir::{RunView, Which};
 use common::wire::messages::{
     BulkReply, BulkRequest, Dataset, FileSize, Finished, Generation, Member, StateSource, ToCoordinator, ToWorker,
 };
@@ -48,7 +48,7 @@ fn messages(run: &Path) -> Result<()> {
     let (steps, evaluations) = view.metrics()?;
     let metrics = steps.first().cloned().ok_or("the small run has no step")?;
     let evaluation: Evaluation = evaluations.first().cloned().ok_or("the small run has no evaluation")?;
-    let digest = view.checkpoint()?.meta.weights_blake3;
+    let digest = view.checkpoint(Which::Last)?.meta.weights_blake3;
     let trained: TrainedSamples = view.trained()?.into_iter().next().ok_or("the small run has no audit")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let to_coordinator = [
@@ -159,7 +159,7 @@ fn files_of(run: &Path) -> Result<()> {
     let files = ["journal.jsonl", "metrics.jsonl", "audit.jsonl", "dataset.json"].map(|name| run.join(name));
     put("run_dir", "all", &[&joined(&files)?])?;
 
-    let checkpoint = RunView::open(run)?.checkpoint()?.path;
+    let checkpoint = RunView::open(run)?.checkpoint(Which::Last)?.path;
     let [manifest, model, optimizer] = ["manifest.json", "model.safetensors", "optimizer.safetensors"].map(|name| checkpoint.join(name));
     put("checkpoint", "manifest", &[&[0], &fs::read(manifest)?])?;
     let (model, optimizer) = (fs::read(model)?, fs::read(optimizer)?);

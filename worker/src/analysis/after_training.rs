@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use common::config::ModelConfig;
 use common::dataset::SampleSource;
-use common::run_dir::RunView;
+use common::run_dir::{RunView, Which};
 use safetensors::SafeTensors;
 
 use crate::analysis::figures::of_runs;
@@ -36,7 +36,7 @@ pub fn results(run: &Path, source: &dyn SampleSource, device: ComputeDevice) -> 
 }
 
 fn perceptron(view: &RunView, source: &dyn SampleSource, features: Vec<String>) -> Result<String> {
-    let (_, bytes) = view.weights()?;
+    let (_, bytes) = view.weights(Which::Last)?;
     let tensors = SafeTensors::deserialize(&bytes).context("the newest checkpoint is damaged")?;
     let values = |name: &str| -> Result<Vec<f64>> {
         Ok(tensors.tensor(name)?.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect())

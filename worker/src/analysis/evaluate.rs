@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use common::dataset::Split;
+use common::run_dir::Which;
 use serde::Serialize;
 
 use crate::analysis::figures::{Confusion, save};
-use crate::analysis::trained::{TrainedModel, best};
+use crate::analysis::trained::{TrainedModel, Weights, best};
 use crate::engine::device::ComputeDevice;
 
 /// What to evaluate.
@@ -18,6 +19,8 @@ pub struct Options {
     /// Data to evaluate instead of the run's own.
     pub data: Option<PathBuf>,
     pub split: Split,
+    pub checkpoint: Which,
+    pub weights: Option<Weights>,
     pub device: ComputeDevice,
     /// The folder for confusion.png and eval.json.
     pub out: PathBuf,
@@ -124,7 +127,7 @@ const MAX_MATRIX: usize = 20;
 
 /// Evaluates and writes confusion.png and eval.json into `out`.
 pub fn run(options: &Options) -> Result<EvaluationReport> {
-    let trained = TrainedModel::load(&options.run, options.device)?;
+    let trained = TrainedModel::load(&options.run, options.checkpoint, options.weights, options.device)?;
     let source = trained.open_data(options.data.as_deref())?;
     if source.info().len(options.split) == 0 {
         bail!("the data has no {} samples", options.split);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use common::config::DataSource;
 use common::dataset::{self, SampleFormat, SampleSource, Split, Table, Unlabelled};
-use common::run_dir::RunView;
+use common::run_dir::{RunView, Which};
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
 use crate::engine::Sums;
@@ -15,7 +15,7 @@ use crate::models::InputShape;
 use crate::replica::Replica;
 use crate::training::job::Job;
 
-/// The newest checkpoint of a run, loaded onto a device.
+/// A checkpoint of a run, loaded onto a device.
 pub struct TrainedModel {
     pub view: RunView,
     pub replica: Replica,
@@ -23,18 +23,33 @@ pub struct TrainedModel {
     pub step: u64,
 }
 
+/// Which weights of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Weights {
+    /// Their moving average, of a run with `train.ema`.
+    Ema,
+    /// Those after the last update.
+    Raw,
+}
+
 /// Samples that are scored at once.
 const BATCH: u32 = 128;
 
 impl TrainedModel {
-    pub fn load(run: &Path, device: ComputeDevice) -> Result<Self> {
+    /// `weights`: if not said, the average if there is one.
+    pub fn load(run: &Path, which: Which, weights: Option<Weights>, device: ComputeDevice) -> Result<Self> {
         let view = RunView::open(run)?;
-        let (step, weights) = view.weights()?;
+        let weights = weights.unwrap_or(if view.config().train.ema.is_some() { Weights::Ema } else { Weights::Raw });
+        if weights == Weights::Ema && view.config().train.ema.is_none() {
+            bail!("the run in `{}` was trained without train.ema, so it has no averaged weights: leave out --weights ema", run.display());
+        }
+        let (step, bytes) = if weights == Weights::Ema { view.optimizer(which)? } else { view.weights(which)? };
         let config = view.config();
         device.set_threads(Job::threads(config));
         let input = Self::input_of(&view);
         let mut replica = Replica::new(&config.model, &config.train, input, config.seed, device)?;
-        replica.import_weights(&weights).with_context(|| format!("the checkpoint in `{}` does not fit its config", run.display()))?;
+        let imported = if weights == Weights::Ema { replica.import_average(&bytes) } else { replica.import_weights(&bytes) };
+        imported.with_context(|| format!("the checkpoint in `{}` does not fit its config", run.display()))?;
         Ok(Self { view, replica, step })
     }
 

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::CorruptPolicy;
-use common::run_dir::Resume;
+use common::run_dir::{Resume, Which};
 use common::ui::LogArgs;
 
+use crate::analysis::trained::Weights;
 use crate::engine::device::Share;
 
 /// Trains image classifiers: alone, or as one worker of a cluster.
@@ -136,6 +137,13 @@ pub struct EvalArgs {
     /// not divided, and of a CSV file, all of it is evaluated.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
+    /// Which checkpoint: last, best (by train.keep_metric, of those that were evaluated and
+    /// are there), or a step.
+    #[arg(long, value_name = "WHICH", default_value = "last")]
+    pub checkpoint: Which,
+    /// Which weights [default: ema of a run with train.ema, else raw].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// Evaluate the training set.
     #[arg(long)]
     pub train: bool,
@@ -157,6 +165,13 @@ pub struct PredictArgs {
     /// Pictures; CSV files for a model that was trained on one.
     #[arg(required = true)]
     pub inputs: Vec<PathBuf>,
+    /// Which checkpoint: last, best (by train.keep_metric, of those that were evaluated and
+    /// are there), or a step.
+    #[arg(long, value_name = "WHICH", default_value = "last")]
+    pub checkpoint: Which,
+    /// Which weights [default: ema of a run with train.ema, else raw].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// How many classes to name.
     #[arg(long, value_name = "K", default_value_t = 5)]
     pub top: usize,

@@ -18,7 +18,15 @@ pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| args.run.clone());
     let split = if args.train { Split::Train } else { Split::Val };
     let device = ComputeDevice::parse(&args.device)?;
-    let report = evaluate::run(&evaluate::Options { run: args.run, data: args.data, split, device, out: out.clone() })?;
+    let report = evaluate::run(&evaluate::Options {
+        run: args.run,
+        data: args.data,
+        split,
+        checkpoint: args.checkpoint,
+        weights: args.weights,
+        device,
+        out: out.clone(),
+    })?;
     if args.json {
         print_result(&serde_json::to_string_pretty(&report)?)
     } else {
@@ -27,7 +35,7 @@ pub(super) fn eval(args: EvalArgs) -> Result<()> {
 }
 
 pub(super) fn predict(args: PredictArgs) -> Result<()> {
-    let trained = TrainedModel::load(&args.run, ComputeDevice::parse(&args.device)?)?;
+    let trained = TrainedModel::load(&args.run, args.checkpoint, args.weights, ComputeDevice::parse(&args.device)?)?;
     if args.top == 0 {
         bail!("--top must be at least 1");
     }

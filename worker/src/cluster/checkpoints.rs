@@ -73,6 +73,10 @@ impl Upload {
         *self.progress.borrow() == UploadState::UnderWay
     }
 
+    pub fn is_stored(&self) -> bool {
+        *self.progress.borrow() == UploadState::Stored
+    }
+
     /// Waits until the last checkpoint of a run is on disk. The transfer may take any
     /// time; if the checkpoint cannot be stored, it is retried for [`STORE_TIMEOUT`].
     pub async fn stored(&mut self) -> Result<()> {

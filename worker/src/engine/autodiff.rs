@@ -41,7 +41,7 @@ impl AutodiffEngine {
             Precision::F32 | Precision::Tf32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
         };
-        let optimizer = Optimizer::new(setup.train, setup.weights.len(), Threads::new(setup.threads)?);
+        let optimizer = Optimizer::new(setup.train, &layout, Threads::new(setup.threads)?);
         let loss = Loss::of(setup.model, setup.train);
         let mut engine = Self { model: Some(model), layout, loss, optimizer, weights: setup.weights, kept: Vec::new(), precision, device };
         engine.load();
@@ -116,6 +116,12 @@ impl Engine for AutodiffEngine {
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
         Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.optimizer.swap_average(&mut self.weights, None);
+        self.load();
+        Ok(())
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

@@ -315,6 +315,10 @@ pub(crate) trait Engine: Send {
     /// The vectors of the optimizer's state.
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError>;
 
+    /// Exchanges the weights with their moving average, if there is one, and computes with them
+    /// from then on. The second call undoes the first.
+    fn swap_average(&mut self) -> Result<(), EngineError>;
+
     /// Has `write` change the master weights, and computes with them from then on.
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError>;
 

@@ -27,6 +27,11 @@ impl ParamSpec {
         &self.shape
     }
 
+    /// Whether it has one dimension: a bias, or the scale or shift of a norm.
+    pub fn is_vector(&self) -> bool {
+        self.shape.len() == 1
+    }
+
     /// Its values in the flat vector.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len
@@ -44,6 +49,17 @@ impl ParamLayout {
         let mut collector = Collector::default();
         model.visit(&mut collector);
         collector.layout
+    }
+
+    /// Parameters of these shapes, without a model.
+    #[cfg(test)]
+    pub(crate) fn of_shapes(shapes: &[&[usize]]) -> Self {
+        let mut layout = Self::default();
+        for (number, shape) in shapes.iter().enumerate() {
+            let (offset, len) = (layout.total(), shape.iter().product());
+            layout.params.push(ParamSpec { name: format!("p{number}"), shape: shape.to_vec(), offset, len });
+        }
+        layout
     }
 
     pub fn params(&self) -> &[ParamSpec] {

@@ -1,19 +1,30 @@
-//! SGD with momentum, Adam and AdamW: what one update does to each weight (`Rule`), and
-//! the optimizer that does it to flat vectors in host memory, fused into one pass over
-//! gradient, weights and state. Nothing here depends on a tensor or a network, and the
-//! result does not depend on the number of threads.
+//! SGD with momentum, Adam, AdamW, LARS and LAMB: what one update does to each weight
+//! (`Rule`), and the optimizer that does it to flat vectors in host memory, fused into one
+//! pass over gradient, weights and state. LARS and LAMB need norms of each parameter before
+//! that, which `norms` makes the same on every device. Nothing here depends on a tensor or a
+//! network but on where parameters lie, and the result depends neither on the number of
+//! threads nor on how a gradient is cut into buckets.
 
 mod kernels;
+pub(crate) mod norms;
+pub(crate) mod rule;
 #[cfg(test)]
 mod tests;
+mod update;
 
-use common::config::{OptimizerKind, TrainConfig};
-use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
+use common::config::TrainConfig;
 use common::ring::{Bucket, Span};
 use common::simd::f32_to_bf16;
-pub(crate) use kernels::{AdamStep, SgdStep};
+use rayon::prelude::*;
+
+use crate::models::ParamLayout;
+pub(crate) use kernels::LambStep;
+pub(crate) use rule::Rule;
+use rule::{Pairs, is_adapted, ratios, scales};
+pub use update::{Clipped, Update, UpdateReport};
 
 /// Values that one thread works on at a time. Fixed, so that partial sums are the
 /// same however many threads there are.
@@ -27,8 +38,11 @@ const FEW: usize = 4;
 #[derive(Debug)]
 pub struct Optimizer {
     settings: TrainConfig,
-    /// SGD: the momentum. Adam and AdamW: first and second moment.
+    layout: ParamLayout,
+    /// In the order of [`TrainConfig::state`].
     slots: Vec<Vec<f32>>,
+    /// The moving average of the weights.
+    average: Option<Vec<f32>>,
     threads: Threads,
 }
 
@@ -41,20 +55,32 @@ pub struct NotFinite {
 }
 
 impl Optimizer {
-    /// An optimizer of `total` weights with zero state.
-    pub fn new(train: &TrainConfig, total: usize, threads: Threads) -> Self {
-        let slots = train.optimizer.state().iter().map(|_| vec![0.0; total]).collect();
-        Self { settings: train.clone(), slots, threads }
+    /// An optimizer of these parameters with zero state.
+    pub fn new(train: &TrainConfig, layout: &ParamLayout, threads: Threads) -> Self {
+        let mut slots: Vec<_> = train.state().iter().map(|_| vec![0.0; layout.total()]).collect();
+        let average = if train.ema.is_some() { slots.pop() } else { None };
+        Self { settings: train.clone(), layout: layout.clone(), slots, average, threads }
     }
 
     /// The state by name, each as long as the weights.
     pub fn state(&self) -> impl Iterator<Item = (&'static str, &[f32])> {
-        self.settings.optimizer.state().iter().copied().zip(self.slots.iter().map(Vec::as_slice))
+        self.settings.state().into_iter().zip(self.slots.iter().chain(&self.average).map(Vec::as_slice))
     }
 
     /// The state to be overwritten, by name.
     pub fn state_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut [f32])> {
-        self.settings.optimizer.state().iter().copied().zip(self.slots.iter_mut().map(Vec::as_mut_slice))
+        self.settings.state().into_iter().zip(self.slots.iter_mut().chain(&mut self.average).map(Vec::as_mut_slice))
+    }
+
+    /// Exchanges the weights with their average, if there is one; `mirror` as for
+    /// [`Self::step`].
+    pub fn swap_average(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>) {
+        if let Some(average) = &mut self.average {
+            weights.swap_with_slice(average);
+            if let Some(mirror) = mirror {
+                f32_to_bf16(weights, mirror);
+            }
+        }
     }
 
     /// Computes the norm of the gradient, clips it, and applies update number `step`:
@@ -70,66 +96,136 @@ impl Optimizer {
         update: Update,
     ) -> Result<UpdateReport, NotFinite> {
         let clipped = update.clip(self.settings.clip_norm, self.threads.norm(gradient)?);
-        self.step(weights, mirror, gradient, update.step, update.lr, clipped.factor);
+        self.step(weights, mirror, gradient, Update { factor: clipped.factor, ..update });
         Ok(clipped.report)
     }
 
-    /// Applies update number `step` (from 0) to `weights` with `factor * gradient`.
-    /// `mirror`, where given, receives the new weights as bf16. The mirror, and the
-    /// gradient's buckets back to back, are as long as the weights.
-    pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket], step: u64, lr: f64, factor: f64) {
+    /// Applies an update, whose factor is the whole one. `mirror`, where given, receives the
+    /// new weights as bf16. The mirror, and the gradient's buckets back to back, are as long
+    /// as the weights.
+    pub fn step(&mut self, weights: &mut [f32], mut mirror: Option<&mut [u16]>, gradient: &[impl Bucket], update: Update) {
         let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
-        assert_eq!(total, weights.len(), "the gradient's buckets must cover the weights");
-        let mut tasks = Vec::with_capacity(total / CHUNK + gradient.len());
+        assert_eq!((total, total), (weights.len(), self.layout.total()), "the gradient's buckets must cover the weights");
+        let ratios = if self.settings.optimizer.is_layerwise() {
+            if let Some(first) = Rule::first(&self.settings, update) {
+                self.apply(&[(0..total, first)], weights, None, gradient, None);
+            }
+            self.ratios(weights, gradient, update)
+        } else {
+            Vec::new()
+        };
+        let runs = Rule::runs(&self.settings, &self.layout, update, &ratios);
+        self.apply(&runs, weights, mirror.take(), gradient, Rule::average(&self.settings, update));
+    }
+
+    /// Does what each rule says to its range of everything that an update touches. `rest`: how
+    /// far the average of the weights follows them.
+    fn apply(
+        &mut self,
+        runs: &[(Range<usize>, Rule)],
+        weights: &mut [f32],
+        mirror: Option<&mut [u16]>,
+        gradient: &[impl Bucket],
+        rest: Option<f32>,
+    ) {
         let (mut weights, mut mirror) = (weights, mirror);
         let mut slots: Vec<&mut [f32]> = self.slots.iter_mut().map(Vec::as_mut_slice).collect();
-        for gradient in gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)) {
+        let mut average = rest.and(self.average.as_deref_mut());
+        let task = |Piece { of, gradient, .. }| {
             let n = gradient.len();
-            tasks.push(Task {
+            Task {
+                rule: runs[of].1,
                 gradient,
                 weights: weights.split_off_mut(..n).unwrap_or_default(),
                 mirror: mirror.as_mut().and_then(|m| m.split_off_mut(..n)),
                 slots: slots.iter_mut().map(|s| s.split_off_mut(..n).unwrap_or_default()).collect(),
-            });
+                average: average.as_mut().and_then(|a| a.split_off_mut(..n)).zip(rest),
+            }
+        };
+        let tasks = cut(gradient, runs.iter().map(|(range, _)| range.clone())).into_iter().map(task).collect();
+        self.threads.map(tasks, Task::run);
+    }
+
+    /// By what the learning rate of each parameter is multiplied.
+    fn ratios(&self, weights: &[f32], gradient: &[impl Bucket], update: Update) -> Vec<f64> {
+        let params = self.layout.params();
+        let mut pieces = cut(gradient, params.iter().map(crate::models::ParamSpec::range));
+        pieces.retain(|piece| is_adapted(&params[piece.of]));
+        let lamb = Rule::direction(&self.settings, update);
+        let places: Vec<usize> = pieces.iter().map(|piece| piece.of).collect();
+        let of_pieces = pieces.clone();
+        let each_largest = self.threads.map(of_pieces, |piece| {
+            let mut most = 0.0;
+            self.directions(lamb, weights, &piece, |values| most = larger(most, norms::largest(values)));
+            [norms::largest(&weights[piece.range()]), most]
+        });
+        let mut most: Pairs<f32> = vec![[0.0; 2]; params.len()];
+        for (&of, found) in places.iter().zip(each_largest) {
+            most[of] = [larger(most[of][0], found[0]), larger(most[of][1], found[1])];
         }
-        let rule = Rule::new(&self.settings, step, lr, factor);
-        self.threads.map(tasks, |task| rule.apply(task));
+        let scales = scales(&self.layout, &most);
+        let each_sum = self.threads.map(pieces, |piece| {
+            let (of, mut sum) = (scales[piece.of], 0);
+            self.directions(lamb, weights, &piece, |values| sum += norms::squares(values, of[1]));
+            [norms::squares(&weights[piece.range()], of[0]), sum]
+        });
+        let mut sums: Pairs<i64> = vec![[0; 2]; params.len()];
+        for (&of, found) in places.iter().zip(each_sum) {
+            sums[of] = [sums[of][0] + found[0], sums[of][1] + found[1]];
+        }
+        ratios(&self.settings, &self.layout, update, &sums, &scales)
+    }
+
+    /// Hands the direction of a piece's update to `each`, part by part: of LAMB what its step
+    /// says, else the gradient.
+    fn directions(&self, lamb: Option<LambStep>, weights: &[f32], piece: &Piece<'_>, mut each: impl FnMut(&[f32])) {
+        let (Some(step), [m, v]) = (lamb, self.slots.as_slice()) else { return piece.gradient.for_each_f32(each) };
+        let mut block = [0.0; 1024];
+        for start in piece.range().step_by(block.len()) {
+            let range = start..piece.range().end.min(start + block.len());
+            let directions = &mut block[..range.len()];
+            kernels::lamb_direction(&step, &weights[range.clone()], &m[range.clone()], &v[range], directions);
+            each(directions);
+        }
     }
 }
 
-/// The settings of one update.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Update {
-    /// Its number, from 0.
-    pub step: u64,
-    pub lr: f64,
-    /// The gradient is multiplied by this first.
-    pub factor: f64,
+/// The larger one, or the one that is NaN.
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
 }
 
-/// The result of an update.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpdateReport {
-    /// Euclidean norm of the gradient, before clipping.
-    pub grad_norm: f64,
-    pub clipped: bool,
+/// A part of a gradient, at most [`CHUNK`] values, that lies in one range of several.
+#[derive(Debug, Clone, Copy)]
+struct Piece<'a> {
+    /// Which range.
+    of: usize,
+    start: usize,
+    gradient: Span<'a>,
 }
 
-/// By how much a gradient is multiplied in all.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Clipped {
-    pub factor: f64,
-    pub report: UpdateReport,
-}
-
-impl Update {
-    /// `norm` is that of the gradient before it is multiplied by anything.
-    pub fn clip(&self, limit: Option<f64>, norm: f64) -> Clipped {
-        let grad_norm = norm * self.factor;
-        let limit = limit.filter(|&limit| grad_norm > limit);
-        let factor = limit.map_or(self.factor, |limit| limit / grad_norm * self.factor);
-        Clipped { factor, report: UpdateReport { grad_norm, clipped: limit.is_some() } }
+impl Piece<'_> {
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + self.gradient.len()
     }
+}
+
+/// Cuts a gradient, given as buckets, where buckets end and where ranges do, which cover it in
+/// order.
+fn cut<'a>(gradient: &'a [impl Bucket], ranges: impl Iterator<Item = Range<usize>>) -> Vec<Piece<'a>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut ranges) = (0, ranges.enumerate().peekable());
+    for bucket in gradient {
+        let mut rest = bucket.span();
+        while !rest.is_empty() {
+            while ranges.next_if(|(_, range)| range.end <= start).is_some() {}
+            let Some((of, range)) = ranges.peek() else { break };
+            let n = rest.len().min(range.end - start).min(CHUNK);
+            pieces.push(Piece { of: *of, start, gradient: rest.range(0..n) });
+            (start, rest) = (start + n, rest.range(n..rest.len()));
+        }
+    }
+    pieces
 }
 
 /// Threads for work in host memory.
@@ -187,65 +283,37 @@ fn first_not_finite(values: Span<'_>) -> usize {
     found.unwrap_or(0)
 }
 
-/// One chunk of everything that an update touches.
+/// One chunk of everything that an update touches, and what it does there.
 struct Task<'a> {
+    rule: Rule,
     gradient: Span<'a>,
     weights: &'a mut [f32],
     mirror: Option<&'a mut [u16]>,
     slots: Vec<&'a mut [f32]>,
+    average: Option<(&'a mut [f32], f32)>,
 }
 
-/// What one update does to each weight, its gradient and its state.
-pub(crate) enum Rule {
-    Sgd(SgdStep),
-    Adam(AdamStep),
-}
-
-impl Rule {
-    /// The rule of update number `step` (from 0), whose gradient is multiplied by
-    /// `factor`.
-    pub(crate) fn new(settings: &TrainConfig, step: u64, lr: f64, factor: f64) -> Self {
-        let decoupled = settings.optimizer == OptimizerKind::Adamw;
-        match settings.optimizer {
-            OptimizerKind::Sgd => Self::Sgd(SgdStep {
-                lr: lr as f32,
-                factor: factor as f32,
-                momentum: settings.momentum as f32,
-                weight_decay: settings.weight_decay as f32,
-            }),
-            OptimizerKind::Adam | OptimizerKind::Adamw => {
-                let updates = (step + 1) as f64;
-                let (correct1, correct2) = (1.0 - settings.beta1.powf(updates), 1.0 - settings.beta2.powf(updates));
-                Self::Adam(AdamStep {
-                    rate: (lr / correct1) as f32,
-                    factor: factor as f32,
-                    beta1: settings.beta1 as f32,
-                    rest1: (1.0 - settings.beta1) as f32,
-                    beta2: settings.beta2 as f32,
-                    rest2: (1.0 - settings.beta2) as f32,
-                    root_correct2: correct2.sqrt() as f32,
-                    epsilon: settings.epsilon as f32,
-                    weight_decay: if decoupled { 0.0 } else { settings.weight_decay as f32 },
-                    shrink: if decoupled { (1.0 - lr * settings.weight_decay) as f32 } else { 1.0 },
-                })
-            }
-        }
-    }
-
-    fn apply(&self, task: Task<'_>) {
-        let Task { gradient, weights, mirror, mut slots } = task;
+impl Task<'_> {
+    fn run(self) {
+        let Task { rule, gradient, weights, mirror, mut slots, average } = self;
         let mut at = 0;
         gradient.for_each_f32(|gradient| {
             let range = at..at + gradient.len();
             at = range.end;
             let weights = &mut weights[range.clone()];
-            match (self, slots.as_mut_slice()) {
-                (Self::Sgd(step), [momentum]) => kernels::sgd(step, weights, gradient, &mut momentum[range]),
-                (Self::Adam(step), [m, v]) => kernels::adam(step, weights, gradient, &mut m[range.clone()], &mut v[range]),
+            match (rule, slots.as_mut_slice()) {
+                (Rule::Sgd(step), [momentum]) => kernels::sgd(&step, weights, gradient, &mut momentum[range]),
+                (Rule::Adam(step), [m, v]) => kernels::adam(&step, weights, gradient, &mut m[range.clone()], &mut v[range]),
+                (Rule::Lars(step), [momentum]) => kernels::lars(&step, weights, gradient, &mut momentum[range]),
+                (Rule::Moments(step), [m, v]) => kernels::moments(&step, gradient, &mut m[range.clone()], &mut v[range]),
+                (Rule::Lamb(step), [m, v]) => kernels::lamb(&step, weights, &m[range.clone()], &v[range]),
                 _ => unreachable!("slots are made for the optimizer's kind"),
             }
         });
         // The chunk just written is still in the cache.
+        if let Some((average, rest)) = average {
+            kernels::average(rest, weights, average);
+        }
         if let Some(mirror) = mirror {
             f32_to_bf16(weights, mirror);
         }

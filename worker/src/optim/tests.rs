@@ -1,19 +1,27 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use super::*;
+use common::config::OptimizerKind;
 use common::seed;
 use common::simd::bf16_to_f32;
+
+use super::*;
+
+const ALL: [OptimizerKind; 5] = [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb];
 
 fn settings(optimizer: OptimizerKind) -> TrainConfig {
     TrainConfig { optimizer, momentum: 0.9, weight_decay: 0.01, ..TrainConfig::default() }
 }
 
+fn at(step: u64) -> Update {
+    Update { step, lr: 0.1, factor: 1.0 }
+}
+
 /// Two updates of one weight with the gradients 0.5 and -0.25.
 fn two_updates(optimizer: OptimizerKind) -> f32 {
-    let mut optimizer = Optimizer::new(&settings(optimizer), 1, Threads::new(1).unwrap());
+    let mut optimizer = Optimizer::new(&settings(optimizer), &ParamLayout::of_shapes(&[&[1]]), Threads::new(1).unwrap());
     let mut weights = [1.0];
-    optimizer.step(&mut weights, None, &[vec![0.5]], 0, 0.1, 1.0);
-    optimizer.step(&mut weights, None, &[vec![-0.25]], 1, 0.1, 1.0);
+    optimizer.step(&mut weights, None, &[vec![0.5]], at(0));
+    optimizer.step(&mut weights, None, &[vec![-0.25]], at(1));
     weights[0]
 }
 
@@ -51,16 +59,18 @@ fn noise(len: usize, place: u64) -> Vec<f32> {
 
 #[test]
 fn neither_threads_nor_buckets_change_the_result() {
-    let total = 3 * CHUNK + 1234;
+    let layout = ParamLayout::of_shapes(&[&[2, CHUNK], &[33], &[1200, 50], &[1], &[1, 1200], &[4096]]);
+    let total = layout.total();
     let gradient = noise(total, 0);
-    for kind in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw] {
+    for (kind, decay_bias) in ALL.into_iter().flat_map(|kind| [(kind, true), (kind, false)]) {
         let run = |threads, bucket: usize| {
-            let mut optimizer = Optimizer::new(&settings(kind), total, Threads::new(threads).unwrap());
+            let settings = TrainConfig { decay_bias, ..settings(kind) };
+            let mut optimizer = Optimizer::new(&settings, &layout, Threads::new(threads).unwrap());
             let mut weights = noise(total, 1);
             let mut mirror = vec![0; total];
             let buckets: Vec<Vec<f32>> = gradient.chunks(bucket).map(<[f32]>::to_vec).collect();
             for step in 0..3 {
-                optimizer.step(&mut weights, Some(&mut mirror), &buckets, step, 0.1, 0.5);
+                optimizer.step(&mut weights, Some(&mut mirror), &buckets, Update { factor: 0.5, ..at(step) });
             }
             (weights, mirror)
         };
@@ -68,6 +78,91 @@ fn neither_threads_nor_buckets_change_the_result() {
         assert!(expected.0.iter().zip(&expected.1).all(|(&w, &m)| half::bf16::from_f32(w).to_bits() == m));
         assert_eq!(expected, run(3, total));
         assert_eq!(expected, run(2, 10_007));
+    }
+}
+
+/// The formulas of the papers in f64, for a matrix and a bias that has no rate of its own.
+#[test]
+fn lars_and_lamb_follow_their_papers() {
+    let layout = ParamLayout::of_shapes(&[&[30, 7], &[11]]);
+    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    for (kind, decay_bias) in [(OptimizerKind::Lars, true), (OptimizerKind::Lars, false), (OptimizerKind::Lamb, false)] {
+        let settings = TrainConfig { decay_bias, trust_coefficient: 0.02, ..settings(kind) };
+        let mut optimizer = Optimizer::new(&settings, &layout, Threads::new(1).unwrap());
+        let mut found = noise(layout.total(), 1);
+        let mut weights: Vec<f64> = found.iter().map(|&w| w.into()).collect();
+        let (mut first, mut second) = (vec![0.0; weights.len()], vec![0.0; weights.len()]);
+        for step in 0..4 {
+            let gradient = noise(layout.total(), 10 + step);
+            optimizer.step(&mut found, None, std::slice::from_ref(&gradient), Update { factor: 0.5, ..at(step) });
+            for param in layout.params() {
+                let range = param.range();
+                let decay = if param.is_vector() && !decay_bias { 0.0 } else { 0.01 };
+                let w = &mut weights[range.clone()];
+                let g: Vec<f64> = gradient[range.clone()].iter().map(|&g| 0.5 * f64::from(g)).collect();
+                let (m, v) = (&mut first[range.clone()], &mut second[range]);
+                if kind == OptimizerKind::Lars {
+                    let ratio = if param.is_vector() { 1.0 } else { 0.02 * norm(w) / (norm(&g) + 0.01 * norm(w)) };
+                    for ((w, g), m) in w.iter_mut().zip(&g).zip(m) {
+                        *m = 0.9 * *m + 0.1 * ratio * (g + decay * *w);
+                        *w -= *m;
+                    }
+                    continue;
+                }
+                let correct = |beta: f64| 1.0 - beta.powi(step as i32 + 1);
+                let mut u = Vec::new();
+                for (((w, g), m), v) in w.iter().zip(&g).zip(m).zip(v) {
+                    *m = 0.9 * *m + 0.1 * g;
+                    *v = 0.999 * *v + 0.001 * g * g;
+                    u.push(*m / correct(0.9) / ((*v / correct(0.999)).sqrt() + 1e-8) + decay * w);
+                }
+                let ratio = if param.is_vector() { 1.0 } else { norm(w) / norm(&u) };
+                w.iter_mut().zip(&u).for_each(|(w, u)| *w -= 0.1 * ratio * u);
+            }
+            for (at, (found, expected)) in found.iter().zip(&weights).enumerate() {
+                assert!((f64::from(*found) - expected).abs() < 5e-6, "{kind:?}, step {step}, weight {at}: {found} is not {expected}");
+            }
+        }
+    }
+}
+
+/// A layer of zeros, or without a gradient, moves at the global rate.
+#[test]
+fn a_layer_without_a_norm_has_the_ratio_one() {
+    let layout = ParamLayout::of_shapes(&[&[2, 2], &[2, 2]]);
+    let settings = TrainConfig { weight_decay: 0.0, ..settings(OptimizerKind::Lars) };
+    let mut optimizer = Optimizer::new(&settings, &layout, Threads::new(1).unwrap());
+    let mut weights = [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0];
+    optimizer.step(&mut weights, None, &[vec![1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]], at(0));
+    assert_eq!(weights, [-0.1, -0.1, -0.1, -0.1, 1.0, 1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn biases_do_not_decay_where_the_config_says_so() {
+    let layout = ParamLayout::of_shapes(&[&[1, 2], &[2]]);
+    for kind in ALL {
+        let after = |decay_bias| {
+            let settings = TrainConfig { decay_bias, momentum: 0.0, weight_decay: 0.5, ..settings(kind) };
+            let mut optimizer = Optimizer::new(&settings, &layout, Threads::new(1).unwrap());
+            let mut weights = [1.0; 4];
+            optimizer.step(&mut weights, None, &[vec![0.0; 4]], at(0));
+            weights
+        };
+        let (all, matrices) = (after(true), after(false));
+        assert!(all[2] < 1.0 && all[3] < 1.0, "{kind:?}: {all:?}");
+        assert_eq!((&matrices[..2], &matrices[2..]), (&all[..2], &[1.0, 1.0][..]), "{kind:?}");
+    }
+}
+
+#[test]
+fn nesterov_looks_ahead() {
+    let settings = TrainConfig { nesterov: true, weight_decay: 0.0, ..settings(OptimizerKind::Sgd) };
+    let mut optimizer = Optimizer::new(&settings, &ParamLayout::of_shapes(&[&[1]]), Threads::new(1).unwrap());
+    let mut weights = [1.0];
+    // buf = 1, w = 1 - 0.1 * (1 + 0.9); buf = 1.9, w = 0.81 - 0.1 * (1 + 1.71).
+    for (step, expected) in [(0, 0.81), (1, 0.539)] {
+        optimizer.step(&mut weights, None, &[vec![1.0]], at(step));
+        assert_near(weights[0], expected);
     }
 }
 

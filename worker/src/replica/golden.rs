@@ -1,20 +1,25 @@
 //! Optimizers, losses, schedules and whole steps of AlexNet against figures made by
-//! PyTorch: `worker/golden/pytorch.py` makes them.
+//! PyTorch: `worker/golden/pytorch.py` makes them. Those of LARS and LAMB, which PyTorch
+//! lacks, it makes by the formulas of their papers, in f64.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use common::config::{AlexnetConfig, OptimizerKind, ScheduleKind};
+use common::config::{AlexnetConfig, Metric, OptimizerKind, ScheduleKind};
+use common::metrics::Evaluation;
+use common::recorder::Length;
 use serde::Deserialize;
 
 use super::tests::{devices, gradient, norm};
 use super::*;
 use crate::optim::{Optimizer, Threads};
-use crate::training::schedule::learning_rate;
+use crate::training::schedule::{learning_rate, reduces};
 
 #[derive(Deserialize)]
 struct Figures {
     optimizers: Vec<Updated>,
     losses: Vec<Lost>,
     schedules: Vec<Scheduled>,
+    plateaus: Vec<Plateau>,
+    average: Vec<f32>,
     alexnet: Steps,
 }
 
@@ -34,6 +39,15 @@ struct Lost {
 #[derive(Deserialize)]
 struct Scheduled {
     name: String,
+    rates: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Plateau {
+    metric: Metric,
+    patience: u32,
+    floor: f64,
+    values: Vec<f64>,
     rates: Vec<f64>,
 }
 
@@ -82,13 +96,23 @@ fn assert_near(what: &str, found: f64, expected: f64, tolerance: f64) {
 fn optimizers_update_as_pytorchs_do() {
     let plain = TrainConfig { momentum: 0.0, weight_decay: 0.0, ..TrainConfig::default() };
     let expected = figures().optimizers;
-    assert_eq!(expected.len(), 5);
+    assert_eq!(expected.len(), 10);
     for Updated { name, weights: expected } in expected {
         let (lr, train) = match name.as_str() {
             "sgd" => (0.1, TrainConfig { optimizer: OptimizerKind::Sgd, ..plain.clone() }),
             "sgd-momentum-decay" => {
                 (0.1, TrainConfig { optimizer: OptimizerKind::Sgd, momentum: 0.9, weight_decay: 0.01, ..plain.clone() })
             }
+            "sgd-nesterov" => (0.1, TrainConfig { momentum: 0.9, nesterov: true, weight_decay: 0.01, ..plain.clone() }),
+            "sgd-matrices-decay" => (0.1, TrainConfig { momentum: 0.9, weight_decay: 0.01, decay_bias: false, ..plain.clone() }),
+            "adamw-matrices-decay" => {
+                (0.01, TrainConfig { optimizer: OptimizerKind::Adamw, weight_decay: 0.1, decay_bias: false, ..plain.clone() })
+            }
+            "lars" => {
+                let train = TrainConfig { momentum: 0.9, weight_decay: 0.01, trust_coefficient: 0.02, ..plain.clone() };
+                (2.0, TrainConfig { optimizer: OptimizerKind::Lars, ..train })
+            }
+            "lamb" => (0.05, TrainConfig { optimizer: OptimizerKind::Lamb, weight_decay: 0.01, ..plain.clone() }),
             "adam" => (0.01, TrainConfig { optimizer: OptimizerKind::Adam, ..plain.clone() }),
             "adam-decay" => (0.01, TrainConfig { optimizer: OptimizerKind::Adam, weight_decay: 0.01, ..plain.clone() }),
             "adamw" => {
@@ -104,15 +128,34 @@ fn optimizers_update_as_pytorchs_do() {
             }
             _ => panic!("{name} is not known here"),
         };
-        let mut optimizer = Optimizer::new(&train, 40, Threads::new(1).unwrap());
+        let mut optimizer = Optimizer::new(&train, &ParamLayout::of_shapes(&[&[4, 8], &[8]]), Threads::new(1).unwrap());
         let mut weights = numbers(40, 1);
         for step in 0..6 {
-            optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], step.into(), lr, 1.0);
+            optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], Update { step: step.into(), lr, factor: 1.0 });
         }
         for (at, (found, expected)) in weights.iter().zip(&expected).enumerate() {
             assert_near(&format!("{name}, weight {at}"), (*found).into(), (*expected).into(), 2e-6);
         }
     }
+}
+
+#[test]
+fn the_average_of_the_weights_is_pytorchs() {
+    let train = TrainConfig { momentum: 0.9, weight_decay: 0.0, ema: Some(0.9), ..TrainConfig::default() };
+    let mut optimizer = Optimizer::new(&train, &ParamLayout::of_shapes(&[&[5, 8]]), Threads::new(1).unwrap());
+    let mut weights = numbers(40, 1);
+    for step in 0..6 {
+        optimizer.step(&mut weights, None, &[numbers(40, 100 + step)], Update { step: step.into(), lr: 0.1, factor: 1.0 });
+    }
+    let before = weights.clone();
+    optimizer.swap_average(&mut weights, None);
+    let expected = figures().average;
+    assert_eq!(expected.len(), 40);
+    for (at, (found, expected)) in weights.iter().zip(expected).enumerate() {
+        assert_near(&format!("weight {at}"), (*found).into(), expected.into(), 2e-6);
+    }
+    optimizer.swap_average(&mut weights, None);
+    assert_eq!(weights, before);
 }
 
 #[test]
@@ -143,18 +186,21 @@ fn losses_and_their_slopes_are_pytorchs() {
 #[test]
 fn schedules_are_pytorchs() {
     let expected = figures().schedules;
-    assert_eq!(expected.len(), 3);
+    assert_eq!(expected.len(), 5);
     for Scheduled { name, rates } in expected {
         let schedule = match name.as_str() {
             "constant" => ScheduleKind::Constant,
             "step" => ScheduleKind::Step,
             "cosine" => ScheduleKind::Cosine,
+            "onecycle" => ScheduleKind::OneCycle,
+            "polynomial" => ScheduleKind::Polynomial,
             _ => panic!("{name} is not known here"),
         };
         let train = TrainConfig {
             schedule,
             lr: 0.2,
-            warmup_epochs: 1.0,
+            warmup_epochs: if schedule == ScheduleKind::OneCycle { 0.0 } else { 1.0 },
+            power: 2.0,
             decay: 0.1,
             decay_epochs: vec![2.0, 4.5],
             final_lr: 0.05,
@@ -162,8 +208,41 @@ fn schedules_are_pytorchs() {
         };
         assert_eq!(rates.len(), 60);
         for (step, rate) in (0..).zip(rates) {
-            assert_near(&format!("{name}, step {step}"), learning_rate(&train, 10, 60, step), rate, 1e-12);
+            assert_near(
+                &format!("{name}, step {step}"),
+                learning_rate(&train, Length { steps_per_epoch: 10, steps: 60 }, step, 0),
+                rate,
+                1e-12,
+            );
         }
+    }
+}
+
+#[test]
+fn plateaus_are_pytorchs() {
+    let expected = figures().plateaus;
+    assert_eq!(expected.len(), 3);
+    for Plateau { metric, patience, floor, values, rates } in expected {
+        let train = TrainConfig {
+            schedule: ScheduleKind::Plateau,
+            lr: 0.2,
+            keep_metric: metric,
+            plateau_patience: patience,
+            final_lr: floor,
+            ..TrainConfig::default()
+        };
+        assert!(rates.last() < Some(&0.1), "a plateau without a fall shows nothing");
+        let mut progress = Progress::new(&train);
+        for (step, (value, rate)) in (1..).zip(values.iter().zip(rates)) {
+            let evaluation = Evaluation { step, epoch: step, loss: *value, top1: *value, top5: 0.0, samples: 1 };
+            progress = progress.after(&train, &evaluation, |reductions| reduces(&train, reductions));
+            let found = learning_rate(&train, Length { steps_per_epoch: 1, steps: 40 }, step, progress.reductions());
+            assert_near(&format!("{metric:?}, patience {patience}, evaluation {step}"), found, rate, 1e-12);
+            assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
+        }
+    }
+    for odd in ["", "top1", "top2 - 0 - 0 0", "top1 x 0 - 0 0", "top1 - 0 - 0 -1", "top1 - 0 - 0 0 0"] {
+        assert!(Progress::decode(odd).is_err(), "{odd}");
     }
 }
 

@@ -7,13 +7,17 @@ mod error;
 mod factors;
 #[cfg(test)]
 mod golden;
+mod progress;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, feature = "libtorch"))]
+mod tests_of_updates;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
-use common::config::{ModelConfig, OptimizerKind, Precision, TrainConfig};
+use common::config::{AVERAGE, ModelConfig, Precision, TrainConfig};
 use common::dense::Factored;
 use common::digest::Digest;
 use common::ring::{Bucket, Span, Values};
@@ -26,6 +30,7 @@ use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images
 use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
 pub use error::ReplicaError;
+pub use progress::Progress;
 pub use state::State;
 
 /// A model with its training state, on the device of its engine.
@@ -34,12 +39,13 @@ pub struct Replica {
     layout: ParamLayout,
     /// What of the gradient the engine gives as factors.
     factored: Factored,
-    optimizer: OptimizerKind,
+    train: TrainConfig,
     loss: Loss,
     dropouts: Vec<Dropout>,
     input: InputShape,
     /// Updates applied so far.
     step: u64,
+    progress: Progress,
     phases: Phases,
     /// Changes a product of this step, to test that others notice.
     #[cfg(all(test, feature = "libtorch"))]
@@ -86,16 +92,17 @@ impl Replica {
         let engine = devices.engine(EngineSetup { model, input, train, weights, threads })?;
         let loss = Loss::of(model, train);
         let dropouts = Model::dropouts(model);
-        let (factored, optimizer) = (Factored::nothing(layout.total()), train.optimizer);
+        let factored = Factored::nothing(layout.total());
         Ok(Self {
             engine,
             layout,
             factored,
-            optimizer,
+            train: train.clone(),
             loss,
             dropouts,
             input,
             step: 0,
+            progress: Progress::new(train),
             phases: Phases::default(),
             #[cfg(all(test, feature = "libtorch"))]
             flips: None,
@@ -117,6 +124,16 @@ impl Replica {
     /// Updates applied so far: the step that comes next.
     pub fn step(&self) -> u64 {
         self.step
+    }
+
+    /// What the evaluations before the newest step have decided.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The newest step was made after evaluations that have decided this.
+    pub fn set_progress(&mut self, progress: Progress) {
+        self.progress = progress;
     }
 
     /// Where the time of the last [`gradients`](Self::gradients) went.
@@ -340,7 +357,7 @@ impl Replica {
     /// The most bytes that a file of a [`State`] of this model can have.
     pub fn largest_state_file(&self) -> u64 {
         const NAMES_AND_SHAPES: u64 = 1 << 20;
-        let vectors = self.optimizer.state().len().max(1) as u64;
+        let vectors = self.train.state().len().max(1) as u64;
         4 * vectors * self.layout.total() as u64 + NAMES_AND_SHAPES
     }
 
@@ -351,10 +368,14 @@ impl Replica {
     pub fn export(&self) -> Result<State, ReplicaError> {
         let _span = trace::span("export of the state", Some(self.step));
         let slots: Vec<_> = self.engine.optimizer_state()?.into_iter().map(|(slot, values)| (format!("{slot}/"), values)).collect();
+        let mut metadata = HashMap::from([(state::STEP.to_owned(), self.step.to_string())]);
+        if self.train.follows_evaluations() {
+            metadata.insert(state::PROGRESS.to_owned(), self.progress.encode());
+        }
         Ok(State {
             step: self.step,
             model: state::write(&self.layout, &[(String::new(), self.weights()?)], None)?,
-            optimizer: state::write(&self.layout, &slots, Some(self.step))?,
+            optimizer: state::write(&self.layout, &slots, Some(metadata))?,
         })
     }
 
@@ -363,15 +384,16 @@ impl Replica {
     /// # Errors
     /// The state is malformed, or of another model or optimizer; this replica is unchanged.
     pub fn import(&mut self, state: &State) -> Result<(), ReplicaError> {
-        let step = state::step_of(&state.optimizer)?;
+        let metadata = state::metadata(&state.optimizer)?;
+        let step = state::step_of(&metadata)?;
+        let progress = metadata.get(state::PROGRESS).map_or_else(|| Ok(Progress::new(&self.train)), |text| Progress::decode(text))?;
         if step != state.step {
             return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
         }
-        let prefixes: Vec<_> = self.optimizer.state().iter().map(|slot| format!("{slot}/")).collect();
-        let slots = state::read(&self.layout, &prefixes, &state.optimizer)?;
+        let slots = state::read(&self.layout, &self.prefixes(), &state.optimizer)?;
         import_weights(&mut *self.engine, &self.layout, &state.model)?;
         self.engine.write_optimizer_state(&mut |slot, values| slots.copy_to(slot, values))?;
-        self.step = step;
+        (self.step, self.progress) = (step, progress);
         Ok(())
     }
 
@@ -383,12 +405,47 @@ impl Replica {
         import_weights(&mut *self.engine, &self.layout, model)
     }
 
-    /// A fingerprint of the weights: equal on workers that hold the same bytes.
+    /// As [`import_weights`](Self::import_weights), but the moving average of the weights, from
+    /// [`State::optimizer`].
+    ///
+    /// # Errors
+    /// The state has no average, is malformed or of another model; this replica is unchanged.
+    pub fn import_average(&mut self, optimizer: &[u8]) -> Result<(), ReplicaError> {
+        let Some(part) = self.train.state().iter().position(|name| *name == AVERAGE) else {
+            return Err(ReplicaError::State("it was trained without train.ema, so it has no average".to_owned()));
+        };
+        let parts = state::read(&self.layout, &self.prefixes(), optimizer)?;
+        Ok(self.engine.write_weights(&mut |weights| parts.copy_to(part, weights))?)
+    }
+
+    /// Has `work` compute with the moving average of the weights, if there is one, and then
+    /// goes back to the weights.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn averaged<T>(&mut self, work: impl FnOnce(&Self) -> T) -> Result<T, ReplicaError> {
+        if self.train.ema.is_none() {
+            return Ok(work(self));
+        }
+        self.engine.swap_average()?;
+        let result = work(self);
+        self.engine.swap_average()?;
+        Ok(result)
+    }
+
+    /// The names of the optimizer's vectors as they stand before those of parameters.
+    fn prefixes(&self) -> Vec<String> {
+        self.train.state().iter().map(|slot| format!("{slot}/")).collect()
+    }
+
+    /// A fingerprint of the weights, and of their moving average if there is one: equal on
+    /// workers that hold the same bytes.
     ///
     /// # Errors
     /// The device failed.
     pub fn weights_blake3(&self) -> Result<Digest, ReplicaError> {
-        Ok(state::weights_blake3(&self.layout, &self.weights()?))
+        let average = self.train.ema.and(self.engine.optimizer_state()?.pop()).map(|(_, values)| values);
+        Ok(state::weights_blake3(&self.layout, &self.weights()?, average.as_deref()))
     }
 
     fn train_batch<'a>(&self, part: &BatchPart<'a>, scale: f32) -> Result<TrainBatch<'a>, ReplicaError> {

@@ -1,5 +1,6 @@
 //! Weights and optimizer state as safetensors bytes, and back.
 
+use common::config::AVERAGE;
 use common::digest::Digest;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,15 +17,21 @@ pub struct State {
     pub step: u64,
     /// safetensors: each parameter by its name, f32.
     pub model: Vec<u8>,
-    /// safetensors: `SLOT/PARAMETER`, f32; `step` in the metadata.
+    /// safetensors: `SLOT/PARAMETER`, f32; in the metadata `step` and, where training follows
+    /// evaluations, `progress`.
     pub optimizer: Vec<u8>,
 }
 
-/// Key of the step in the optimizer's metadata.
-const STEP: &str = "step";
+/// Keys of the optimizer's metadata.
+pub(super) const STEP: &str = "step";
+pub(super) const PROGRESS: &str = "progress";
 
 /// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values.
-pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
+pub(super) fn write(
+    layout: &ParamLayout,
+    parts: &[(String, Cow<'_, [f32]>)],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>, ReplicaError> {
     let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
     let mut views = Vec::new();
     for (prefix, values) in parts {
@@ -34,14 +41,18 @@ pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], st
             views.push((format!("{prefix}{}", param.name()), view));
         }
     }
-    let metadata = step.map(|step| HashMap::from([(STEP.to_owned(), step.to_string())]));
     safetensors::serialize(views, metadata).map_err(broken)
 }
 
-/// The step in an optimizer's metadata.
-pub(super) fn step_of(bytes: &[u8]) -> Result<u64, ReplicaError> {
+/// An optimizer's metadata.
+pub(super) fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>, ReplicaError> {
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| ReplicaError::State(error.to_string()))?;
-    let step = metadata.metadata().as_ref().and_then(|m| m.get(STEP)).and_then(|step| step.parse().ok());
+    Ok(metadata.metadata().clone().unwrap_or_default())
+}
+
+/// The step in it.
+pub(super) fn step_of(metadata: &HashMap<String, String>) -> Result<u64, ReplicaError> {
+    let step = metadata.get(STEP).and_then(|step| step.parse().ok());
     step.ok_or_else(|| ReplicaError::State("the optimizer's metadata has no step".to_owned()))
 }
 
@@ -91,13 +102,17 @@ pub(super) fn read<'a>(layout: &'a ParamLayout, prefixes: &[String], bytes: &'a 
 
 /// BLAKE3 over the parameters in name order: the name's length and bytes, the
 /// number of dimensions and each of them, the values; integers as u64, all
-/// little-endian.
-pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32]) -> Digest {
+/// little-endian. After them those of the moving average, if there is one, with
+/// `ema/` before the name.
+pub(super) fn weights_blake3(layout: &ParamLayout, weights: &[f32], average: Option<&[f32]>) -> Digest {
     let mut params: Vec<_> = layout.params().iter().collect();
     params.sort_by_key(|p| p.name());
     let mut hasher = blake3::Hasher::new();
-    for param in params {
-        hasher.update(&(param.name().len() as u64).to_le_bytes());
+    let all = [("".to_owned(), Some(weights)), (format!("{AVERAGE}/"), average)];
+    let vectors = all.iter().filter_map(|(prefix, values)| values.map(|values| (prefix, values)));
+    for ((prefix, weights), param) in vectors.flat_map(|vector| params.iter().map(move |param| (vector, param))) {
+        hasher.update(&((prefix.len() + param.name().len()) as u64).to_le_bytes());
+        hasher.update(prefix.as_bytes());
         hasher.update(param.name().as_bytes());
         hasher.update(&(param.shape().len() as u64).to_le_bytes());
         for &dimension in param.shape() {

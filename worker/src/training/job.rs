@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use common::config::{Config, MicroBatch};
 use common::dataset::{DatasetInfo, SampleSource};
+use common::metrics::Evaluation;
 use common::plan::{Ownership, Plan, evaluation_range};
 use common::recorder::{Length, plan};
 use common::ring::ExchangePlan;
 
 use crate::data::{Input, LoaderOptions};
 use crate::models::InputShape;
-use crate::training::schedule::learning_rate;
+use crate::replica::Progress;
+use crate::training::schedule::{learning_rate, reduces};
 
 /// Batches that may wait, decoded, for the model.
 pub(crate) const PREFETCH_STEPS: usize = 3;
@@ -83,14 +85,28 @@ impl Job {
         shards.iter().flat_map(|(shard, places)| (0..places.len()).map(move |n| *shard as usize * per_shard + n)).collect()
     }
 
-    /// The validation samples this rank evaluates: equally many on every rank, however
-    /// the shards are owned.
-    pub fn evaluation(&self) -> Range<u32> {
-        evaluation_range(self.rank, self.world, self.info.val)
+    /// The validation samples this rank evaluates, and how many at a time: equally many on
+    /// every rank, however the shards are owned. In reproducible mode the samples of a batch
+    /// do not depend on the number of ranks, and ranks have whole batches.
+    pub fn evaluation(&self) -> (Range<u32>, u32) {
+        let (train, val) = (&self.config.train, self.info.val);
+        if train.reproducible {
+            let batch = (train.global_batch / train.shards).max(16);
+            let batches = evaluation_range(self.rank, self.world, val.div_ceil(batch));
+            return ((batches.start * batch).min(val)..(batches.end * batch).min(val), batch);
+        }
+        let batch = train.global_batch.div_ceil(self.world).clamp(16, 256).min(self.evaluates_at_a_time());
+        (evaluation_range(self.rank, self.world, val), batch)
     }
 
-    pub fn learning_rate(&self, step: u64) -> f64 {
-        learning_rate(&self.config.train, self.length.steps_per_epoch, self.length.steps, step)
+    /// The learning rate of a step, after the evaluations before it.
+    pub fn learning_rate(&self, step: u64, progress: &Progress) -> f64 {
+        learning_rate(&self.config.train, self.length, step, progress.reductions())
+    }
+
+    /// What one more evaluation makes of the progress.
+    pub fn progress(&self, progress: Progress, evaluation: &Evaluation) -> Progress {
+        progress.after(&self.config.train, evaluation, |reductions| reduces(&self.config.train, reductions))
     }
 
     /// The places of the parts of a batch whose gradients are computed one after the other:
@@ -111,7 +127,7 @@ impl Job {
     }
 
     /// The most samples that an evaluation may compute at a time.
-    pub fn evaluates_at_a_time(&self) -> u32 {
+    fn evaluates_at_a_time(&self) -> u32 {
         // Without a backward pass, far fewer activations are kept.
         if let Some(MicroBatch::Samples(samples)) = self.config.train.micro_batch { samples } else { u32::MAX }
     }
@@ -182,6 +198,22 @@ mod tests {
         let job = job(&[]);
         // A shard with a corrupt sample, an empty one, and one of a short last step.
         assert_eq!(job.rows(&[(0, 0..7), (1, 7..7), (2, 7..9)]), [0, 1, 2, 3, 4, 5, 6, 16, 17]);
+    }
+
+    #[test]
+    fn every_validation_sample_is_evaluated_once_and_reproducibly_in_the_same_batches() {
+        for reproducible in [false, true] {
+            let job = job(&["data.val=100", &format!("train.reproducible={reproducible}")]);
+            for world in 1..=3 {
+                let rank = |rank| Job::new(job.config.clone(), job.info.clone(), rank, Ownership::equal(world, 3)).unwrap().evaluation();
+                let parts: Vec<(Range<u32>, u32)> = (0..world).map(rank).collect();
+                let all: Vec<u32> = parts.iter().flat_map(|(range, _)| range.clone()).collect();
+                assert_eq!(all, (0..100).collect::<Vec<_>>());
+                if reproducible {
+                    assert!(parts.iter().all(|(range, batch)| *batch == 16 && range.start.is_multiple_of(16)), "{parts:?}");
+                }
+            }
+        }
     }
 
     #[test]

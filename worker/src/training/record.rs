@@ -32,8 +32,9 @@ pub trait Record {
     fn trained(&mut self, step: u64, batch: &Batch) -> Result<()>;
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()>;
     /// Stores a checkpoint, if this rank is the one that stores it; may return before
-    /// it is stored.
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()>;
+    /// it is stored. `best`: of this very state, whose evaluation is the best so far; else a
+    /// later one will do.
+    fn checkpoint(&mut self, best: bool, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()>;
     /// Whether a checkpoint that could not be taken when it was due may be taken now.
     fn checkpoint_due(&self) -> bool {
         false

@@ -76,7 +76,6 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
         generation,
         audit: job.config.records_samples(),
         identity: job.config.identity(),
-        keep: job.config.train.keep_checkpoints as usize,
         unstored: None,
         evaluated,
         stop,
@@ -124,7 +123,6 @@ struct LocalRecord {
     generation: u64,
     audit: bool,
     identity: Digest,
-    keep: usize,
     /// Why the newest checkpoint could not be stored.
     unstored: Option<String>,
     /// The newest step after which there is an evaluation.
@@ -139,7 +137,7 @@ impl LocalRecord {
         let start = Instant::now();
         while self.unstored.is_some() && start.elapsed() < STORE_TIMEOUT {
             std::thread::sleep(STORE_RETRY);
-            if let Err(e) = self.checkpoint(&mut || export()) {
+            if let Err(e) = self.checkpoint(false, &mut || export()) {
                 self.unstored = Some(format!("{e:#}"));
             }
         }
@@ -153,7 +151,7 @@ impl LocalRecord {
             writer.write(bytes)?;
         }
         writer.commit(&CheckpointMeta { config_identity: self.identity, weights_blake3: *weights_blake3 })?;
-        self.recorder.checkpoint(state.step, self.keep);
+        self.recorder.checkpoint(state.step);
         Ok(())
     }
 }
@@ -184,7 +182,7 @@ impl Record for LocalRecord {
     }
 
     /// A checkpoint that cannot be stored does not fail the run, unless it is the last one.
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
+    fn checkpoint(&mut self, _best: bool, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
         self.unstored = self.store(&export()?).err().map(|e| e.to_string());
         if let Some(problem) = &self.unstored {
             tracing::warn!("the checkpoint is not stored; free space or mend the disk, it is tried again: {problem}");

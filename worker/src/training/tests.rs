@@ -49,6 +49,8 @@ const ALEXNET: [&str; 3] = ["model={kind=\"alexnet\", preset=\"notes\", width=0.
 #[derive(Default)]
 struct Curve {
     losses: Vec<f64>,
+    rates: Vec<f64>,
+    evaluations: Vec<Evaluation>,
     norms: Vec<f64>,
 }
 
@@ -56,9 +58,11 @@ impl Record for Curve {
     fn step(&mut self, metrics: &StepMetrics) -> anyhow::Result<()> {
         self.losses.push(metrics.loss);
         self.norms.push(metrics.grad_norm);
+        self.rates.push(metrics.lr);
         Ok(())
     }
-    fn evaluation(&mut self, _: &Evaluation) -> anyhow::Result<()> {
+    fn evaluation(&mut self, evaluation: &Evaluation) -> anyhow::Result<()> {
+        self.evaluations.push(evaluation.clone());
         Ok(())
     }
     fn trained(&mut self, _: u64, _: &Batch) -> anyhow::Result<()> {
@@ -67,7 +71,7 @@ impl Record for Curve {
     fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
     }
-    fn checkpoint(&mut self, _: &mut dyn FnMut() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
+    fn checkpoint(&mut self, _: bool, _: &mut dyn FnMut() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
         Ok(())
     }
     fn stop_requested(&self) -> bool {
@@ -180,6 +184,39 @@ fn reproducible_weights_are_those_of_any_world() {
                 assert_eq!(ranks[0].curve.norms, alone[0].curve.norms);
             }
         }
+    }
+}
+
+#[test]
+fn evaluations_decide_alike_on_all_ranks_and_in_any_world() {
+    let recipes = [
+        ["train.schedule=plateau", "train.plateau_patience=0", "train.optimizer=lamb", "train.keep_metric=loss", "train.epochs=5"],
+        ["train.schedule=plateau", "train.plateau_patience=0", "train.ema=0.8", "train.decay=0.9", "train.epochs=4"],
+        ["train.patience=1", "train.lr=0.5", "train.optimizer=lars", "train.trust_coefficient=0.5", "train.epochs=40"],
+    ];
+    for recipe in recipes {
+        let noise = ["data.classes=7", "data.val=57", "train.lr=0.05"];
+        let of = |devices: &[&str], reproducible: &str| {
+            let ranks = undisturbed(devices, &[&noise[..], &recipe, &[reproducible]].concat());
+            for rank in &ranks {
+                assert_eq!(
+                    (&rank.curve.rates, &rank.curve.evaluations),
+                    (&ranks[0].curve.rates, &ranks[0].curve.evaluations),
+                    "{devices:?}"
+                );
+            }
+            ranks.into_iter().next().unwrap()
+        };
+        let alone = of(&["cpu"], "train.reproducible=true");
+        let (rates, evaluations) = (&alone.curve.rates, &alone.curve.evaluations);
+        assert!(rates.last() < rates.first() || evaluations.len() < 40, "nothing was decided: {rates:?}, {evaluations:?}");
+        for devices in [&["cpu"; 2][..], &["cpu"; 3]] {
+            let ring = of(devices, "train.reproducible=true");
+            assert_eq!((&ring.curve.rates, &ring.curve.evaluations), (rates, evaluations), "{devices:?}, {recipe:?}");
+            assert_eq!(ring.digest, alone.digest);
+            of(devices, "train.reproducible=false");
+        }
+        of(&["cpu", "cpu:resident", "cpu,cpu"], "train.reproducible=false");
     }
 }
 

@@ -7,6 +7,7 @@
 
 use anyhow::{Context, Result};
 use common::audit::checksum;
+use common::config::Keep;
 use common::dataset::{SampleSource, Split};
 use common::metrics::Evaluation;
 use common::ring::Span;
@@ -24,7 +25,7 @@ use super::record::{Record, snapshot};
 use super::totals::StepTotals;
 use crate::data::{Batch, EvalLoader, TrainLoader};
 use crate::optim::Update;
-use crate::replica::{BatchPart, Replica, ReplicaError};
+use crate::replica::{BatchPart, Progress, Replica, ReplicaError};
 
 /// Training has reached a state from which no worker can go on.
 #[derive(Debug, thiserror::Error)]
@@ -81,17 +82,25 @@ pub fn train(
     let mut early_stop = EarlyStop::new(job, first);
     let mut left_out = LeftOut::new(job.plan.samples(), job.config.data.pixels.max_corrupt);
     let (mut step, mut stored) = (first, start.stored);
+    let settings = &job.config.train;
+    let mut progress = replica.progress();
     // The evaluation and the checkpoint after the last step of an earlier generation,
-    // if that generation ended before it made them.
-    if job.evaluates_after(step) && step > start.evaluated {
+    // if that generation ended before it made them. What an evaluation decides is not in the
+    // state before the next step, so that none of the ranks can have it before the others: it
+    // is made again.
+    if job.evaluates_after(step) && (step > start.evaluated || (settings.follows_evaluations() && step > 0)) {
         let evaluation = evaluate(job, replica, exchange, source, record, step)?;
+        progress = job.progress(progress, &evaluation);
         record.evaluation(&evaluation)?;
     }
-    if job.checkpoints_after(step) && step > stored {
-        record.checkpoint(&mut || snapshot(replica))?;
+    let is_best = |progress: &Progress| settings.keep == Keep::Best && progress.is_best();
+    let again = progress != replica.progress();
+    let ended = again && progress.is_exhausted(settings);
+    if (job.checkpoints_after(step) || (again && is_best(&progress)) || ended) && step > stored {
+        record.checkpoint(is_best(&progress), &mut || snapshot(replica))?;
         stored = if record.stored().unwrap_or(true) { step } else { stored };
     }
-    while step < job.length.steps {
+    while step < job.length.steps && !ended {
         let mut clock = StepClock::start(step);
         let batch = ahead.take().map_or_else(|| loader.next_batch(), Ok)?;
         clock.data_arrived();
@@ -144,10 +153,11 @@ pub fn train(
             ))
             .into());
         }
-        let lr = job.learning_rate(step);
+        let lr = job.learning_rate(step, &progress);
         let update = Update { step, lr, factor: correction(planned, all.count) };
         let updated = if exchange.is_alone() { replica.update_with_own(update) } else { replica.update(exchange.gradient(), update) };
         let updated = updated.with_context(|| stopped(step, &*record, stored, job))?;
+        replica.set_progress(progress);
         clock.updated();
         exchange.committed(updated.grad_norm);
 
@@ -161,15 +171,19 @@ pub fn train(
         record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, updated.grad_norm))?;
         step += 1;
 
-        let over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
+        let mut over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
+        let mut best = false;
         // A run that is asked to stop does not wait for an evaluation, which is made
         // when the run is resumed. A run that is over is not resumed.
         if over || (job.evaluates_after(step) && !all.stop) {
             let evaluation = evaluate(job, replica, exchange, source, record, step)?;
+            progress = job.progress(progress, &evaluation);
             record.evaluation(&evaluation)?;
+            best = is_best(&progress);
+            over |= progress.is_exhausted(settings);
         }
-        if job.checkpoints_after(step) || over || all.stop || record.checkpoint_due() {
-            record.checkpoint(&mut || snapshot(replica))?;
+        if job.checkpoints_after(step) || best || over || all.stop || record.checkpoint_due() {
+            record.checkpoint(best, &mut || snapshot(replica))?;
             stored = if record.stored().unwrap_or(true) { step } else { stored };
         }
         if over || all.stop {
@@ -243,8 +257,21 @@ fn correction(planned: u32, counted: u64) -> f64 {
 }
 
 /// Evaluates the whole validation set, each rank a part of its own: exact sums,
-/// no padding. Every rank returns the same result.
+/// no padding. Every rank returns the same result. In reproducible mode it is the same in any
+/// world: the same samples are computed at a time, and their losses are summed as integers.
+/// With `train.ema` the moving average of the weights is evaluated.
 pub fn evaluate(
+    job: &Job,
+    replica: &mut Replica,
+    exchange: &mut Exchange,
+    source: &Arc<dyn SampleSource>,
+    record: &mut dyn Record,
+    step: u64,
+) -> Result<Evaluation> {
+    replica.averaged(|replica| evaluate_weights(job, replica, exchange, source, record, step))?
+}
+
+fn evaluate_weights(
     job: &Job,
     replica: &Replica,
     exchange: &mut Exchange,
@@ -253,12 +280,13 @@ pub fn evaluate(
     step: u64,
 ) -> Result<Evaluation> {
     let _span = trace::span("evaluation", Some(step));
-    let batch = job.config.train.global_batch.div_ceil(job.world).clamp(16, 256).min(job.evaluates_at_a_time());
-    let mut loader = EvalLoader::start(job.samples(source), Split::Val, job.evaluation(), batch, job.loader_options())?;
+    let (range, batch) = job.evaluation();
+    let mut loader = EvalLoader::start(job.samples(source), Split::Val, range, batch, job.loader_options())?;
     let mut mine = StepTotals::default();
     while let Some(batch) = loader.next_batch()? {
         let sums = replica.evaluate(batch.inputs.all(), &batch.labels)?;
         mine.loss += sums.loss;
+        mine.checksum = mine.checksum.wrapping_add(fixed(sums.loss));
         mine.top1 += u64::from(sums.top1);
         mine.top5 += u64::from(sums.top5);
         mine.count += u64::from(sums.count);
@@ -273,12 +301,27 @@ pub fn evaluate(
     }
     left_out::evaluated(source.info().val, all.count, job.config.data.pixels.max_corrupt)?;
     let share = |n: u64| n as f64 / all.count.max(1) as f64;
+    // A loss that is not finite, or too large for its integer, is the rounded sum.
+    let exact = job.config.train.reproducible && all.loss.abs() < LARGEST_FIXED;
+    let loss = if exact { all.checksum.cast_signed() as f64 / FIXED } else { all.loss };
     Ok(Evaluation {
         step,
         epoch: step / job.length.steps_per_epoch,
-        loss: all.loss / all.count.max(1) as f64,
+        loss: loss / all.count.max(1) as f64,
         top1: share(all.top1),
         top5: share(all.top5),
         samples: all.count,
     })
+}
+
+/// By what a batch's loss is multiplied before it becomes an integer, which needs no more
+/// digits than the losses of f32 have.
+const FIXED: f64 = (1u64 << 24) as f64;
+
+/// The largest sum that is exact as an integer.
+const LARGEST_FIXED: f64 = (1u64 << 38) as f64;
+
+/// A loss as an integer, of which sums do not depend on their order.
+fn fixed(loss: f64) -> u64 {
+    ((loss * FIXED).round() as i64).cast_unsigned()
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{Tensor, TensorData};
 use common::config::Activation;
 use common::recorder::plan;
-use common::run_dir::RunView;
+use common::run_dir::{RunView, Which};
 use safetensors::SafeTensors;
 
 use crate::analysis::figures::{Activations, Curve, Curves, Format, Regions, Tiles, filters, save};
@@ -103,7 +103,7 @@ const FILTER_SIDE: u32 = 64;
 
 fn first_layer(run: &Path) -> Result<Option<Tiles>> {
     let view = RunView::open(run)?;
-    let (step, bytes) = view.weights()?;
+    let (step, bytes) = view.weights(Which::Last)?;
     let tensors = SafeTensors::deserialize(&bytes).with_context(|| format!("the newest checkpoint in `{}` is damaged", run.display()))?;
     let input = view.data().info.input(view.config().data.pixels.image_size);
     let Some(layer) = view.config().model.layers(input).into_iter().find(|l| l.parameters > 0) else { return Ok(None) };
@@ -123,7 +123,7 @@ const GRID: usize = 240;
 pub fn regions(run: &Path, device: ComputeDevice) -> Result<Option<Regions>> {
     let columns = RunView::open(run)?.data().columns.clone();
     let [first, second] = &columns[..] else { return Ok(None) };
-    let trained = TrainedModel::load(run, device)?;
+    let trained = TrainedModel::load(run, Which::Last, None, device)?;
     let source = trained.open_data(None)?;
     let rows = rows(source.as_ref())?;
     let at = |n: usize, v: f32| columns[n].raw(v);

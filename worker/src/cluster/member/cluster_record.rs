@@ -23,6 +23,10 @@ pub(super) struct ClusterRecord<'a> {
     rank: u32,
     audit: bool,
     upload: Option<Upload>,
+    /// Whether what is being sent has to be stored as it is.
+    uploads_best: bool,
+    /// The state with the best evaluation, while an earlier one is being sent.
+    waiting: Option<Snapshot>,
     /// Whether a checkpoint was due while the one before it was being sent.
     due: bool,
     /// Gradient bytes that were sent in earlier generations.
@@ -32,7 +36,18 @@ pub(super) struct ClusterRecord<'a> {
 
 impl<'a> ClusterRecord<'a> {
     pub(super) fn new(link: &'a Link, audit: bool) -> Self {
-        Self { link, generation: 0, rank: 0, audit, upload: None, due: false, sent: 0, speed: OwnSpeed::default() }
+        Self {
+            link,
+            generation: 0,
+            rank: 0,
+            audit,
+            upload: None,
+            uploads_best: false,
+            waiting: None,
+            due: false,
+            sent: 0,
+            speed: OwnSpeed::default(),
+        }
     }
 
     /// Starts a generation, and sends the reports on earlier ones that the record lacks.
@@ -41,6 +56,8 @@ impl<'a> ClusterRecord<'a> {
         (self.generation, self.rank) = (number, generation.rank);
         self.link.step.store(first, Ordering::Relaxed);
         self.due = false;
+        // The run has gone back behind it.
+        self.waiting = self.waiting.take().filter(|waiting| waiting.state.step <= first);
         for message in self.link.log.lacking(number, first, recorded, generation.evaluated) {
             self.link.send(message)?;
         }
@@ -55,26 +72,41 @@ impl<'a> ClusterRecord<'a> {
 
     /// Ends the run: returns when its last checkpoint is on disk.
     pub(super) fn finish(&mut self, replica: &Replica) -> Result<()> {
+        if let Some(waiting) = self.waiting.take() {
+            self.settle()?;
+            self.start(waiting, true);
+        }
         if std::mem::take(&mut self.due) {
-            self.upload(snapshot(replica)?);
+            if self.uploads_best {
+                self.settle()?;
+            }
+            self.start(snapshot(replica)?, false);
         }
-        match self.upload.take() {
-            Some(mut upload) => self.link.runtime.block_on(upload.stored()),
-            None => Ok(()),
-        }
+        self.settle()
+    }
+
+    /// Waits until what is being sent is on disk.
+    fn settle(&mut self) -> Result<()> {
+        self.upload.take().map_or(Ok(()), |mut upload| self.link.runtime.block_on(upload.stored()))
     }
 
     /// Stores the state of `replica`, which no other worker holds.
     pub(super) fn store(&mut self, replica: &Replica) -> Result<()> {
-        self.upload(snapshot(replica)?);
+        self.start(snapshot(replica)?, false);
         Ok(())
     }
 
     /// Sends a checkpoint; an earlier one that is still being sent is dropped.
-    fn upload(&mut self, snapshot: Snapshot) {
-        self.due = false;
+    fn start(&mut self, snapshot: Snapshot, best: bool) {
+        self.uploads_best = best;
         self.upload = None;
         self.upload = Some(Upload::start(&self.link.runtime, self.link.bulk.clone(), snapshot));
+    }
+
+    /// Whether the next checkpoint has to wait: one that is held for a retry may be dropped for
+    /// a newer one, unless it is the best.
+    fn is_busy(&self) -> bool {
+        self.upload.as_ref().is_some_and(|upload| upload.is_under_way() || (self.uploads_best && !upload.is_stored()))
     }
 }
 
@@ -119,21 +151,33 @@ impl Record for ClusterRecord<'_> {
     }
 
     /// A slow link delays checkpoints, not the ring: while a checkpoint is being sent,
-    /// the next one waits, and is then made of the step reached by that time.
-    fn checkpoint(&mut self, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
-        if self.rank != 0 {
+    /// the next one waits, and is then made of the step reached by that time. Only the best
+    /// one is kept in memory meanwhile.
+    fn checkpoint(&mut self, best: bool, export: &mut dyn FnMut() -> Result<Snapshot>) -> Result<()> {
+        let reports = self.rank == 0;
+        if self.is_busy() {
+            if reports && best {
+                self.waiting = Some(export()?);
+            }
+            self.due |= reports && !best;
             return Ok(());
         }
-        if self.upload.as_ref().is_some_and(Upload::is_under_way) {
-            self.due = true;
-            return Ok(());
+        match self.waiting.take() {
+            Some(waiting) if !(reports && best) => {
+                self.start(waiting, true);
+                self.due |= reports;
+            }
+            _ if reports => {
+                self.due = false;
+                self.start(export()?, best);
+            }
+            _ => {}
         }
-        self.upload(export()?);
         Ok(())
     }
 
     fn checkpoint_due(&self) -> bool {
-        self.due && !self.upload.as_ref().is_some_and(Upload::is_under_way)
+        (self.due || self.waiting.is_some()) && !self.is_busy()
     }
 
     fn stop_requested(&self) -> bool {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use common::config::TrainConfig;
 use common::dense::Factored;
 use common::digest::Digest;
 use common::ring::Span;
@@ -20,13 +21,15 @@ use super::network::Times;
 use super::products::Products;
 use super::resident::{Complete, ResidentEngine};
 use super::{loss, span, update};
-use crate::optim::{NotFinite, Threads, Update, UpdateReport};
+use crate::optim::rule::{Pairs, ratios, scales};
+use crate::optim::{NotFinite, Threads, Update, UpdateReport, larger};
 
 pub(crate) struct GroupEngine {
     engines: Vec<Mutex<ResidentEngine>>,
     /// Its thread number i works for engine number i.
     pool: rayon::ThreadPool,
     threads: Threads,
+    train: TrainConfig,
 }
 
 /// What a device's thread hands to the thread that has the sink.
@@ -52,6 +55,7 @@ impl GroupEngine {
             engines: devices.iter().enumerate().map(engine).collect::<Result<_, _>>()?,
             pool: pool.build()?,
             threads: Threads::new(setup.threads)?,
+            train: setup.train.clone(),
         })
     }
 
@@ -238,10 +242,37 @@ impl GroupEngine {
         norm: f64,
         update: Update,
     ) -> Result<UpdateReport, EngineError> {
+        let gradients: Vec<Mutex<Tensor>> = self.each(gradient)?.into_iter().map(Mutex::new).collect();
+        let gradient = |number: usize| gradients[number].lock().unwrap_or_else(PoisonError::into_inner).shallow_clone();
+        let clipped = update.clip(self.train.clip_norm, norm);
+        let update = Update { factor: clipped.factor, ..update };
+        let ratios = self.ratios(gradient, update)?;
+        self.each(|number, engine| engine.finish_update(&gradient(number), update, &ratios))?;
+        self.share_weights()?;
+        Ok(clipped.report)
+    }
+
+    /// By what the learning rate of each parameter is multiplied; nothing if the optimizer has
+    /// one rate for all.
+    fn ratios(&self, gradient: impl Fn(usize) -> Tensor + Sync, update: Update) -> Result<Vec<f64>, EngineError> {
+        if !self.train.optimizer.is_layerwise() {
+            return Ok(Vec::new());
+        }
+        let layout = self.engine(0).layout().clone();
+        let of_engines = self.each(|number, engine| {
+            engine.begin_update(&gradient(number), update)?;
+            engine.largest(&gradient(number), update)
+        })?;
+        let most = added(of_engines, larger);
+        let scales = scales(&layout, &most);
+        let sums = added(self.each(|number, engine| engine.sums(&gradient(number), update, &scales))?, |a, b| a + b);
+        Ok(ratios(&self.train, &layout, update, &sums, &scales))
+    }
+
+    /// Has each device give its own part of the weights to the others.
+    fn share_weights(&self) -> Result<(), EngineError> {
         let weights = self.handles(|engine| Some(engine.computing().shallow_clone()));
-        let reports = self.each(|number, engine| {
-            let gradient = gradient(number, engine)?;
-            let report = engine.update_owned(&gradient, norm, update)?;
+        self.each(|number, engine| {
             let (all, owned) = (weights.of(number), engine.owned());
             let part = |flat: &Tensor| flat.f_narrow(0, owned.start as i64, owned.len() as i64);
             no_grad(|| {
@@ -251,10 +282,10 @@ impl GroupEngine {
                         part(weights)?.f_copy_(&new)?;
                     }
                 }
-                Ok(report)
+                Ok(())
             })
         })?;
-        reports.first().copied().ok_or(EngineError::Broken)
+        Ok(())
     }
 
     /// A tensor of each engine that has one, for all threads.
@@ -271,6 +302,12 @@ impl Handles {
     fn of(&self, thread: usize) -> MutexGuard<'_, Vec<Tensor>> {
         self.0[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What several engines have found of the same parameters.
+fn added<T: Copy>(of_engines: Vec<Pairs<T>>, add: impl Fn(T, T) -> T) -> Pairs<T> {
+    let both = |a: Pairs<T>, b: Pairs<T>| a.into_iter().zip(b).map(|(a, b)| [add(a[0], b[0]), add(a[1], b[1])]).collect();
+    of_engines.into_iter().reduce(both).unwrap_or_default()
 }
 
 /// The same values in host memory, which nothing overwrites.
@@ -385,6 +422,10 @@ impl Engine for GroupEngine {
     }
 
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
+        // Fewer samples at a time may have other bits.
+        if self.train.reproducible {
+            return self.engine(0).logits(images);
+        }
         let logits = self.each(|number, engine| {
             let places = chunk(&(0..images.n), number, self.engines.len());
             if places.is_empty() { Ok(Vec::new()) } else { engine.logits(images.part(&places)) }
@@ -398,13 +439,18 @@ impl Engine for GroupEngine {
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
-        let mut all: Vec<NamedVector<'_>> = self.engine(0).state_names().iter().map(|name| (*name, Cow::Owned(Vec::new()))).collect();
+        let mut all: Vec<NamedVector<'_>> = self.engine(0).state_names().into_iter().map(|name| (name, Cow::Owned(Vec::new()))).collect();
         for number in 0..self.engines.len() {
             for ((_, values), part) in all.iter_mut().zip(self.engine(number).owned_state()?) {
                 values.to_mut().extend(part);
             }
         }
         Ok(all)
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.each(|_, engine| engine.swap_average())?;
+        self.share_weights()
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

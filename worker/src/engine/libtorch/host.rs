@@ -42,7 +42,7 @@ impl HostEngine {
         let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
         let threads = Threads::new(setup.threads)?;
         let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
-        let optimizer = Optimizer::new(setup.train, setup.weights.len(), threads.clone());
+        let optimizer = Optimizer::new(setup.train, &network.layout, threads.clone());
         let kept = network.layout.params().iter().map(|_| None).collect();
         let products = Products::none(network.layout.total());
         Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept, products })
@@ -200,6 +200,12 @@ impl Engine for HostEngine {
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
         Ok(self.optimizer.state().map(|(name, values)| (name, Cow::Borrowed(values))).collect())
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
+        self.optimizer.swap_average(master, mirror);
+        Ok(())
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

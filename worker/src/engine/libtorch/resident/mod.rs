@@ -8,6 +8,7 @@
 
 mod inbox;
 mod leaving;
+mod updating;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -30,7 +31,7 @@ use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams};
 use super::{input, loss, span, update};
 use crate::data::Inputs;
 use crate::models::ParamLayout;
-use crate::optim::{Rule, Threads, Update, UpdateReport};
+use crate::optim::{Threads, Update, UpdateReport};
 
 use inbox::Inbox;
 use leaving::LeavingFactors;
@@ -59,6 +60,8 @@ pub(crate) struct ResidentEngine {
     owned: Range<usize>,
     /// The vectors of the optimizer's state, of the part that is owned.
     slots: Vec<Tensor>,
+    /// Of that part, the moving average.
+    average: Option<Tensor>,
     /// The gradient that waits for an update, flat, in the number format of the pass, or
     /// in f32 if it has several addends.
     kept: Tensor,
@@ -106,7 +109,8 @@ impl ResidentEngine {
         let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
         let zeros = |_| Tensor::f_zeros([owned.len() as i64], (Kind::Float, device));
         let (products, inbox) = (Products::none(network.layout.total()), Inbox::new(owned.clone(), device));
-        let slots = setup.train.optimizer.state().iter().map(zeros).collect::<Result<_, _>>()?;
+        let mut slots = setup.train.state().iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
+        let average = if setup.train.ema.is_some() { slots.pop() } else { None };
         Ok(Self {
             network,
             loss: Loss::of(setup.model, setup.train),
@@ -116,6 +120,7 @@ impl ResidentEngine {
             mirror,
             owned,
             slots,
+            average,
             kept: Tensor::f_zeros([total], (kind, device))?,
             holds: false,
             norm: None,
@@ -130,6 +135,10 @@ impl ResidentEngine {
             inbox,
             products,
         })
+    }
+
+    pub(super) fn layout(&self) -> &ParamLayout {
+        &self.network.layout
     }
 
     pub(super) fn device(&self) -> tch::Device {
@@ -205,17 +214,6 @@ impl ResidentEngine {
         self.mirror.as_ref().unwrap_or(&self.master)
     }
 
-    /// Updates the part that is owned with its part of a flat gradient of this norm.
-    pub(super) fn update_owned(&mut self, gradient: &Tensor, norm: f64, update: Update) -> Result<UpdateReport, EngineError> {
-        let clipped = update.clip(self.train.clip_norm, norm);
-        let rule = Rule::new(&self.train, update.step, update.lr, clipped.factor);
-        let part = |flat: &Tensor| flat.f_narrow(0, self.owned.start as i64, self.owned.len() as i64);
-        let mirror = self.mirror.as_ref().map(part).transpose()?;
-        no_grad(|| update::apply(&rule, &part(&self.master)?, gradient, &self.slots, mirror.as_ref()))?;
-        self.forget()?;
-        Ok(clipped.report)
-    }
-
     /// Sends what is owned of a span of the summed gradient to the device.
     pub(super) fn receive_span(&mut self, offset: usize, span: Span<'_>) -> Result<(), EngineError> {
         self.inbox.receive(&mut *self.streams, offset, span)
@@ -233,7 +231,7 @@ impl ResidentEngine {
 
     /// The vectors of the optimizer's state, of the part that is owned.
     pub(super) fn owned_state(&self) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.slots.iter().map(to_host).collect()
+        self.slots.iter().chain(&self.average).map(to_host).collect()
     }
 
     /// Puts these values in the place of the flat weights.
@@ -250,12 +248,13 @@ impl ResidentEngine {
     /// Puts what is owned of these values in the place of one vector of the optimizer's
     /// state.
     pub(super) fn set_state(&mut self, slot: usize, values: &[f32]) -> Result<(), EngineError> {
-        Ok(self.slots[slot].f_copy_(&Tensor::f_from_slice(&values[self.owned.clone()])?)?)
+        let vector = self.slots.iter_mut().chain(&mut self.average).nth(slot).ok_or(EngineError::Broken)?;
+        Ok(vector.f_copy_(&Tensor::f_from_slice(&values[self.owned.clone()])?)?)
     }
 
     /// The names of the vectors of the optimizer's state.
-    pub(super) fn state_names(&self) -> &'static [&'static str] {
-        self.train.optimizer.state()
+    pub(super) fn state_names(&self) -> Vec<&'static str> {
+        self.train.state()
     }
 }
 
@@ -404,7 +403,7 @@ impl Engine for ResidentEngine {
                 (self.kept.shallow_clone(), norm)
             }
         };
-        self.update_owned(&flat, norm, update)
+        self.update_all(&flat, norm, update)
     }
 
     fn logits(&self, images: Images<'_>) -> Result<Vec<f32>, EngineError> {
@@ -423,7 +422,11 @@ impl Engine for ResidentEngine {
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
-        Ok(self.state_names().iter().copied().zip(self.owned_state()?.into_iter().map(Cow::Owned)).collect())
+        Ok(self.state_names().into_iter().zip(self.owned_state()?.into_iter().map(Cow::Owned)).collect())
+    }
+
+    fn swap_average(&mut self) -> Result<(), EngineError> {
+        self.swap_owned()
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {

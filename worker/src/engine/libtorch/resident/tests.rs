@@ -23,9 +23,16 @@ fn everything() {
     let images = Images { values: pictures, n: 2, input };
     for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
         let model = ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5 });
-        for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw] {
+        for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb] {
             for precision in [Precision::F32, Precision::Bf16] {
-                let train = TrainConfig { optimizer, precision, clip_norm: Some(0.1), label_smoothing: 0.1, ..TrainConfig::default() };
+                let train = TrainConfig {
+                    optimizer,
+                    precision,
+                    clip_norm: Some(0.1),
+                    label_smoothing: 0.1,
+                    ema: Some(0.9),
+                    ..TrainConfig::default()
+                };
                 let layout = ParamLayout::of(&Model::new(&model, input, &super::super::device(None)));
                 let weights = initial_weights(&layout, &model, 1);
                 let mut engine =
@@ -42,6 +49,7 @@ fn everything() {
                     })
                     .unwrap();
                 engine.update(Gradient::Summed(&[Span::F32(&flat)]), update).unwrap();
+                engine.swap_average().unwrap();
                 engine.logits(images).unwrap();
             }
         }
