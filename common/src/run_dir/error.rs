@@ -37,6 +37,15 @@ pub enum RunDirError {
     NoRun(PathBuf),
     #[error("the run in `{}` has no checkpoint yet: wait for its first one, or lower train.checkpoint_steps", .0.display())]
     NoCheckpoint(PathBuf),
+    #[error("model.weights: `{}` {problem}; give a file of PyTorch or safetensors, or a run directory", path.display())]
+    NoWeights { path: PathBuf, problem: String },
+    #[error(
+        "the run in `{}` did not begin with what is in `{}` now: restore that file, name the copy with --set model.weights={}, or choose another --run-dir for a new run",
+        path.display(), file.display(), copy.display()
+    )]
+    OtherWeights { path: PathBuf, file: PathBuf, copy: PathBuf },
+    #[error("the run in `{}` has no checkpoint of step {step}: it has those of {steps:?}", path.display())]
+    NoSuchCheckpoint { path: PathBuf, step: u64, steps: Vec<u64> },
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

@@ -147,6 +147,19 @@ impl RunView {
         newest.ok_or_else(|| RunDirError::NoCheckpoint(self.path.clone()))
     }
 
+    /// The checkpoint of `step`, verified by every byte.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged.
+    pub fn checkpoint_of(&self, step: u64) -> Result<Checkpoint, RunDirError> {
+        let files = CheckpointFiles::new(self.path.join("checkpoints"));
+        let steps = files.steps()?;
+        if !steps.contains(&step) {
+            return Err(RunDirError::NoSuchCheckpoint { path: self.path.clone(), step, steps });
+        }
+        files.verify(step)
+    }
+
     /// The weights of the newest checkpoint (safetensors), and its step.
     pub fn weights(&self) -> Result<(u64, Vec<u8>), RunDirError> {
         let checkpoint = self.checkpoint()?;

@@ -25,6 +25,7 @@ use crate::engine::device::Devices;
 use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
 use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
+use crate::weights::{Loaded, ORDER, OWN_ORDER, WeightsFile};
 pub use error::ReplicaError;
 pub use state::State;
 
@@ -353,8 +354,8 @@ impl Replica {
         let slots: Vec<_> = self.engine.optimizer_state()?.into_iter().map(|(slot, values)| (format!("{slot}/"), values)).collect();
         Ok(State {
             step: self.step,
-            model: state::write(&self.layout, &[(String::new(), self.weights()?)], None)?,
-            optimizer: state::write(&self.layout, &slots, Some(self.step))?,
+            model: state::write(&self.layout, &[(String::new(), self.weights()?)], (ORDER, OWN_ORDER.to_owned()))?,
+            optimizer: state::write(&self.layout, &slots, (state::STEP, self.step.to_string()))?,
         })
     }
 
@@ -381,6 +382,19 @@ impl Replica {
     /// The weights are malformed or of another model; this replica is unchanged.
     pub fn import_weights(&mut self, model: &[u8]) -> Result<(), ReplicaError> {
         import_weights(&mut *self.engine, &self.layout, model)
+    }
+
+    /// Begins with the weights of a file instead of the seed's, except for an output layer of
+    /// another size. For a replica at step 0.
+    ///
+    /// # Errors
+    /// The file does not fit the model, or its values cannot be read, or the device failed;
+    /// this replica is unchanged.
+    pub fn begin_with(&mut self, model: &ModelConfig, file: &WeightsFile) -> Result<Loaded, ReplicaError> {
+        let mut weights = self.engine.weights()?.into_owned();
+        let loaded = file.fill(model, &self.layout, &mut weights)?;
+        self.engine.write_weights(&mut |place| place.copy_from_slice(&weights))?;
+        Ok(loaded)
     }
 
     /// A fingerprint of the weights: equal on workers that hold the same bytes.

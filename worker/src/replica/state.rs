@@ -14,17 +14,23 @@ use crate::models::ParamLayout;
 pub struct State {
     /// Steps that were applied.
     pub step: u64,
-    /// safetensors: each parameter by its name, f32.
+    /// safetensors: each parameter by its name, f32; the metadata says that dense layers
+    /// are `[in, out]`.
     pub model: Vec<u8>,
     /// safetensors: `SLOT/PARAMETER`, f32; `step` in the metadata.
     pub optimizer: Vec<u8>,
 }
 
 /// Key of the step in the optimizer's metadata.
-const STEP: &str = "step";
+pub(super) const STEP: &str = "step";
 
-/// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values.
-pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], step: Option<u64>) -> Result<Vec<u8>, ReplicaError> {
+/// Flat vectors cut into named tensors: a prefix (empty, or ending in `/`) and its values; and
+/// a key of the metadata with its value.
+pub(super) fn write(
+    layout: &ParamLayout,
+    parts: &[(String, Cow<'_, [f32]>)],
+    (key, value): (&str, String),
+) -> Result<Vec<u8>, ReplicaError> {
     let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
     let mut views = Vec::new();
     for (prefix, values) in parts {
@@ -34,8 +40,7 @@ pub(super) fn write(layout: &ParamLayout, parts: &[(String, Cow<'_, [f32]>)], st
             views.push((format!("{prefix}{}", param.name()), view));
         }
     }
-    let metadata = step.map(|step| HashMap::from([(STEP.to_owned(), step.to_string())]));
-    safetensors::serialize(views, metadata).map_err(broken)
+    safetensors::serialize(views, Some(HashMap::from([(key.to_owned(), value)]))).map_err(broken)
 }
 
 /// The step in an optimizer's metadata.
