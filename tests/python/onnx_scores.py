@@ -1,9 +1,9 @@
-"""Checks an ONNX model and prints its scores of rows or pictures.
+"""Checks ONNX models and prints their scores of rows or pictures.
 
-    onnx_scores.py MODEL INPUT...
+    onnx_scores.py MODEL.onnx INPUT... [MODEL.onnx INPUT...]...
 
-An input is a picture of the model's size, or a CSV file with the model's columns. Prints the classes as the metadata has
-them, then a line of scores for each input or row.
+An input is a picture of the model's size, or a CSV file with the model's columns. Prints a line for each model: the classes
+as its metadata has them, and the scores of each input or row.
 """
 
 import csv
@@ -16,8 +16,7 @@ import onnxruntime
 from PIL import Image
 
 
-def main():
-    path, *inputs = sys.argv[1:]
+def scores_of(path, inputs):
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -26,7 +25,6 @@ def main():
     assert wanted.name == "input" and wanted.shape[0] == "batch", wanted.shape
     assert given.name == "logits" and given.shape[0] == "batch", given.shape
     metadata = session.get_modelmeta().custom_metadata_map
-    print(metadata["classes"])
     mean, std = (np.array(json.loads(metadata[key]), np.float32) for key in ("mean", "std"))
     if "columns" in metadata:
         columns = json.loads(metadata["columns"])
@@ -42,8 +40,18 @@ def main():
     # The batch is of any size.
     (single,) = session.run(None, {"input": x[:1]})
     assert single.shape == (1, scores.shape[1]) and np.abs(single - scores[:1]).max() < 1e-5
-    for line in scores:
-        print(json.dumps([float(score) for score in line]))
+    return {"classes": json.loads(metadata["classes"]), "scores": scores.tolist()}
+
+
+def main():
+    models = []
+    for argument in sys.argv[1:]:
+        if argument.endswith(".onnx"):
+            models.append((argument, []))
+        else:
+            models[-1][1].append(argument)
+    for path, inputs in models:
+        print(json.dumps(scores_of(path, inputs)))
 
 
 main()

@@ -1,9 +1,9 @@
 """torchvision's AlexNet with random weights, and what comes back of it.
 
-    torchvision_alexnet.py make FOLDER          writes alexnet.pth, checkpoint.pt (as a DDP script keeps it) and picture.png
-    torchvision_alexnet.py scores FOLDER        prints the scores of the picture
-    torchvision_alexnet.py back FOLDER FILE...  the same by the weights of each FILE, .pth or .safetensors, which must be those
-                                                of alexnet.pth
+    torchvision_alexnet.py make FOLDER          writes alexnet.pth, checkpoint.pt (the same as a DDP script keeps it) and
+                                                picture.png, and prints the scores of the picture
+    torchvision_alexnet.py back FOLDER FILE...  prints the scores by the weights of each FILE, .pth or .safetensors, which
+                                                must be those of alexnet.pth
 """
 
 import json
@@ -36,10 +36,8 @@ def main():
         torch.save({"epoch": 90, "arch": "alexnet", "state_dict": wrapped}, folder / "checkpoint.pt")
         pixels = np.random.default_rng(7).integers(0, 256, (224, 224, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "picture.png")
-        return
+        scores(folder, state)
     original = torch.load(folder / "alexnet.pth", weights_only=True)
-    if what == "scores":
-        scores(folder, original)
     for file in files:
         if file.endswith(".pth"):
             state = torch.load(file, weights_only=True)
