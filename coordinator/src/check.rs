@@ -11,6 +11,7 @@ use common::dense::{DenseLayer, FEWEST_WEIGHTS, Way, dense_layers};
 use common::plan::Ownership;
 use common::recorder::{Length, plan};
 use common::ring::Encoding;
+use common::run_dir::weights_to_begin_with;
 use common::ui::index_progress;
 use indicatif::HumanCount;
 
@@ -46,6 +47,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let progress = index_progress(false);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
+    weights_to_begin_with(&config, None)?;
     let info = source.info();
     let plan = plan(&config, info).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);

@@ -1,5 +1,6 @@
 //! The Python packages that tests compare with.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -7,45 +8,44 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::project;
 
-/// A Python that has the packages of tests/python/requirements.txt, which are installed
-/// into the user's cache once.
+/// A Python that has packages, which are installed into the user's cache once.
 #[derive(Debug, Clone)]
 pub struct Python {
-    packages: PathBuf,
+    program: PathBuf,
+    /// What PYTHONPATH says.
+    packages: OsString,
+}
+
+/// Where things are kept that tests and benchmarks fetch.
+fn cache() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    Some(cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?.join("ringleader"))
 }
 
 impl Python {
-    /// `None`, and a word about it, where Python or the packages cannot be had.
+    /// The packages of tests/python/requirements.txt. `None`, and a word about it, where
+    /// Python or the packages cannot be had.
     pub fn with_packages() -> Option<Self> {
-        let requirements = project().join("tests/python/requirements.txt");
-        let text = std::fs::read(&requirements).unwrap_or_else(|e| panic!("{}: {e}", requirements.display()));
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-        let cache = cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?.join("ringleader");
-        let packages = cache.join(format!("tests-python-{}", &blake3::hash(&text).to_hex()[..12]));
-        let (done, this) = (packages.join(".complete"), Self { packages: packages.clone() });
-        std::fs::create_dir_all(&cache).ok()?;
-        // Tests run side by side; one of them installs.
-        let lock = File::create(cache.join("tests-python.lock")).ok()?;
-        lock.lock().ok()?;
-        if done.exists() {
-            return Some(this);
+        Some(Self { program: "python3".into(), packages: installed("requirements.txt")?.into() })
+    }
+
+    /// These and PyTorch with torchvision: those of the benchmarks if they are there, else of
+    /// tests/python/requirements-torch.txt.
+    pub fn with_torch() -> Option<Self> {
+        let packages = installed("requirements.txt")?;
+        let benchmarks = cache()?.join("bench-venv/bin/python");
+        let own = Self { program: benchmarks, packages: packages.clone().into() };
+        if own.imports("torch, torchvision") {
+            return Some(own);
         }
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
-            .arg(&packages)
-            .arg("-r")
-            .arg(&requirements);
-        match pip.output() {
-            Ok(output) if output.status.success() => {
-                File::create(&done).ok()?;
-                Some(this)
-            }
-            outcome => {
-                let why = outcome.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stderr).into_owned());
-                eprintln!("skipped: Python's packages cannot be installed: {why}");
-                None
-            }
-        }
+        let packages = std::env::join_paths([packages, installed("requirements-torch.txt")?]).ok()?;
+        Some(Self { program: "python3".into(), packages })
+    }
+
+    fn imports(&self, modules: &str) -> bool {
+        let mut python = Command::new(&self.program);
+        let output = python.args(["-c", &format!("import {modules}")]).env("PYTHONPATH", &self.packages).output();
+        output.is_ok_and(|output| output.status.success())
     }
 
     /// Starts a script of tests/python that serves something until its stdin ends, and waits
@@ -68,7 +68,7 @@ impl Python {
     /// Runs a script of tests/python and returns what it printed.
     pub fn run(&self, script: &str, arguments: &[&Path]) -> String {
         let path = project().join("tests/python").join(script);
-        let output: Output = Command::new("python3")
+        let output: Output = Command::new(&self.program)
             .arg(&path)
             .args(arguments)
             .env("PYTHONPATH", &self.packages)
@@ -87,5 +87,39 @@ impl Drop for Served {
         // At the end of a test: one that has ended by itself is no fault here.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// The folder with the packages that a file of tests/python names. `None`, and a word about
+/// it, where they cannot be had.
+fn installed(requirements: &str) -> Option<PathBuf> {
+    let requirements = project().join("tests/python").join(requirements);
+    let text = std::fs::read(&requirements).unwrap_or_else(|e| panic!("{}: {e}", requirements.display()));
+    let cache = cache()?;
+    let packages = cache.join(format!("tests-python-{}", &blake3::hash(&text).to_hex()[..12]));
+    let done = packages.join(".complete");
+    std::fs::create_dir_all(&cache).ok()?;
+    // Tests run side by side; one of them installs.
+    let lock = File::create(cache.join("tests-python.lock")).ok()?;
+    lock.lock().ok()?;
+    if done.exists() {
+        return Some(packages);
+    }
+    let mut pip = Command::new("python3");
+    // A place that is out of reach is to be found out soon.
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20", "--target"])
+        .arg(&packages)
+        .arg("-r")
+        .arg(&requirements);
+    match pip.output() {
+        Ok(output) if output.status.success() => {
+            File::create(&done).ok()?;
+            Some(packages)
+        }
+        outcome => {
+            let why = outcome.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stderr).into_owned());
+            eprintln!("skipped: Python's packages of {} cannot be installed: {why}", requirements.display());
+            None
+        }
     }
 }

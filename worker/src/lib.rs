@@ -9,6 +9,9 @@ pub mod data;
 // The networks, their parameters and the initial weights.
 pub mod models;
 
+// Weights in files: PyTorch's, safetensors, ONNX.
+pub mod weights;
+
 // SGD, Adam, AdamW, LARS and LAMB over flat host slices.
 pub mod optim;
 

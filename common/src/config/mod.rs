@@ -137,7 +137,7 @@ impl Config {
 
     /// A digest of all keys that decide the weights: a run directory may only be
     /// resumed by a config with the same digest. These may change: how long to train,
-    /// where the data lies, how the cluster communicates, what is recorded, evaluated
+    /// where data and initial weights lie, how the cluster communicates, what is recorded, evaluated
     /// and kept, and whether a picture that does not decode ends the run.
     pub fn identity(&self) -> Digest {
         let mut same = self.clone();
@@ -167,6 +167,7 @@ impl Config {
             same.train.threads = None;
         }
         same.data.forget_places();
+        same.model.forget_places();
         Digest::of(same.to_toml().as_bytes())
     }
 

@@ -1,5 +1,7 @@
 //! `[model]`: which network, and its own keys.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use super::data::DataConfig;
@@ -23,7 +25,11 @@ pub enum ModelConfig {
 /// after an epoch without one. Two classes, one sample a step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct PerceptronConfig {}
+pub struct PerceptronConfig {
+    /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
+}
 
 /// One dense layer from all inputs to the classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,11 +38,14 @@ pub struct SoftmaxConfig {
     pub loss: LossKind,
     /// `margin`: by how much the score of the right class should beat each other one.
     pub margin: f64,
+    /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
 }
 
 impl Default for SoftmaxConfig {
     fn default() -> Self {
-        Self { loss: LossKind::CrossEntropy, margin: 1.0 }
+        Self { loss: LossKind::CrossEntropy, margin: 1.0, weights: None }
     }
 }
 
@@ -62,11 +71,14 @@ pub struct MlpConfig {
     /// Units of each hidden layer.
     pub hidden: Vec<u32>,
     pub activation: Activation,
+    /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
 }
 
 impl Default for MlpConfig {
     fn default() -> Self {
-        Self { hidden: vec![256], activation: Activation::Relu }
+        Self { hidden: vec![256], activation: Activation::Relu, weights: None }
     }
 }
 
@@ -88,11 +100,14 @@ pub enum Activation {
 pub struct LenetConfig {
     pub pool: Pool,
     pub activation: Activation,
+    /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
 }
 
 impl Default for LenetConfig {
     fn default() -> Self {
-        Self { pool: Pool::Average, activation: Activation::Sigmoid }
+        Self { pool: Pool::Average, activation: Activation::Sigmoid, weights: None }
     }
 }
 
@@ -116,6 +131,9 @@ pub struct AlexnetConfig {
     pub width: f64,
     /// Dropout after each hidden dense layer, in training only.
     pub dropout: f64,
+    /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -132,7 +150,7 @@ pub enum AlexnetPreset {
 
 impl Default for AlexnetConfig {
     fn default() -> Self {
-        Self { preset: AlexnetPreset::Notes, width: 1.0, dropout: 0.5 }
+        Self { preset: AlexnetPreset::Notes, width: 1.0, dropout: 0.5, weights: None }
     }
 }
 
@@ -153,6 +171,30 @@ impl ModelConfig {
             Self::Mlp(_) => "mlp",
             Self::Lenet(_) => "lenet",
             Self::Alexnet(_) => "alexnet",
+        }
+    }
+
+    /// The file, or the run, whose weights this model begins with; none if the seed
+    /// decides them.
+    pub fn weights(&self) -> Option<&Path> {
+        match self {
+            Self::Perceptron(PerceptronConfig { weights })
+            | Self::Softmax(SoftmaxConfig { weights, .. })
+            | Self::Mlp(MlpConfig { weights, .. })
+            | Self::Lenet(LenetConfig { weights, .. })
+            | Self::Alexnet(AlexnetConfig { weights, .. }) => weights.as_deref(),
+        }
+    }
+
+    /// Forgets where the weights lie, and not that there are some.
+    pub(super) fn forget_places(&mut self) {
+        let (Self::Perceptron(PerceptronConfig { weights })
+        | Self::Softmax(SoftmaxConfig { weights, .. })
+        | Self::Mlp(MlpConfig { weights, .. })
+        | Self::Lenet(LenetConfig { weights, .. })
+        | Self::Alexnet(AlexnetConfig { weights, .. })) = self;
+        if let Some(path) = weights {
+            path.clear();
         }
     }
 
@@ -184,6 +226,9 @@ impl ModelConfig {
     pub(super) fn validate(&self, data: &DataConfig, train: &TrainConfig) -> Result<(), ConfigError> {
         if train.label_smoothing > 0.0 && !self.uses_cross_entropy() {
             return Err(invalid("train.label_smoothing", "belongs to cross-entropy; this model has another loss: set it to 0"));
+        }
+        if self.weights().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(invalid("model.weights", "is empty: name a file or a run directory, or leave it out"));
         }
         match self {
             Self::Perceptron(_) => classic_rule(train),

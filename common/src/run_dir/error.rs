@@ -51,6 +51,13 @@ pub enum RunDirError {
     NoSuchCheckpoint { path: PathBuf, step: u64, there: String },
     #[error("the run in `{}` has no checkpoint whose state was evaluated: take the last one, or train with train.keep = \"best\"", .0.display())]
     NoneEvaluated(PathBuf),
+    #[error("model.weights: `{}` {problem}; give a file of PyTorch or safetensors, or a run directory", path.display())]
+    NoWeights { path: PathBuf, problem: String },
+    #[error(
+        "the run in `{}` did not begin with what is in `{}` now: restore that file, name the copy with --set model.weights={}, or choose another --run-dir for a new run",
+        path.display(), file.display(), copy.display()
+    )]
+    OtherWeights { path: PathBuf, file: PathBuf, copy: PathBuf },
     #[error("`{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
 }

@@ -17,13 +17,14 @@ use bytes::Bytes;
 
 use super::checkpoint::{CHECKPOINT_FILES, CheckpointFiles, MANIFEST, UNFINISHED, open_in, remove_any};
 use super::error::{RunDirError, write_whole};
+use super::weights::COPY as INITIAL_WEIGHTS;
 use crate::digest::Digest;
 use crate::objects::{self, ObjectError};
 
 const CONFIG: &str = "config.toml";
 
 /// Copied whenever they have changed.
-const RECORD: [&str; 5] = [CONFIG, "dataset.json", "journal.jsonl", "skipped.jsonl", "summary.json"];
+const RECORD: [&str; 6] = [CONFIG, "dataset.json", INITIAL_WEIGHTS, "journal.jsonl", "skipped.jsonl", "summary.json"];
 
 /// Copied with each checkpoint: they have a line for each step.
 const STEPS: [&str; 2] = ["metrics.jsonl", "audit.jsonl"];

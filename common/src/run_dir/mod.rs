@@ -6,6 +6,7 @@
 //! journal.jsonl    workers that joined and left, generations, checkpoints
 //! metrics.jsonl    a line a step, a line an evaluation
 //! audit.jsonl      what each worker trained on, with train.audit
+//! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
@@ -26,6 +27,7 @@ mod resume;
 mod skipped;
 mod summary;
 mod view;
+mod weights;
 mod writer;
 
 use std::fs::File;
@@ -40,6 +42,7 @@ pub use resume::Resume;
 pub use skipped::SkippedSample;
 pub use summary::{Best, Parts, StepTimes, Summary, SummaryBuilder, peak_rss_bytes};
 pub use view::{DataDescription, RunView, Which, events};
+pub use weights::{InitialWeights, weights_file, weights_to_begin_with};
 pub use writer::CheckpointWriter;
 
 use crate::audit::TrainedSamples;
@@ -301,7 +304,7 @@ impl RunDir {
         data.write(&self.path)
     }
 
-    fn restore_config_unless(&self, accepted: Result<(), RunDirError>) -> Result<(), RunDirError> {
+    fn restore_config_unless<T>(&self, accepted: Result<T, RunDirError>) -> Result<T, RunDirError> {
         if let (Err(_), Some(config)) = (&accepted, &self.config_before) {
             write_whole(&self.path.join("config.toml"), config.as_bytes())?;
         }
@@ -324,6 +327,13 @@ impl RunDir {
             _ => {}
         }
         data.write(&self.path)
+    }
+
+    /// Keeps a copy of the weights that `model.weights` names, with which the run begins;
+    /// none if the config names nothing. What a resumed run began with, it goes on with.
+    pub fn keep_weights(&self, config: &Config) -> Result<Option<InitialWeights>, RunDirError> {
+        let Some(origin) = config.model.weights() else { return Ok(None) };
+        self.restore_config_unless(weights::keep(&self.path, origin)).map(Some)
     }
 
     /// Appends a step's line; it is in the file within a second. If the step already
@@ -424,3 +434,5 @@ mod tests_of_contents;
 mod tests_of_damage;
 #[cfg(test)]
 mod tests_of_resume;
+#[cfg(test)]
+mod tests_of_weights;

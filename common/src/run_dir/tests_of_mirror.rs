@@ -97,7 +97,7 @@ fn run_of(files: &[&str]) -> tempfile::TempDir {
 #[test]
 fn a_run_is_copied_and_restored_with_its_newest_whole_checkpoint() {
     let store = InMemory::default();
-    let run = run_of(&["config.toml", "dataset.json", "journal.jsonl", "metrics.jsonl"]);
+    let run = run_of(&["config.toml", "dataset.json", "initial-weights", "journal.jsonl", "metrics.jsonl"]);
     let mirror = Mirror::start(store.clone(), "s3://b/run", run.path()).unwrap();
     for step in [5, 10] {
         write_checkpoint(run.path(), step);
@@ -121,7 +121,7 @@ fn a_run_is_copied_and_restored_with_its_newest_whole_checkpoint() {
     let path = other.path().join("new/run");
     assert!(restore(&store, &path).unwrap());
     assert_eq!(CheckpointFiles::new(path.join("checkpoints")).newest_valid().unwrap().0.unwrap().step, 10);
-    for name in ["config.toml", "dataset.json", "journal.jsonl", "metrics.jsonl"] {
+    for name in ["config.toml", "dataset.json", "initial-weights", "journal.jsonl", "metrics.jsonl"] {
         assert_eq!(fs::read(path.join(name)).unwrap(), fs::read(run.path().join(name)).unwrap(), "{name}");
     }
     // The newest one is damaged at the store: the one before it is taken.

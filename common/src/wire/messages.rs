@@ -231,6 +231,9 @@ pub enum BulkRequest {
     PutCheckpoint { step: u64, weights_blake3: Digest, files: Vec<FileSize> },
     /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
     GetCheckpoint { step: u64 },
+    /// The file of `model.weights`, with which the run began: answered by
+    /// [`BulkReply::Weights`] and its bytes.
+    GetWeights,
     /// To a donor: answered by [`BulkReply::State`] and the files' bytes end to end.
     GetState { generation: u64, step: u64 },
     /// To a worker, followed by `bytes` meaningless bytes, at most [`PROBE_BYTES`];
@@ -253,6 +256,11 @@ pub enum BulkReply {
     Stored,
     Checkpoint {
         files: Vec<FileSize>,
+    },
+    /// With the digest of the bytes that follow.
+    Weights {
+        bytes: u64,
+        blake3: Digest,
     },
     /// With the digest of all bytes that follow.
     State {

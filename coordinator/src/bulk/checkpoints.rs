@@ -1,6 +1,7 @@
 //! Checkpoints on their way between a worker and the run directory.
 
 use common::digest::Digest;
+use std::fs::File;
 use std::io::Read;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -143,16 +144,37 @@ pub(super) async fn get(service: &BulkService, client: &Client, send: &mut SendS
     let sizes = files.iter().map(|f| FileSize { name: f.name.clone(), bytes: f.bytes }).collect();
     within(write_message(send, &BulkReply::Checkpoint { files: sizes })).await?;
     for verified in files {
-        let (mut file, mut left) = (verified.file, verified.bytes);
-        while left > 0 {
-            let _taken = service.budget.take(&client.share, CHUNK as u64).await;
-            let mut chunk = vec![0; CHUNK.min(left as usize)];
-            left -= chunk.len() as u64;
-            let read = tokio::task::spawn_blocking(move || file.read_exact(&mut chunk).map(|()| (file, chunk))).await?;
-            let chunk;
-            (file, chunk) = read.with_context(|| format!("could not read the {} of step {step}", verified.name))?;
-            write(send, chunk.into()).await?;
-        }
+        send_file(service, client, send, verified.file, verified.bytes, &format!("the {} of step {step}", verified.name)).await?;
+    }
+    Ok(())
+}
+
+/// Sends the weights that the run began with, or says why there are none.
+pub(super) async fn get_weights(service: &BulkService, client: &Client, send: &mut SendStream) -> Result<()> {
+    let failed = |reason: String| BulkReply::Failed { reason };
+    let Some(weights) = service.weights.clone() else {
+        return within(write_message(send, &failed("this run's weights come from its seed".to_owned()))).await;
+    };
+    let name = format!("`{}`", weights.path.display());
+    let file = match tokio::task::spawn_blocking(move || File::open(&weights.path)).await? {
+        Ok(file) => file,
+        Err(e) => return within(write_message(send, &failed(format!("could not open {name}: {e}")))).await,
+    };
+    within(write_message(send, &BulkReply::Weights { bytes: weights.bytes, blake3: weights.blake3 })).await?;
+    send_file(service, client, send, file, weights.bytes, &name).await
+}
+
+/// Sends so many bytes of a file from its place on. `what` names it in errors.
+async fn send_file(service: &BulkService, client: &Client, send: &mut SendStream, mut file: File, bytes: u64, what: &str) -> Result<()> {
+    let mut left = bytes;
+    while left > 0 {
+        let _taken = service.budget.take(&client.share, CHUNK as u64).await;
+        let mut chunk = vec![0; CHUNK.min(left as usize)];
+        left -= chunk.len() as u64;
+        let read = tokio::task::spawn_blocking(move || file.read_exact(&mut chunk).map(|()| (file, chunk))).await?;
+        let chunk;
+        (file, chunk) = read.with_context(|| format!("could not read {what}"))?;
+        write(send, chunk.into()).await?;
     }
     Ok(())
 }

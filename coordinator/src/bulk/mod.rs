@@ -70,6 +70,7 @@ async fn respond(service: &BulkService, client: &Client, mut send: SendStream, m
             within(write_message(&mut send, &reply)).await
         }
         BulkRequest::GetCheckpoint { step } => checkpoints::get(service, client, &mut send, step).await,
+        BulkRequest::GetWeights => checkpoints::get_weights(service, client, &mut send).await,
         BulkRequest::GetState { .. } => bail!("asked the coordinator for a state that only workers hold"),
         BulkRequest::Measure { .. } => bail!("sent the coordinator a test transfer that is meant for workers"),
     };

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use common::config::Config;
 use common::dataset::SampleSource;
-use common::run_dir::{CheckpointFiles, CheckpointLayout};
+use common::run_dir::{CheckpointFiles, CheckpointLayout, InitialWeights};
 use tokio::sync::Semaphore;
 
 use super::budget::Budget;
@@ -22,6 +22,8 @@ const CONCURRENT_READS: usize = 8;
 pub struct BulkService {
     pub(super) source: Arc<dyn SampleSource>,
     pub(super) checkpoints: CheckpointFiles,
+    /// With which the run began, if the seed did not decide.
+    pub(super) weights: Option<InitialWeights>,
     pub(super) layout: CheckpointLayout,
     pub(super) config_identity: Digest,
     pub(super) inbox: Inbox,
@@ -50,6 +52,7 @@ impl BulkService {
         Self {
             source,
             checkpoints,
+            weights: None,
             layout,
             config_identity: config.identity(),
             inbox,
@@ -61,6 +64,11 @@ impl BulkService {
             clients: Clients::default(),
             on_alive: Arc::new(|_| ()),
         }
+    }
+
+    /// Gives out the weights that the run begins with.
+    pub fn beginning_with(self, weights: Option<InitialWeights>) -> Self {
+        Self { weights, ..self }
     }
 
     /// Calls `on_alive` with the name of a peer while its requests and checkpoints

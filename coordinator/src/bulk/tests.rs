@@ -3,6 +3,7 @@
 use common::digest::Digest;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use common::config::Config;
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource};
 use common::net::{Alpn, Authority, COORDINATOR, Endpoint, Role};
-use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta};
+use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta, InitialWeights};
 use common::wire::messages::{FileSize, Member};
 use quinn::Connection;
 use safetensors::tensor::{Dtype, TensorView};
@@ -112,6 +113,7 @@ impl World {
         let heard = Arc::<Mutex<Vec<String>>>::default();
         let ear = Arc::clone(&heard);
         let service = BulkService::new(&config, source, files, Inbox(send), admissions, limits, Arc::clone(&committed))
+            .beginning_with(Some(weights(dir.path())))
             .reporting_to(Arc::new(move |name| ear.lock().unwrap().push(name.to_owned())));
         let service = Arc::new(service);
         let endpoint =
@@ -133,6 +135,14 @@ impl World {
         self.endpoints.push(endpoint);
         connection
     }
+}
+
+/// Weights to begin with, longer than what is sent at once.
+fn weights(folder: &Path) -> InitialWeights {
+    let path = folder.join("initial-weights");
+    let bytes: Vec<u8> = (0..2 * MIB + 5).map(|at| (at % 251) as u8).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    InitialWeights { path, bytes: bytes.len() as u64, blake3: Digest::of(&bytes), origin: "weights.pth".into() }
 }
 
 /// Sends a request, and returns the stream with the unread answer.
@@ -334,6 +344,21 @@ async fn only_a_state_that_the_run_can_have_is_stored() {
     }
     let mut recv = ask(&connection, &BulkRequest::GetCheckpoint { step: 9 }, &[]).await;
     assert!(matches!(reply(&mut recv).await, BulkReply::Failed { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_to_begin_with_are_given_out_whole() {
+    let mut world = World::new(10);
+    let connection = world.connect("worker-2").await;
+    let mut recv = ask(&connection, &BulkRequest::GetWeights, &[]).await;
+    let BulkReply::Weights { bytes, blake3 } = reply(&mut recv).await else { panic!("no weights") };
+    let mut content = vec![0; bytes as usize];
+    recv.read_exact(&mut content).await.unwrap();
+    assert_eq!((content.len(), Digest::of(&content)), (2 * MIB + 5, blake3));
+    std::fs::remove_file(world.dir.path().join("initial-weights")).unwrap();
+    let mut recv = ask(&connection, &BulkRequest::GetWeights, &[]).await;
+    let BulkReply::Failed { reason } = reply(&mut recv).await else { panic!("weights that are gone") };
+    assert!(reason.contains("initial-weights"), "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

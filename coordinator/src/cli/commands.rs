@@ -11,7 +11,7 @@ use common::dataset;
 use common::files::replace_private;
 use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
 use common::recorder::{Length, describe, plan};
-use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir};
+use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
 use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
@@ -168,7 +168,9 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     drop(progress);
     source.passed_over().warn();
     plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref(), &config)?, &config)?;
+    let resume = Resume::applies(args.resume, args.run_dir.as_deref(), &config)?;
+    weights_to_begin_with(&config, args.run_dir.as_deref().filter(|_| resume))?;
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), resume, &config)?;
     let data = DataDescription::of(source.as_ref());
     if args.accept_data {
         run_dir.accept_dataset(&data)?;

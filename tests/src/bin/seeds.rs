@@ -108,6 +108,7 @@ fn messages(run: &Path) -> Result<()> {
         BulkRequest::Samples { val: false, ids: vec![1, 2, 3] },
         BulkRequest::PutCheckpoint { step: 5, weights_blake3: digest, files: files() },
         BulkRequest::GetCheckpoint { step: 5 },
+        BulkRequest::GetWeights,
         BulkRequest::GetState { generation: 2, step: 5 },
         BulkRequest::Measure { bytes: 4096 },
     ];
@@ -115,6 +116,7 @@ fn messages(run: &Path) -> Result<()> {
         BulkReply::Samples { labels: vec![0, 1], lengths: vec![10, 20] },
         BulkReply::Stored,
         BulkReply::Checkpoint { files: files() },
+        BulkReply::Weights { bytes: 100, blake3: digest },
         BulkReply::State { files: files(), blake3: digest },
         BulkReply::Failed { reason: reason() },
     ];

@@ -5,6 +5,7 @@
 mod balance;
 mod processes;
 mod trace;
+mod weights;
 mod worlds;
 
 // Processes that die, stop, come and go.

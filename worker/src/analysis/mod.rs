@@ -4,6 +4,7 @@
 pub mod after_training;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
 pub mod fetch;
 pub mod figures;
 pub mod filter;

@@ -9,12 +9,13 @@ use serde::Serialize;
 use crate::analysis::trained::{TrainedModel, softmax};
 use crate::data::{Picture, Recipe, Renderer, decode};
 
-/// One class and the softmax of its score, which is a probability if the model was
-/// trained with cross-entropy.
+/// One class, its score (the model's output), and the softmax of the scores, which is a
+/// probability if the model was trained with cross-entropy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassProbability {
     pub class: String,
     pub probability: f64,
+    pub score: f32,
 }
 
 /// The model's answer for one input.
@@ -81,7 +82,8 @@ fn guesses(classes: &[String], scores: &[f32], top: usize) -> Vec<ClassProbabili
     let probabilities = softmax(scores);
     let mut order: Vec<usize> = (0..classes.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    order.iter().take(top).map(|&n| ClassProbability { class: classes[n].clone(), probability: probabilities[n] }).collect()
+    let guess = |&n: &usize| ClassProbability { class: classes[n].clone(), probability: probabilities[n], score: scores[n] };
+    order.iter().take(top).map(guess).collect()
 }
 
 /// A line for a terminal.
@@ -101,6 +103,7 @@ mod tests {
         assert_eq!(all.iter().map(|g| g.class.as_str()).collect::<Vec<_>>(), ["b", "a", "c"]);
         assert!((all.iter().map(|g| g.probability).sum::<f64>() - 1.0).abs() < 1e-12);
         assert!((all[0].probability - 1.0 / (1.0 + 2.0 * (-2.0f64).exp())).abs() < 1e-7);
+        assert_eq!(all.iter().map(|g| g.score).collect::<Vec<_>>(), [3.0, 1.0, 1.0]);
         assert_eq!(guesses(&classes, &[1.0, 3.0, 1.0], 1).len(), 1);
     }
 

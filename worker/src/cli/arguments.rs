@@ -33,6 +33,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Ask a trained model about pictures, or about the rows of a CSV file.
     Predict(PredictArgs),
+    /// Write the weights of a run for other programs: PyTorch, safetensors, ONNX.
+    Export(ExportArgs),
     /// Draw curves, filters and decision regions of runs.
     Plot(PlotArgs),
     /// Show the layers of a model: shapes, parameters, arithmetic, memory.
@@ -184,6 +186,31 @@ pub struct PredictArgs {
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+/// Write the weights of a run for other programs: PyTorch, safetensors, ONNX.
+///
+/// Weights for PyTorch have its order, and torchvision's names where torchvision has the
+/// model (AlexNet's preset "torchvision"): load_state_dict(torch.load(FILE)) takes them. An
+/// ONNX file is the whole model: input [batch, channels, height, width], output "logits"
+/// [batch, classes], with the names of the classes in its metadata.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A run directory.
+    pub run: PathBuf,
+    /// What to write.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub to: crate::analysis::export::Format,
+    /// The file to write [default: model.FORMAT in the run directory].
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The checkpoint to take: best, last, or the step after which it was stored.
+    #[arg(long, value_name = "best|last|STEP", default_value = "last")]
+    pub checkpoint: Which,
+    /// Of ONNX: put the normalisation into the model. Its input then is pictures of 0 to 1,
+    /// RGB or grey, or rows of a table as they stand there.
+    #[arg(long)]
+    pub normalize: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use common::dataset;
 use common::net::Token;
 use common::objects;
 use common::recorder::{Length, describe, plan};
-use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir};
+use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
 use common::trace;
 use common::ui::{exit, index_progress, print_stderr, print_stdout};
@@ -24,7 +24,10 @@ use crate::cluster::join::{JoinOptions, join};
 use crate::cluster::registry;
 use crate::cluster::supervised::end_with_stdin;
 use crate::engine::device::{Devices, Share};
+use crate::models::{Model, ParamLayout};
+use crate::training::job::Job;
 use crate::training::single::{self, SingleRun};
+use crate::weights::WeightsFile;
 
 /// Carries out one command.
 pub fn run(cli: Cli) -> Result<()> {
@@ -35,6 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Leave(args) => leave_command(&args),
         Command::Eval(args) => inspect::eval(args),
         Command::Predict(args) => inspect::predict(args),
+        Command::Export(args) => inspect::export(args),
         Command::Plot(args) => inspect::plot(args),
         Command::Summary(args) => inspect::summary(args),
         Command::Filter(args) => inspect::filter(args),
@@ -61,7 +65,13 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     drop(progress);
     source.passed_over().warn();
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
-    let mut run_dir = RunDir::open(args.run_dir.as_deref(), Resume::applies(args.resume, args.run_dir.as_deref(), &config)?, &config)?;
+    let resume = Resume::applies(args.resume, args.run_dir.as_deref(), &config)?;
+    // What is wrong with weights is said before there is a run directory.
+    if let Some(file) = weights_to_begin_with(&config, args.run_dir.as_deref().filter(|_| resume))? {
+        let layout = ParamLayout::of(&Model::new(&config.model, Job::input(&config, source.info()), &devices.first().burn()));
+        WeightsFile::open(&file, &file)?.check(&config.model, &layout)?;
+    }
+    let mut run_dir = RunDir::open(args.run_dir.as_deref(), resume, &config)?;
     let data = DataDescription::of(source.as_ref());
     if args.accept_data {
         run_dir.accept_dataset(&data)?;

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use common::config::Config;
+use common::config::{Config, name_of};
 use common::dataset::Split;
 use common::ui::{print_result, print_stderr, print_stdout};
 use indicatif::{HumanBytes, HumanCount};
 
-use super::arguments::{EvalArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
+use super::arguments::{EvalArgs, ExportArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
 use crate::analysis::figures::of_runs;
 use crate::analysis::trained::TrainedModel;
-use crate::analysis::{evaluate, filter, pack, predict, show, summary};
+use crate::analysis::{evaluate, export, filter, pack, predict, show, summary};
 use crate::engine::device::ComputeDevice;
 
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
@@ -57,6 +57,18 @@ pub(super) fn predict(args: PredictArgs) -> Result<()> {
         bail!("{failed} of {} inputs could not be read", args.inputs.len());
     }
     Ok(())
+}
+
+pub(super) fn export(args: ExportArgs) -> Result<()> {
+    let out = args.out.unwrap_or_else(|| args.run.join(format!("model.{}", name_of(args.to))));
+    let written = export::run(&args.run, args.to, args.checkpoint, args.normalize, &out)?;
+    print_result(&format!(
+        "{}: the weights after step {}, {} parameters in {} tensors",
+        out.display(),
+        written.step,
+        HumanCount(written.parameters as u64),
+        written.tensors
+    ))
 }
 
 pub(super) fn plot(args: PlotArgs) -> Result<()> {

@@ -1,14 +1,17 @@
-//! Transfers of checkpoints between a worker and the coordinator.
+//! Transfers of checkpoints between a worker and the coordinator, and of the weights that a
+//! run begins with.
 
 use common::digest::Digest;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use common::run_dir::CHECKPOINT_FILES;
 use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CHECKPOINT_BYTES, MAX_CONTROL};
 use common::wire::{read_message, write_message};
 use quinn::Connection;
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -103,6 +106,9 @@ impl Drop for Upload {
     }
 }
 
+/// The most bytes of weights that are written at once.
+const PIECE: usize = 1 << 20;
+
 /// Sends a checkpoint to the coordinator and returns when it is on the coordinator's disk.
 async fn put(connection: Connection, snapshot: &Encoded) -> Result<()> {
     let (mut send, mut recv) = connection.open_bi().await?;
@@ -149,4 +155,43 @@ async fn get_over(connection: Connection, step: u64) -> Result<State> {
         _ => bail!("the coordinator gave no checkpoint of step {step}"),
     };
     read_state(&mut recv, step, &files, MAX_CHECKPOINT_BYTES, "the checkpoint").await
+}
+
+/// Fetches the weights that the run began with from the coordinator, into a file of their
+/// own.
+pub async fn get_weights(bulk: &Bulk) -> Result<NamedTempFile> {
+    let mut tries = TRIES;
+    loop {
+        match bulk.with(get_weights_over).await {
+            Err(e) if has_stalled(&e) && tries > 0 => tries -= 1,
+            other => return other,
+        }
+    }
+}
+
+async fn get_weights_over(connection: Connection) -> Result<NamedTempFile> {
+    let (mut send, mut recv) = connection.open_bi().await?;
+    write_message(&mut send, &BulkRequest::GetWeights).await?;
+    send.finish()?;
+    let (bytes, blake3) = match read_message::<BulkReply>(&mut recv, MAX_CONTROL).await? {
+        Some(BulkReply::Weights { bytes, blake3 }) if bytes <= MAX_CHECKPOINT_BYTES => (bytes, blake3),
+        Some(BulkReply::Failed { reason }) => bail!("the coordinator gave no weights to begin with: {reason}"),
+        _ => bail!("the coordinator gave no weights to begin with"),
+    };
+    let place = NamedTempFile::new().context("there is no room for the weights to begin with: name another folder by TMPDIR")?;
+    let mut file = tokio::fs::File::from_std(place.reopen()?);
+    let (mut hasher, mut left) = (blake3::Hasher::new(), bytes);
+    while left > 0 {
+        let piece = recv.read_chunk(PIECE.min(left as usize), true).await?;
+        let piece = piece.context("the weights to begin with came incomplete")?.bytes;
+        left -= piece.len() as u64;
+        hasher.update(&piece);
+        let written = file.write_all(&piece).await;
+        written.with_context(|| format!("could not write the weights to begin with to `{}`", place.path().display()))?;
+    }
+    file.flush().await?;
+    if Digest::from(hasher.finalize()) != blake3 {
+        bail!("the weights to begin with are not what the coordinator says they are: the digests differ");
+    }
+    Ok(place)
 }

@@ -28,6 +28,7 @@ use crate::data::LoadError;
 use crate::engine::device::Devices;
 use crate::replica::{Replica, ReplicaError, State};
 use crate::training::exchange::{Exchange, Summation};
+use crate::training::initial::begin_with;
 use crate::training::job::Job;
 use crate::training::left_out::TooManyLeftOut;
 use crate::training::train::{Diverged, Start, TrainingEnd, train};
@@ -57,13 +58,14 @@ pub fn run(member: Member, link: Link) -> Result<()> {
 }
 
 /// Whether every other worker would fail in the same way: the loss is the same
-/// everywhere, and so is a damaged picture, unless this worker reads a copy of its own.
+/// everywhere, and so are weights that do not fit the model, and a damaged picture, unless
+/// this worker reads a copy of its own.
 fn is_of_the_run(error: &anyhow::Error, own_data: bool) -> bool {
-    let diverged = |e: &ReplicaError| matches!(e, ReplicaError::NotFinite { .. });
+    let of_all = |e: &ReplicaError| matches!(e, ReplicaError::NotFinite { .. } | ReplicaError::Weights(_));
     error.chain().any(|cause| {
         cause.is::<Diverged>()
             || cause.is::<TooManyLeftOut>()
-            || cause.downcast_ref().is_some_and(diverged)
+            || cause.downcast_ref().is_some_and(of_all)
             || (!own_data && matches!(cause.downcast_ref(), Some(LoadError::Corrupt { .. })))
     })
 }
@@ -98,7 +100,12 @@ fn run_inner(mut member: Member, link: Link) -> Result<()> {
     let source = open_source(&member, &link)?;
     member.devices.prepare(&member.config.train)?;
     let input = Job::input(&member.config, &member.info);
-    let replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, member.devices.clone())?;
+    let mut replica = Replica::new(&member.config.model, &member.config.train, input, member.config.seed, member.devices.clone())?;
+    if let Some(origin) = member.config.model.weights() {
+        // From the coordinator always, so that all begin with the same bytes.
+        let file = link.runtime.block_on(checkpoints::get_weights(&link.bulk))?;
+        begin_with(&mut replica, &member.config.model, file.path(), origin)?;
+    }
     let mut standing = Standing { replica, device: member.devices.describe(), committed: 0, products: None };
     standing.try_factors(&member)?;
     let mut report = ClusterRecord::new(&link, member.config.records_samples());

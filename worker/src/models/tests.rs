@@ -18,7 +18,7 @@ fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {
 fn every_model_has_the_layers_that_its_config_says() {
     let alexnet = |preset| ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.1, ..AlexnetConfig::default() });
     let models = [
-        ModelConfig::Perceptron(PerceptronConfig {}),
+        ModelConfig::Perceptron(PerceptronConfig::default()),
         ModelConfig::Softmax(SoftmaxConfig::default()),
         ModelConfig::Mlp(MlpConfig { hidden: vec![7, 5], ..MlpConfig::default() }),
         ModelConfig::Lenet(LenetConfig::default()),
@@ -104,7 +104,7 @@ fn an_mlp_with_identity_collapses_to_softmax_regression() {
     for name in ["cpu", "flex"] {
         let Ok(device) = ComputeDevice::parse(name) else { continue };
         let outputs = |activation| {
-            let model = ModelConfig::Mlp(MlpConfig { hidden: vec![5], activation });
+            let model = ModelConfig::Mlp(MlpConfig { hidden: vec![5], activation, ..MlpConfig::default() });
             let train = TrainConfig { threads: Some(1), ..TrainConfig::default() };
             #[allow(clippy::unwrap_used)]
             let mut replica = Replica::new(&model, &train, input, 3, device).unwrap();

@@ -1,6 +1,7 @@
 //! Why a replica refuses a batch, a gradient or a state.
 
 use crate::engine::EngineError;
+use crate::weights::WeightsError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -16,6 +17,8 @@ pub enum ReplicaError {
     NotFinite { parameter: String, step: u64 },
     #[error("the saved state does not fit: {0}")]
     State(String),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }

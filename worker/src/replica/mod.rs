@@ -29,6 +29,7 @@ use crate::engine::device::Devices;
 use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
 use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
+use crate::weights::{Loaded, ORDER, OWN_ORDER, WeightsFile};
 pub use error::ReplicaError;
 pub use progress::Progress;
 pub use state::State;
@@ -372,10 +373,11 @@ impl Replica {
         if self.train.follows_evaluations() {
             metadata.insert(state::PROGRESS.to_owned(), self.progress.encode());
         }
+        let own_order = HashMap::from([(ORDER.to_owned(), OWN_ORDER.to_owned())]);
         Ok(State {
             step: self.step,
-            model: state::write(&self.layout, &[(String::new(), self.weights()?)], None)?,
-            optimizer: state::write(&self.layout, &slots, Some(metadata))?,
+            model: state::write(&self.layout, &[(String::new(), self.weights()?)], own_order)?,
+            optimizer: state::write(&self.layout, &slots, metadata)?,
         })
     }
 
@@ -403,6 +405,19 @@ impl Replica {
     /// The weights are malformed or of another model; this replica is unchanged.
     pub fn import_weights(&mut self, model: &[u8]) -> Result<(), ReplicaError> {
         import_weights(&mut *self.engine, &self.layout, model)
+    }
+
+    /// Begins with the weights of a file instead of the seed's, except for an output layer of
+    /// another size. For a replica at step 0.
+    ///
+    /// # Errors
+    /// The file does not fit the model, or its values cannot be read, or the device failed;
+    /// this replica is unchanged.
+    pub fn begin_with(&mut self, model: &ModelConfig, file: &WeightsFile) -> Result<Loaded, ReplicaError> {
+        let mut weights = self.engine.weights()?.into_owned();
+        let loaded = file.fill(model, &self.layout, &mut weights)?;
+        self.engine.write_weights(&mut |place| place.copy_from_slice(&weights))?;
+        Ok(loaded)
     }
 
     /// As [`import_weights`](Self::import_weights), but the moving average of the weights, from

@@ -15,7 +15,8 @@ use crate::models::ParamLayout;
 pub struct State {
     /// Steps that were applied.
     pub step: u64,
-    /// safetensors: each parameter by its name, f32.
+    /// safetensors: each parameter by its name, f32; the metadata says that dense layers
+    /// are `[in, out]`.
     pub model: Vec<u8>,
     /// safetensors: `SLOT/PARAMETER`, f32; in the metadata `step` and, where training follows
     /// evaluations, `progress`.
@@ -30,7 +31,7 @@ pub(super) const PROGRESS: &str = "progress";
 pub(super) fn write(
     layout: &ParamLayout,
     parts: &[(String, Cow<'_, [f32]>)],
-    metadata: Option<HashMap<String, String>>,
+    metadata: HashMap<String, String>,
 ) -> Result<Vec<u8>, ReplicaError> {
     let broken = |error: safetensors::SafeTensorError| ReplicaError::State(error.to_string());
     let mut views = Vec::new();
@@ -41,7 +42,7 @@ pub(super) fn write(
             views.push((format!("{prefix}{}", param.name()), view));
         }
     }
-    safetensors::serialize(views, metadata).map_err(broken)
+    safetensors::serialize(views, Some(metadata)).map_err(broken)
 }
 
 /// An optimizer's metadata.

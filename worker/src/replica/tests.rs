@@ -23,7 +23,7 @@ pub(super) fn devices() -> Vec<Devices> {
 }
 
 fn model(dropout: f64, preset: AlexnetPreset) -> ModelConfig {
-    ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout })
+    ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout, ..AlexnetConfig::default() })
 }
 
 pub(super) fn train() -> TrainConfig {

@@ -1,6 +1,6 @@
 //! The training loop and what it consists of. Read [`mod@train`] first.
 //!
-//! [`job`] derives the work of one rank, [`schedule`] gives the learning rate,
+//! [`job`] derives the work of one rank, [`initial`] has it begin with weights from a file, [`schedule`] gives the learning rate,
 //! [`exchange`] has the gradient summed ([`totals`] are what is summed beside it), [`record`] receives metrics and checkpoints,
 //! [`early_stop`] ends training before its last step and [`left_out`] once too many samples do not decode. [`single`] runs the loop in
 //! one process; a cluster's worker does so in `cluster::member`.
@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod early_stop;
 pub mod exchange;
+pub mod initial;
 pub mod job;
 pub mod left_out;
 mod micro_batch;

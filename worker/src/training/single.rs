@@ -16,6 +16,7 @@ use common::recorder::Recorder;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Dense, Event, LastGeneration, RunDir, RunDirError, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
 
+use super::initial::begin_with;
 use super::record::{Record, STORE_RETRY, STORE_TIMEOUT, Snapshot, snapshot};
 use super::train::{Start, TrainingEnd, train};
 use crate::data::Batch;
@@ -51,6 +52,7 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
     devices.prepare(&job.config.train)?;
     let input = Job::input(&job.config, &job.info);
     let mut replica = Replica::new(&job.config.model, &job.config.train, input, job.config.seed, devices)?;
+    let weights = run_dir.keep_weights(&job.config)?;
     let mut first = 0;
     if let Some(checkpoint) = run_dir.newest_checkpoint()? {
         first = checkpoint.step;
@@ -60,6 +62,8 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
         }
         let [model, optimizer] = CHECKPOINT_FILES.map(|name| std::fs::read(checkpoint.path.join(name)));
         replica.import(&State { step: first, model: model?, optimizer: optimizer? })?;
+    } else if let Some(weights) = weights {
+        begin_with(&mut replica, &job.config.model, &weights.path, &weights.origin)?;
     }
     let last = run_dir.last_generation()?;
     let generation = last.number + 1;

@@ -22,7 +22,7 @@ fn everything() {
     let pictures = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish; 2] });
     let images = Images { values: pictures, n: 2, input };
     for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
-        let model = ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5 });
+        let model = ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5, ..AlexnetConfig::default() });
         for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb] {
             for precision in [Precision::F32, Precision::Bf16] {
                 let train = TrainConfig {
