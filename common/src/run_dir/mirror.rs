@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::checkpoint::{CHECKPOINT_FILES, CheckpointFiles, MANIFEST, UNFINISHED, open_in, remove_any};
 use super::error::{RunDirError, write_whole};
-use super::weights::COPY as INITIAL_WEIGHTS;
+use super::weights::INITIAL_WEIGHTS;
 use crate::digest::Digest;
 use crate::objects::{self, ObjectError};
 

@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::files::sync_folder;
 
 /// The copy's name, whatever format it has.
-pub(super) const COPY: &str = "initial-weights";
+pub(super) const INITIAL_WEIGHTS: &str = "initial-weights";
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
@@ -64,7 +64,7 @@ pub fn weights_to_begin_with(config: &Config, resumed: Option<&Path>) -> Result<
     if resumed.is_some_and(|run| config.run.mirror.is_some() && !run.join("config.toml").exists()) {
         return Ok(None);
     }
-    let copy = resumed.map(|run| run.join(COPY)).filter(|copy| copy.is_file());
+    let copy = resumed.map(|run| run.join(INITIAL_WEIGHTS)).filter(|copy| copy.is_file());
     copy.map_or_else(|| weights_file(path), Ok).map(Some)
 }
 
@@ -75,7 +75,7 @@ pub fn weights_to_begin_with(config: &Config, resumed: Option<&Path>) -> Result<
 /// # Errors
 /// The file is missing and there is no copy, or it is another one.
 pub(super) fn keep(run: &Path, origin: &Path) -> Result<InitialWeights, RunDirError> {
-    let copy = run.join(COPY);
+    let copy = run.join(INITIAL_WEIGHTS);
     let described = |(bytes, blake3)| InitialWeights { path: copy.clone(), bytes, blake3, origin: origin.to_owned() };
     let found = weights_file(origin);
     if !copy.exists() {

@@ -34,6 +34,11 @@ pub enum Command {
     /// Ask a trained model about pictures, or about the rows of a CSV file.
     Predict(PredictArgs),
     /// Write the weights of a run for other programs: PyTorch, safetensors, ONNX.
+    ///
+    /// Weights for PyTorch have its order, and torchvision's names where torchvision has the
+    /// model (AlexNet's preset "torchvision"): load_state_dict(torch.load(FILE)) takes them. An
+    /// ONNX file is the whole model: input [batch, channels, height, width], output "logits"
+    /// [batch, classes], with the names of the classes in its metadata.
     Export(ExportArgs),
     /// Draw curves, filters and decision regions of runs.
     Plot(PlotArgs),
@@ -188,12 +193,6 @@ pub struct PredictArgs {
     pub device: String,
 }
 
-/// Write the weights of a run for other programs: PyTorch, safetensors, ONNX.
-///
-/// Weights for PyTorch have its order, and torchvision's names where torchvision has the
-/// model (AlexNet's preset "torchvision"): load_state_dict(torch.load(FILE)) takes them. An
-/// ONNX file is the whole model: input [batch, channels, height, width], output "logits"
-/// [batch, classes], with the names of the classes in its metadata.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// A run directory.
