@@ -357,7 +357,7 @@ pub fn describe(summary: &Summary, run_dir: &std::path::Path) -> String {
     }
     if let Some(Best { metric, evaluation }) = &summary.best {
         text += &format!(
-            "best {}: top-1 {:.2}%, top-5 {:.2}%, loss {:.4} after step {}, whose checkpoint is kept\n",
+            "best by {}: top-1 {:.2}%, top-5 {:.2}%, loss {:.4} after step {}, whose checkpoint is kept\n",
             metric.title(),
             100.0 * evaluation.top1,
             100.0 * evaluation.top5,

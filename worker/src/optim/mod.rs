@@ -103,7 +103,7 @@ impl Optimizer {
     /// Applies an update, whose factor is the whole one. `mirror`, where given, receives the
     /// new weights as bf16. The mirror, and the gradient's buckets back to back, are as long
     /// as the weights.
-    pub fn step(&mut self, weights: &mut [f32], mut mirror: Option<&mut [u16]>, gradient: &[impl Bucket], update: Update) {
+    pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket], update: Update) {
         let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
         assert_eq!((total, total), (weights.len(), self.layout.total()), "the gradient's buckets must cover the weights");
         let ratios = if self.settings.optimizer.is_layerwise() {
@@ -115,7 +115,7 @@ impl Optimizer {
             Vec::new()
         };
         let runs = Rule::runs(&self.settings, &self.layout, update, &ratios);
-        self.apply(&runs, weights, mirror.take(), gradient, Rule::average(&self.settings, update));
+        self.apply(&runs, weights, mirror, gradient, Rule::average(&self.settings, update));
     }
 
     /// Does what each rule says to its range of everything that an update touches. `rest`: how
