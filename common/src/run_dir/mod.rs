@@ -8,6 +8,8 @@
 //! audit.jsonl      what each worker trained on, with train.audit
 //! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
+//! initial-weights  a copy of what model.weights names
+//! events.out.*     steps and evaluations for TensorBoard
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
 //! ```
@@ -26,6 +28,7 @@ mod mirror;
 mod resume;
 mod skipped;
 mod summary;
+mod tensorboard;
 mod view;
 mod weights;
 mod writer;
@@ -55,6 +58,7 @@ use lines::Lines;
 use metrics::Metrics;
 use mirror::{InStore, Mirror};
 use skipped::SkippedSamples;
+use tensorboard::TensorBoard;
 
 const SKIPPED: &str = "skipped.jsonl";
 
@@ -64,6 +68,7 @@ pub struct RunDir {
     path: PathBuf,
     journal: Journal,
     metrics: Option<Metrics>,
+    tensorboard: TensorBoard,
     trained: Option<Lines>,
     skipped: Option<SkippedSamples>,
     /// The journal has lines in memory that must be written after the metrics.
@@ -154,6 +159,7 @@ impl RunDir {
             journal: Journal::open(&path.join("journal.jsonl"))?,
             metrics_first: false,
             metrics: None,
+            tensorboard: TensorBoard::new(path, config.to_toml()),
             trained: None,
             skipped: None,
             checkpoints,
@@ -218,6 +224,7 @@ impl RunDir {
         self.metrics_file()?.flush()?;
         let path = self.path.join("metrics.jsonl");
         self.metrics = Some(Metrics::open(&path)?.cut(first_step)?);
+        self.tensorboard.goes_on_from(first_step);
         Ok(())
     }
 
@@ -339,11 +346,15 @@ impl RunDir {
     /// Appends a step's line; it is in the file within a second. If the step already
     /// has a line (repeated after a failure, or reported twice), the first line stays.
     pub fn write_step(&mut self, metrics: &StepMetrics) -> Result<(), RunDirError> {
-        self.metrics_file()?.step(metrics)
+        self.metrics_file()?.step(metrics)?;
+        self.tensorboard.step(metrics);
+        Ok(())
     }
 
     pub fn write_evaluation(&mut self, evaluation: &Evaluation) -> Result<(), RunDirError> {
-        self.metrics_file()?.evaluation(evaluation)
+        self.metrics_file()?.evaluation(evaluation)?;
+        self.tensorboard.evaluation(evaluation);
+        Ok(())
     }
 
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {

@@ -248,3 +248,10 @@ fn files_that_are_not_the_models_state_are_refused() {
     let odd: Vec<(&str, &[usize])> = good.into_iter().chain([("extra.weight", &[1][..])]).collect();
     assert!(checked(&tensors(&named("", &odd), None), &optimizer).unwrap_err().contains("a layer `extra`"));
 }
+
+#[test]
+fn a_checkpoint_is_named_by_a_word_or_its_step() {
+    let parsed = ["last", "best", "120"].map(|text| text.parse::<Which>().unwrap());
+    assert_eq!(parsed, [Which::Last, Which::Best, Which::Step(120)]);
+    assert!("step-3".parse::<Which>().is_err_and(|e| e.contains("neither best, last nor a step")));
+}

@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use common::dataset::SampleFormat;
 use common::files::replace;
-use common::run_dir::{CHECKPOINT_FILES, RunView, Which};
+use common::run_dir::{RunView, Which};
 
+use crate::analysis::trained::{TrainedModel, Weights};
 use crate::engine::device::ComputeDevice;
-use crate::models::{InputShape, Model, ParamLayout};
-use crate::weights::{OnnxModel, Scaling, WeightsFile, named, onnx_bytes, pth_bytes, safetensors_bytes};
+use crate::models::{InputShape, ParamLayout};
+use crate::weights::{OnnxModel, Scaling, named, onnx_bytes, pth_bytes, safetensors_bytes};
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -30,30 +31,36 @@ pub struct Written {
     pub parameters: usize,
 }
 
-/// Writes the weights of a checkpoint of the run in `run` to `out`, which is replaced as a
-/// whole. With `normalize`, an ONNX model scales its input itself.
-pub fn run(run: &Path, to: Format, which: Which, normalize: bool, out: &Path) -> Result<Written> {
+/// Which weights of a run, and where they go.
+#[derive(Debug)]
+pub struct Options<'a> {
+    pub run: &'a Path,
+    pub to: Format,
+    pub checkpoint: Which,
+    /// If not said, the average of a run that has one, as for evaluation.
+    pub weights: Option<Weights>,
+    /// Has an ONNX model scale its input itself.
+    pub normalize: bool,
+    /// Is replaced as a whole.
+    pub out: &'a Path,
+}
+
+/// Writes the weights of a checkpoint.
+pub fn run(options: &Options) -> Result<Written> {
+    let Options { to, normalize, out, .. } = *options;
     if normalize && to != Format::Onnx {
         bail!("--normalize belongs to --to onnx: the other formats hold weights only");
     }
-    let view = RunView::open(run)?;
-    let checkpoint = view.checkpoint(which)?;
+    let trained = TrainedModel::load(options.run, options.checkpoint, options.weights, ComputeDevice::parse("auto")?)?;
+    let (view, layout, weights) = (&trained.view, trained.replica.layout(), trained.replica.weights()?);
     let model = &view.config().model;
-    let input = view.data().info.input(view.config().data.pixels.image_size);
-    let layout = ParamLayout::of(&Model::new(model, input, &ComputeDevice::parse("auto")?.burn()));
-    let file = checkpoint.path.join(CHECKPOINT_FILES[0]);
-    let mut weights = vec![0.0; layout.total()];
-    let loaded = WeightsFile::open(&file, &file)?.fill(model, &layout, &mut weights)?;
-    if loaded.new_head.is_some() {
-        bail!("the checkpoint `{}` has another number of classes than the run's data", file.display());
-    }
     let bytes = match to {
-        Format::Safetensors => safetensors_bytes(&named(model, &layout, &weights))?,
-        Format::Pth => pth_bytes(&named(model, &layout, &weights))?,
-        Format::Onnx => onnx(&view, checkpoint.step, input, &layout, &weights, normalize)?,
+        Format::Safetensors => safetensors_bytes(&named(model, layout, &weights))?,
+        Format::Pth => pth_bytes(&named(model, layout, &weights))?,
+        Format::Onnx => onnx(view, trained.step, trained.input(), layout, &weights, normalize)?,
     };
     replace(out, &bytes).with_context(|| format!("could not write `{}`: name another file with --out", out.display()))?;
-    Ok(Written { step: checkpoint.step, tensors: loaded.tensors, parameters: loaded.values })
+    Ok(Written { step: trained.step, tensors: layout.params().len(), parameters: layout.total() })
 }
 
 fn onnx(view: &RunView, step: u64, input: InputShape, layout: &ParamLayout, weights: &[f32], normalize: bool) -> Result<Vec<u8>> {
@@ -95,16 +102,4 @@ fn onnx(view: &RunView, step: u64, input: InputShape, layout: &ParamLayout, weig
         metadata,
     };
     Ok(onnx_bytes(&onnx, layout, weights)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_is_the_last_one_or_that_of_a_step() {
-        assert_eq!(("last".parse(), "120".parse()), (Ok(Which::Last), Ok(Which::Step(120))));
-        assert!("best".parse::<Which>().is_err_and(|e| e.contains("no run keeps its best checkpoint")));
-        assert!("step-3".parse::<Which>().is_err());
-    }
 }

@@ -206,6 +206,9 @@ pub struct ExportArgs {
     /// The checkpoint to take: best, last, or the step after which it was stored.
     #[arg(long, value_name = "best|last|STEP", default_value = "last")]
     pub checkpoint: Which,
+    /// Which weights [default: ema of a run with train.ema, else raw].
+    #[arg(long, value_enum)]
+    pub weights: Option<Weights>,
     /// Of ONNX: put the normalisation into the model. Its input then is pictures of 0 to 1,
     /// RGB or grey, or rows of a table as they stand there.
     #[arg(long)]

@@ -61,7 +61,14 @@ pub(super) fn predict(args: PredictArgs) -> Result<()> {
 
 pub(super) fn export(args: ExportArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| args.run.join(format!("model.{}", name_of(args.to))));
-    let written = export::run(&args.run, args.to, args.checkpoint, args.normalize, &out)?;
+    let written = export::run(&export::Options {
+        run: &args.run,
+        to: args.to,
+        checkpoint: args.checkpoint,
+        weights: args.weights,
+        normalize: args.normalize,
+        out: &out,
+    })?;
     print_result(&format!(
         "{}: the weights after step {}, {} parameters in {} tensors",
         out.display(),
