@@ -40,11 +40,13 @@ train: data ## train AlexNet on two local workers: the whole thing, one command
 	echo "$(BIN)/coordinator local $$config --workers 2 $$share"; \
 	$(BIN)/coordinator local $$config --workers 2 $$share
 
+# What some tests compare with is fetched while the build runs. The cluster's tests mostly
+# wait, for timeouts and for each other.
 test: libtorch ## all tests
+	@python3 tests/python/install.py requirements.txt >/dev/null 2>&1 &
 	cargo build --release --workspace
 	timeout 3600 cargo test --release --workspace --lib --bins --test '[!c]*' --test 'co*'
 	cargo test --release --workspace --doc
-	: processes that mostly wait, for timeouts and for each other
 	timeout 3600 cargo test --release --workspace --test cluster -- --test-threads=3
 
 test-flex: setup ## build without libtorch, train and test on the flex device

@@ -1,7 +1,6 @@
 //! The Python packages that tests compare with.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -93,32 +92,12 @@ impl Drop for Served {
 /// The folder with the packages that a file of tests/python names. `None`, and a word about
 /// it, where they cannot be had.
 fn installed(requirements: &str) -> Option<PathBuf> {
-    let requirements = project().join("tests/python").join(requirements);
-    let text = std::fs::read(&requirements).unwrap_or_else(|e| panic!("{}: {e}", requirements.display()));
-    let cache = cache()?;
-    let packages = cache.join(format!("tests-python-{}", &blake3::hash(&text).to_hex()[..12]));
-    let done = packages.join(".complete");
-    std::fs::create_dir_all(&cache).ok()?;
-    // Tests run side by side; one of them installs.
-    let lock = File::create(cache.join("tests-python.lock")).ok()?;
-    lock.lock().ok()?;
-    if done.exists() {
-        return Some(packages);
-    }
-    let mut pip = Command::new("python3");
-    // A place that is out of reach is to be found out soon.
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20", "--target"])
-        .arg(&packages)
-        .arg("-r")
-        .arg(&requirements);
-    match pip.output() {
-        Ok(output) if output.status.success() => {
-            File::create(&done).ok()?;
-            Some(packages)
-        }
+    let outcome = Command::new("python3").arg(project().join("tests/python/install.py")).arg(requirements).output();
+    match outcome {
+        Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).trim().into()),
         outcome => {
-            let why = outcome.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stderr).into_owned());
-            eprintln!("skipped: Python's packages of {} cannot be installed: {why}", requirements.display());
+            let why = outcome.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stderr).into_owned());
+            eprintln!("skipped: {why}");
             None
         }
     }

@@ -86,7 +86,7 @@ fn shards_of_webdataset_and_of_data_pack_train_to_the_weights_of_the_folder() {
 }
 
 #[test]
-fn parquet_files_of_datasets_train_to_the_weights_of_the_folder() {
+fn parquet_files_as_the_hub_has_them_train_to_the_weights_of_the_folder() {
     let Some(python) = Python::with_packages() else { return };
     let folder = temp();
     let [data, hub, pack] = ["data", "hub", "pack"].map(|name| folder.path().join(name));
@@ -123,4 +123,36 @@ fn ilsvrc_as_it_is_downloaded_trains_evaluates_and_predicts_with_names() {
     let picture = data.join("val/class 0/0.png").display().to_string();
     let predicted = Running::start("worker", &["predict", &run, &picture]).wait().succeeded();
     assert!(["tench", "goldfish", "lion"].iter().any(|name| predicted.stdout.contains(name)), "{}", predicted.stdout);
+}
+
+#[test]
+fn tensorboard_reads_the_steps_that_count_and_the_config() {
+    let Some(python) = Python::with_packages() else { return };
+    let (folder, data) = (temp(), temp());
+    pictures::class_folders(data.path(), 3, 12, 4);
+    let run = folder.path().join("run");
+    let section = section("images", data.path());
+    trained(&section, &run);
+    // It goes on from an earlier step: what it recorded of later ones is void.
+    for gone in ["checkpoints/step-00000006", "summary.json"] {
+        let path = run.join(gone);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        removed.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+    let run_dir = run.display().to_string();
+    let resumed = ["train", &format!("{run_dir}/config.toml"), "--devices", "cpu", "--run-dir", &run_dir, "--resume"];
+    Running::start("worker", &resumed).wait().succeeded();
+    let text = python.run("read_events.py", &[&run]);
+    let of = |tag: &str| text.lines().filter(|line| line.starts_with(&format!("{tag} "))).map(str::to_owned).collect::<Vec<_>>();
+    let losses = of("train/loss");
+    let lines = cluster_tests::record::step_lines(&run);
+    assert_eq!((losses.len(), lines.len()), (6, 6), "{text}");
+    for (line, record) in losses.iter().zip(&lines) {
+        let [_, step, loss] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        assert_eq!(step, record["step"].to_string());
+        let (found, expected) = (loss.parse::<f64>(), record["loss"].as_f64());
+        assert!(found.ok().zip(expected).is_some_and(|(a, b)| (a - b).abs() < 1e-6), "{line} beside {record}");
+    }
+    assert_eq!(of("val/top1").len(), 2, "{text}");
+    assert!(text.contains("hparam train.global_batch 12"), "{text}");
 }

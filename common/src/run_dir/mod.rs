@@ -8,7 +8,6 @@
 //! audit.jsonl      what each worker trained on, with train.audit
 //! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
-//! initial-weights  a copy of what model.weights names
 //! events.out.*     steps and evaluations for TensorBoard
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
