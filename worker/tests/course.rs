@@ -101,6 +101,9 @@ fn every_config_trains_on_every_device() {
         if !name.starts_with("perceptron") {
             set.extend(["train.shards=2", "train.global_batch=4", "train.threads=1"]);
         }
+        if text.contains("kind = \"alexnet\"") {
+            set.push("model.width=0.25");
+        }
         if text.contains("kind = \"idx\"") {
             set.push(&idx);
         } else if text.contains("kind = \"images\"") {
@@ -122,7 +125,7 @@ fn every_config_trains_on_every_device() {
         }
         seen += 1;
     }
-    assert!(seen >= 11, "only {seen} configs");
+    assert!(seen >= 14, "only {seen} configs");
 }
 
 #[test]

@@ -22,8 +22,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 
+use super::credentials;
+use super::error::ObjectError;
 use super::url::{Address, Scheme, is_loopback};
-use super::{ObjectError, credentials};
 
 /// How long a failing request is repeated when something is opened: a wrong address is to
 /// be told soon.

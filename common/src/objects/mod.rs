@@ -8,6 +8,7 @@
 mod blocks;
 mod client;
 mod credentials;
+mod error;
 mod object;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub use blocks::keep_blocks;
 pub use client::{Listed, get, get_all, get_file, list, put, put_file, remove};
+pub use error::ObjectError;
 pub use object::{Object, open, read, read_ahead};
 
 /// Whether a path is the address of an object, or of several.
@@ -36,19 +38,4 @@ pub fn check_writable(url: &str) -> Result<(), ObjectError> {
         return Err(ObjectError::Address { url: url.to_owned(), problem });
     }
     Ok(())
-}
-
-/// Why an object could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ObjectError {
-    #[error("`{url}` {problem}")]
-    Address { url: String, problem: String },
-    #[error("`{url}` does not exist")]
-    NotFound { url: String },
-    #[error("`{url}` was replaced after it was opened: start again to use what is there now")]
-    Replaced { url: String },
-    #[error("access to `{url}` was refused: {cause}; check the credentials, and what they allow")]
-    Refused { url: String, cause: String },
-    #[error("could not {action} `{url}`: {cause}")]
-    Failed { action: &'static str, url: String, cause: String },
 }

@@ -8,9 +8,9 @@ use object_store::GetOptions;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::ObjectError;
 use super::blocks::{BLOCK, Blocks};
 use super::client::{PATIENCE, PATIENCE_AT_OPENING, Place, in_order, start, tag, wait};
+use super::error::ObjectError;
 
 /// Requests that read ahead, at a time: fewer than there may be, so that others find a turn.
 static AHEAD: Semaphore = Semaphore::const_new(24);

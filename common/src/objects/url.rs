@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::ObjectError;
+use super::error::ObjectError;
 
 /// The protocol of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

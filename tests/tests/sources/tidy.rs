@@ -141,6 +141,12 @@ fn every_config_is_valid() {
     assert!(seen >= 14);
 }
 
+/// The names by which the sections of a document can be linked to.
+fn sections(text: &str) -> impl Iterator<Item = String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim().to_lowercase());
+    headings.map(|heading| heading.replace(' ', "-").chars().filter(|c| c.is_alphanumeric() || *c == '-').collect())
+}
+
 #[test]
 fn documents_name_only_what_exists() {
     let makefile = read(&project().join("Makefile"));
@@ -153,6 +159,7 @@ fn documents_name_only_what_exists() {
         "docs/data.md",
         "docs/failure.md",
         "docs/training.md",
+        "docs/weights.md",
         "benches/README.md",
         "benches/NOTES.md",
     ] {
@@ -167,7 +174,11 @@ fn documents_name_only_what_exists() {
         }
         let folder = project().join(document).parent().map(Path::to_owned).unwrap_or_default();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|l| !l.contains("://")) {
-            assert!(folder.join(link).exists(), "{document} links to {link}, which does not exist");
+            let (path, section) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { project().join(document) } else { folder.join(path) };
+            assert!(target.exists(), "{document} links to {link}, which does not exist");
+            let there = section.is_empty() || sections(&read(&target)).any(|name| name == section);
+            assert!(there, "{document} links to {link}, and `{}` has no such section", target.display());
         }
         for target in text
             .split("`make ")
