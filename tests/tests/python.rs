@@ -149,7 +149,7 @@ fn tensorboard_reads_the_steps_that_count_and_the_config() {
     assert_eq!((losses.len(), lines.len()), (6, 6), "{text}");
     for (line, record) in losses.iter().zip(&lines) {
         let [_, step, loss] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-        assert_eq!(step, record["step"].to_string());
+        assert_eq!(step.parse::<u64>().ok(), record["step"].as_u64().map(|step| step + 1));
         let (found, expected) = (loss.parse::<f64>(), record["loss"].as_f64());
         assert!(found.ok().zip(expected).is_some_and(|(a, b)| (a - b).abs() < 1e-6), "{line} beside {record}");
     }

@@ -1,6 +1,7 @@
 //! The record of a run as TensorBoard reads it: `events.out.tfevents.*`, a file for each
 //! start of the run, with scalars of every step and evaluation and the config's values as
-//! hyper-parameters. It is made from what metrics.jsonl has too: nothing reads it back, and
+//! hyper-parameters. Its steps are steps that are done: the first one is 1, as an evaluation
+//! after it. It is made from what metrics.jsonl has too: nothing reads it back, and
 //! one that cannot be written is given up with a warning.
 //!
 //! The format is TensorFlow's: records of `event.proto`, each with its length and CRC-32C
@@ -49,7 +50,7 @@ mod messages {
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(super) struct SessionLog {
-        /// 1: what was recorded of this step and later ones is void.
+        /// 1: what was recorded of the event's step and later ones is void.
         #[prost(int32, tag = "1")]
         pub status: i32,
     }
@@ -124,7 +125,7 @@ pub(super) struct TensorBoard {
     folder: PathBuf,
     /// The config as TOML.
     config: String,
-    /// What was recorded of this step and later ones does not count.
+    /// What was recorded after so many steps does not count.
     void_from: Option<u64>,
     file: Option<File>,
     waiting: Vec<u8>,
@@ -138,8 +139,8 @@ impl TensorBoard {
         Self { folder, config, void_from: None, file: None, waiting, flushed: Instant::now(), given_up: false }
     }
 
-    /// Says that the run goes on from this step, and that what it recorded of later ones is
-    /// void.
+    /// Says that the run goes on after so many steps, and that what it recorded of later ones
+    /// is void.
     pub(super) fn goes_on_from(&mut self, step: u64) {
         self.void_from = Some(step);
     }
@@ -155,7 +156,7 @@ impl TensorBoard {
             ("speed/data_wait_ms", metrics.data_wait_ms),
             ("speed/ring_wait_ms", metrics.all_reduce_exposed_ms),
         ];
-        self.scalars(metrics.step, &scalars);
+        self.scalars(metrics.step + 1, &scalars);
     }
 
     pub(super) fn evaluation(&mut self, evaluation: &Evaluation) {
@@ -174,7 +175,7 @@ impl TensorBoard {
             self.push(&hparams);
         }
         if let Some(from) = self.void_from.take() {
-            self.push(&Event { wall_time: now(), step: from as i64, session_log: Some(SessionLog { status: 1 }), ..Event::default() });
+            self.push(&Event { wall_time: now(), step: from as i64 + 1, session_log: Some(SessionLog { status: 1 }), ..Event::default() });
         }
         let value = |(tag, value): &(&str, f64)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32), metadata: None };
         let summary = Summary { value: scalars.iter().map(value).collect() };
@@ -327,10 +328,10 @@ mod tests {
             let value = found[event].summary.as_ref().unwrap().value.iter().find(|value| value.tag == tag).unwrap().simple_value;
             (found[event].step, value.unwrap())
         };
-        assert_eq!(scalar(2, "train/loss"), (0, 2.5));
+        assert_eq!(scalar(2, "train/loss"), (1, 2.5));
         assert_eq!(scalar(3, "val/top1"), (1, 0.5));
-        assert_eq!((found[4].step, found[4].session_log.as_ref().unwrap().status), (1, 1));
-        assert_eq!(scalar(5, "train/loss"), (1, f32::INFINITY));
+        assert_eq!((found[4].step, found[4].session_log.as_ref().unwrap().status), (2, 1));
+        assert_eq!(scalar(5, "train/loss"), (2, f32::INFINITY));
     }
 
     #[test]

@@ -37,6 +37,8 @@ fn pngs() -> Vec<Made> {
                 }
                 let mut out = Vec::new();
                 let mut encoder = png::Encoder::new(&mut out, width, height);
+                // Made by the encoder itself: what flate2 makes depends on how it is built.
+                encoder.set_compression(png::Compression::Fast);
                 encoder.set_color(colour);
                 encoder.set_depth(BitDepth::from_u8(depth).unwrap());
                 if colour == ColorType::Indexed {
