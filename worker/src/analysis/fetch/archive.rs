@@ -124,7 +124,8 @@ fn unpack(archive: &Path, into: &Path) -> Result<()> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use data_encoding::HEXLOWER;
-    use sha2::{Digest, Sha256};
+    use digest::Digest;
+    use sha2::Sha256;
 
     use super::*;
 

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use common::ui::counter;
 use data_encoding::HEXLOWER;
-use sha2::{Digest, Sha256};
+use digest::Digest;
+use sha2::Sha256;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest that the download of one file may take.

@@ -16,7 +16,8 @@ mod others;
 use std::collections::BTreeMap;
 
 use common::dataset::SampleFormat;
-use sha2::{Digest, Sha256};
+use digest::Digest;
+use sha2::Sha256;
 
 use super::{DecodeError, SampleFile, decode};
 use crate::data::picture::Picture;
