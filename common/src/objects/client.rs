@@ -37,6 +37,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
+/// The host of which a virtual machine gets its credentials, as messages have it.
+const INSTANCE_METADATA: &str = "169.254.169.254";
+
 /// A request that takes longer is told.
 const SLOW: Duration = Duration::from_secs(10);
 
@@ -93,6 +96,8 @@ impl Place {
             Error::NotFound { .. } => ObjectError::NotFound { url },
             Error::Precondition { .. } => ObjectError::Replaced { url },
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => ObjectError::Refused { url, cause },
+            // Asked for as the last of all ways to get credentials.
+            _ if cause.contains(INSTANCE_METADATA) => ObjectError::Refused { url, cause },
             _ => ObjectError::Failed { action, url, cause },
         }
     }
