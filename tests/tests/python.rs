@@ -62,6 +62,13 @@ fn trained(data: &str, run: &Path) -> Finished {
     finished
 }
 
+/// The digest and the accuracy of training on this kind of pictures, into a folder beside
+/// them.
+fn outcome(kind: &str, path: &Path) -> (String, f64) {
+    let run = trained(&section(kind, path), &path.with_extension("run"));
+    (run.digest(), run.summary()["top1"].as_f64().unwrap_or_else(|| panic!("there is no accuracy")))
+}
+
 /// A `[data]` section of this kind of pictures.
 fn section(kind: &str, path: &Path) -> String {
     format!("data={{kind=\"{kind}\",path={path:?},image_size=64}}")
@@ -76,13 +83,9 @@ fn shards_of_webdataset_and_of_data_pack_train_to_the_weights_of_the_folder() {
     python.run("write_shards.py", &[&data, &theirs]);
     let [from, to] = [&data, &ours].map(|path| path.display().to_string());
     Running::start("worker", &["data", "pack", &from, &to]).wait().succeeded();
-    let of = |kind: &str, path: &Path| {
-        let run = trained(&section(kind, path), &path.with_extension("run"));
-        (run.digest(), run.summary()["top1"].as_f64().unwrap_or_else(|| panic!("there is no accuracy")))
-    };
-    let expected = of("images", &data);
-    assert_eq!(of("webdataset", &theirs), expected);
-    assert_eq!(of("webdataset", &ours), expected);
+    let expected = outcome("images", &data);
+    assert_eq!(outcome("webdataset", &theirs), expected);
+    assert_eq!(outcome("webdataset", &ours), expected);
 }
 
 #[test]
@@ -92,11 +95,7 @@ fn parquet_files_as_the_hub_has_them_train_to_the_weights_of_the_folder() {
     let [data, hub, pack] = ["data", "hub", "pack"].map(|name| folder.path().join(name));
     pictures::class_folders(&data, 3, 12, 4);
     python.run("write_parquet.py", &[&data, &hub]);
-    let of = |kind: &str, path: &Path| {
-        let run = trained(&section(kind, path), &path.with_extension("run"));
-        (run.digest(), run.summary()["top1"].as_f64().unwrap_or_else(|| panic!("there is no accuracy")))
-    };
-    assert_eq!(of("parquet", &hub), of("images", &data));
+    assert_eq!(outcome("parquet", &hub), outcome("images", &data));
     let [place, out, run] = [&hub, &pack, &hub.with_extension("run")].map(|path| path.display().to_string());
     let shown = Running::start("worker", &["data", "show", &place]).wait().succeeded();
     let words = ["3 classes, 36 training and 12 validation samples", "class 2"];

@@ -86,9 +86,8 @@ pub(super) struct Stamp {
 impl DataFile {
     /// Files that lie on this machine or all in stores, in this order.
     pub(super) fn open_all(paths: &[PathBuf]) -> Result<Vec<Self>, DatasetError> {
-        if let Some(first) = paths.first().filter(|path| objects::is_address(path)) {
-            let urls: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-            let opened = objects::open(&urls).map_err(DatasetError::object(first))?;
+        if let Some(urls) = addresses(paths) {
+            let opened = objects::open(&urls)?;
             let file = |(path, object): (&PathBuf, Object)| Self { path: path.clone(), place: Place::Object(Box::new(object)) };
             return Ok(paths.iter().zip(opened).map(file).collect());
         }
@@ -157,8 +156,7 @@ impl DataFile {
 /// place of the range that could not be read.
 pub(super) fn read(ranges: &[(&DataFile, Range<u64>)]) -> Result<Vec<Bytes>, DatasetError> {
     if let Some(objects) = objects_of(ranges) {
-        let first = ranges.first().map_or(Path::new(""), |(file, _)| file.path());
-        return objects::read(&objects).map_err(DatasetError::object(first));
+        return Ok(objects::read(&objects)?);
     }
     let one = |(file, range): &(&DataFile, Range<u64>)| {
         let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -167,6 +165,12 @@ pub(super) fn read(ranges: &[(&DataFile, Range<u64>)]) -> Result<Vec<Bytes>, Dat
         Ok(Bytes::from(bytes))
     };
     ranges.iter().map(one).collect()
+}
+
+/// The addresses that these paths are, if they lie in stores: all do or none.
+fn addresses(paths: &[PathBuf]) -> Option<Vec<String>> {
+    paths.first().filter(|path| objects::is_address(path))?;
+    Some(paths.iter().map(|path| path.display().to_string()).collect())
 }
 
 /// The ranges as those of objects, if all of them are.
@@ -197,9 +201,8 @@ pub(super) fn small_file(path: &Path) -> Result<Option<Bytes>, DatasetError> {
 
 /// Several of them, in this order.
 pub(super) fn small_files(paths: &[PathBuf]) -> Result<Vec<Option<Bytes>>, DatasetError> {
-    if let Some(first) = paths.first().filter(|path| objects::is_address(path)) {
-        let urls: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        return objects::get_all(&urls).map_err(DatasetError::object(first));
+    if let Some(urls) = addresses(paths) {
+        return Ok(objects::get_all(&urls)?);
     }
     let one = |path: &PathBuf| match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes.into())),

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use super::contents::{Bound, Reading};
 use super::index_cache::{self, Entry, Index};
 use super::passed_over::PassedOver;
-use super::source::{DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split, read_each};
+use super::source::{
+    DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split, listing_digest, read_each,
+};
 use super::{listing, splits};
 
 /// A dataset of picture files.
@@ -71,7 +73,7 @@ impl Images {
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             let contents = self.reading(threads, &|files| progress(IndexProgress { files }), &|| true).digest(&self.index)?;
             self.digests.contents = contents;
-            self.info.fingerprint = fingerprint(&self.digests);
+            self.info.fingerprint = self.digests.fingerprint();
         }
         Ok(self)
     }
@@ -94,10 +96,10 @@ impl Images {
     }
 
     fn new(root: &Path, index: Index, cached: Option<PathBuf>) -> Self {
-        let digests = FileDigests { listing: listing_digest(&index), contents: None };
+        let digests = FileDigests { listing: listing(&index), contents: None };
         let info = DatasetInfo {
             format: SampleFormat::Encoded,
-            fingerprint: fingerprint(&digests),
+            fingerprint: digests.fingerprint(),
             classes: index.classes.clone(),
             train: index.train.len() as u32,
             val: index.val.len() as u32,
@@ -170,23 +172,9 @@ impl SampleSource for Images {
     }
 }
 
-/// What two copies of a dataset must agree on: their lists, and contents that are known.
-fn fingerprint(digests: &FileDigests) -> Digest {
-    let FileDigests { listing, contents } = digests;
-    contents.map_or(*listing, |contents| Digest::of(format!("{listing} {contents}").as_bytes()))
-}
-
 /// Hashes class names, and for each picture its label, its path and its size.
-fn listing_digest(index: &Index) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    for class in &index.classes {
-        hasher.update(class.as_bytes()).update(b"\0");
-    }
-    for entries in [&index.train, &index.val] {
-        hasher.update(&(entries.len() as u64).to_le_bytes());
-        for e in entries {
-            hasher.update(&e.label.to_le_bytes()).update(&e.bytes.to_le_bytes()).update(e.path.as_os_str().as_bytes()).update(b"\0");
-        }
-    }
-    hasher.finalize().into()
+fn listing(index: &Index) -> Digest {
+    listing_digest(&index.classes, [&index.train, &index.val], |hasher, e| {
+        hasher.update(&e.label.to_le_bytes()).update(&e.bytes.to_le_bytes()).update(e.path.as_os_str().as_bytes()).update(b"\0");
+    })
 }

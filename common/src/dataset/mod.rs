@@ -172,10 +172,11 @@ pub fn recognised(place: &Path) -> Option<&'static str> {
 /// Whether data of this kind at a place is divided by itself, so that it needs no
 /// `data.val_fraction`.
 pub fn is_divided(kind: &str, place: &Path) -> bool {
+    let names_say_it = |kind| shards::find(place, kind).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some()));
     match kind {
         "list" => list::has_splits(place),
-        "webdataset" => shards::find(place, Kind::Tar).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some())),
-        "parquet" => shards::find(place, Kind::Parquet).is_ok_and(|found| found.iter().any(|(_, named)| named.is_some())),
+        "webdataset" => names_say_it(Kind::Tar),
+        "parquet" => names_say_it(Kind::Parquet),
         _ => true,
     }
 }

@@ -110,11 +110,11 @@ fn in_store(place: &Path, kind: Kind) -> Result<Shards, DatasetError> {
         return Ok(vec![(place.to_owned(), None)]);
     }
     let mut shards = Vec::new();
-    let found = objects::list(url).map_err(DatasetError::object(place))?;
+    let found = objects::list(url)?;
     let inner = kind.inner().map(|name| format!("{name}/")).unwrap_or_default();
-    for object in found {
+    for found in found {
         // The Hub's folder is not a split's.
-        let key = object.key.strip_prefix(&inner).unwrap_or(&object.key);
+        let key = found.strip_prefix(&inner).unwrap_or(&found);
         let named = match key.split_once('/') {
             None => Named::within(key),
             Some((folder, name)) => match Named::of(folder).filter(|_| !name.contains('/')) {
@@ -122,7 +122,7 @@ fn in_store(place: &Path, kind: Kind) -> Result<Shards, DatasetError> {
                 None => continue,
             },
         };
-        let path = place.join(&object.key);
+        let path = place.join(&found);
         if kind.is_one(&path) && !hidden(&path) {
             shards.push((path, named));
         }

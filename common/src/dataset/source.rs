@@ -68,6 +68,27 @@ pub struct FileDigests {
     pub contents: Option<Digest>,
 }
 
+impl FileDigests {
+    /// What two copies of a dataset must agree on: their lists, and contents that are known.
+    pub(super) fn fingerprint(&self) -> Digest {
+        let Self { listing, contents } = self;
+        contents.map_or(*listing, |contents| Digest::of(format!("{listing} {contents}").as_bytes()))
+    }
+}
+
+/// Hashes class names, and of the samples of both splits what `add` says of each.
+pub(super) fn listing_digest<T>(classes: &[String], splits: [&[T]; 2], add: impl Fn(&mut blake3::Hasher, &T)) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for class in classes {
+        hasher.update(class.as_bytes()).update(b"\0");
+    }
+    for samples in splits {
+        hasher.update(&(samples.len() as u64).to_le_bytes());
+        samples.iter().for_each(|sample| add(&mut hasher, sample));
+    }
+    hasher.finalize().into()
+}
+
 impl DatasetInfo {
     /// The input of a model whose config renders pictures at `image_size`.
     pub fn input(&self, image_size: u32) -> InputShape {
@@ -152,8 +173,8 @@ pub trait SampleSource: Send + Sync {
 pub enum DatasetError {
     #[error("could not read `{}`: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{source}")]
-    Object { path: PathBuf, source: ObjectError },
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     #[error("`{}` {problem}", path.display())]
     Invalid { path: PathBuf, problem: String },
     #[error("sample {id} of {len} does not exist")]
@@ -170,12 +191,6 @@ impl DatasetError {
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
-    }
-
-    /// An error of an object store, whose message has the address.
-    pub(super) fn object(path: &Path) -> impl FnOnce(ObjectError) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Object { path, source }
     }
 
     /// An error on the way through the folders below `root`.

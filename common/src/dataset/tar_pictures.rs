@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::data_file::{self, DataFile};
 use super::passed_over::PassedOver;
-use super::source::{DatasetError, DatasetInfo, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::source::{DatasetError, DatasetInfo, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id, listing_digest};
 use super::tar_index::{Place, TarIndex};
 use crate::digest::Digest;
 
@@ -35,18 +35,18 @@ impl TarPictures {
         train: Vec<u32>,
         val: Vec<u32>,
     ) -> Result<Self, DatasetError> {
-        let listing = listing_digest(&tars, &classes, &index, [&train, &val]);
+        let listing = listing(&tars, &classes, &index, [&train, &val]);
         // A pack's indexes have hashes of its pictures.
-        let contents = hashes_beside(&tars)?;
+        let digests = FileDigests { listing, contents: hashes_beside(&tars)? };
         let info = DatasetInfo {
             format: SampleFormat::Encoded,
-            fingerprint: contents.map_or(listing, |contents| Digest::of(format!("{listing} {contents}").as_bytes())),
+            fingerprint: digests.fingerprint(),
             classes,
             train: train.len() as u32,
             val: val.len() as u32,
         };
         let passed_over = index.left_out.passed_over(PassedOver::add_members);
-        Ok(Self { info, digests: FileDigests { listing, contents }, passed_over, tars, index, train, val })
+        Ok(Self { info, digests, passed_over, tars, index, train, val })
     }
 
     fn numbers(&self, split: Split) -> &[u32] {
@@ -83,21 +83,13 @@ fn hashes_beside(tars: &[DataFile]) -> Result<Option<Digest>, DatasetError> {
 
 /// Hashes class names, and for each picture its label, its size, and the names of its
 /// tar and of itself.
-fn listing_digest(tars: &[DataFile], classes: &[String], index: &TarIndex, splits: [&[u32]; 2]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    for class in classes {
-        hasher.update(class.as_bytes()).update(b"\0");
-    }
-    for numbers in splits {
-        hasher.update(&(numbers.len() as u64).to_le_bytes());
-        for &at in numbers {
-            let place = &index.places[at as usize];
-            let tar = tars[place.tar as usize].path().file_name().unwrap_or_default();
-            hasher.update(&place.label.to_le_bytes()).update(&place.bytes.to_le_bytes()).update(tar.as_bytes()).update(b"/");
-            hasher.update(index.name(at as usize)).update(b"\0");
-        }
-    }
-    hasher.finalize().into()
+fn listing(tars: &[DataFile], classes: &[String], index: &TarIndex, splits: [&[u32]; 2]) -> Digest {
+    listing_digest(classes, splits, |hasher, &at| {
+        let place = &index.places[at as usize];
+        let tar = tars[place.tar as usize].path().file_name().unwrap_or_default();
+        hasher.update(&place.label.to_le_bytes()).update(&place.bytes.to_le_bytes()).update(tar.as_bytes()).update(b"/");
+        hasher.update(index.name(at as usize)).update(b"\0");
+    })
 }
 
 impl SampleSource for TarPictures {

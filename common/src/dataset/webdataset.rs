@@ -55,18 +55,19 @@ fn scan(tars: &[DataFile], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex,
     let threads = if remote { OBJECTS_AT_ONCE } else { std::thread::available_parallelism().map_or(1, usize::from) };
     let (next, members) = (AtomicUsize::new(0), AtomicU64::new(0));
     let (done, results) = mpsc::channel();
-    let mut parts: Vec<Option<Result<TarIndex, DatasetError>>> = tars.iter().map(|_| None).collect();
+    let mut parts: Vec<(usize, Result<TarIndex, DatasetError>)> = Vec::with_capacity(tars.len());
     std::thread::scope(|scope| {
         for done in vec![done; threads.min(tars.len())] {
             scope.spawn(|| {
                 let done = done;
-                while let Some(tar) = tars.get(next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(tar) = tars.get(number) else { return };
                     let part = index_of(tar, &members);
                     if part.is_err() {
                         // The others finish theirs, so that the first of several errors is told.
                         next.store(tars.len(), Ordering::Relaxed);
                     }
-                    let number = tars.iter().position(|other| std::ptr::eq(other, tar)).unwrap_or_default();
                     if done.send((number, part)).is_err() {
                         return;
                     }
@@ -75,15 +76,16 @@ fn scan(tars: &[DataFile], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex,
         }
         loop {
             match results.recv_timeout(REPORT_EVERY) {
-                Ok((number, part)) => parts[number] = Some(part),
+                Ok(part) => parts.push(part),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             progress(IndexProgress { files: members.load(Ordering::Relaxed) });
         }
     });
+    parts.sort_unstable_by_key(|(number, _)| *number);
     let mut index = TarIndex::default();
-    for (number, part) in parts.into_iter().flatten().enumerate() {
+    for (number, part) in parts {
         let path = tars[number].path();
         index.append(number, &part?).map_err(|problem| DatasetError::invalid(path, problem))?;
     }

@@ -221,26 +221,17 @@ pub(super) fn wait<T: Send + 'static>(
     }
 }
 
-/// One object of a listing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// Its key below what was listed, such as `train/a/1.jpg`.
-    pub key: String,
-    pub bytes: u64,
-    /// What says that it is still the same object.
-    pub tag: String,
-}
-
 /// What tells an object from another under the same address.
 pub(super) fn tag(meta: &ObjectMeta) -> String {
     meta.e_tag.clone().unwrap_or_else(|| format!("{} {}", meta.last_modified.timestamp_micros(), meta.size))
 }
 
-/// All objects below an address that ends a name at a slash, in the order of their keys.
+/// The keys of all objects below an address that ends a name at a slash, such as
+/// `train/a/1.jpg`, in their order.
 ///
 /// # Errors
 /// HTTP servers list nothing.
-pub fn list(url: &str) -> Result<Vec<Listed>, ObjectError> {
+pub fn list(url: &str) -> Result<Vec<String>, ObjectError> {
     if matches!(Address::parse(url)?.scheme, Scheme::Https | Scheme::Http) {
         let problem = "is on a web server, which lists no files: name them, as in https://HOST/shards/{000..146}.tar".to_owned();
         return Err(ObjectError::Address { url: url.to_owned(), problem });
@@ -251,9 +242,8 @@ pub fn list(url: &str) -> Result<Vec<Listed>, ObjectError> {
         let found: Vec<ObjectMeta> = place.store.list(prefix).try_collect().await.map_err(|e| place.error("list", &e))?;
         let below = format!("{}/", place.path);
         let key = |meta: &ObjectMeta| meta.location.as_ref().strip_prefix(below.trim_start_matches('/')).map(str::to_owned);
-        let found = found.iter().filter_map(|meta| Some(Listed { key: key(meta)?, bytes: meta.size, tag: tag(meta) }));
-        let mut found: Vec<Listed> = found.collect();
-        found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let mut found: Vec<String> = found.iter().filter_map(key).collect();
+        found.sort_unstable();
         Ok(found)
     })
 }

@@ -17,7 +17,7 @@ mod url;
 use std::path::Path;
 
 pub use blocks::keep_blocks;
-pub use client::{Listed, get, get_all, get_file, list, put, put_file, remove};
+pub use client::{get, get_all, get_file, list, put, put_file, remove};
 pub use error::ObjectError;
 pub use object::{Object, open, read, read_ahead};
 

@@ -75,8 +75,29 @@ impl Object {
         wanted.start / BLOCK * BLOCK..wanted.end.next_multiple_of(BLOCK).min(self.bytes)
     }
 
-    fn options(&self, range: &Range<u64>) -> GetOptions {
-        GetOptions { range: Some(range.clone().into()), if_match: self.e_tag.clone(), ..GetOptions::default() }
+    fn part(&self, range: Range<u64>) -> Part {
+        Part { place: self.place.clone(), range, tag: self.tag.clone(), e_tag: self.e_tag.clone() }
+    }
+}
+
+/// A range of an object, to be fetched.
+struct Part {
+    place: Place,
+    range: Range<u64>,
+    tag: String,
+    e_tag: Option<String>,
+}
+
+impl Part {
+    /// As long as it should be, and of the object that was opened.
+    async fn fetch(self) -> Result<Bytes, ObjectError> {
+        let length = self.range.end - self.range.start;
+        let options = GetOptions { range: Some(self.range.into()), if_match: self.e_tag, ..GetOptions::default() };
+        let (meta, bytes) = self.place.fetch(options).await?;
+        if tag(&meta) != self.tag || bytes.len() as u64 != length {
+            return Err(ObjectError::Replaced { url: self.place.url });
+        }
+        Ok(bytes)
     }
 }
 
@@ -87,14 +108,11 @@ pub fn read_ahead(ranges: &[(&Object, Range<u64>)]) {
     for (object, wanted) in ranges {
         let Some(blocks) = object.blocks.as_ref().filter(|_| wanted.end <= object.bytes) else { continue };
         for gap in blocks.gaps(object.in_blocks(wanted)) {
-            let (place, options, expected, blocks) = (object.place.clone(), object.options(&gap), object.tag.clone(), Arc::clone(blocks));
+            let (part, blocks) = (object.part(gap.clone()), Arc::clone(blocks));
             start(async move {
                 let _turn = AHEAD.acquire().await;
-                match place.fetch(options).await {
-                    Ok((meta, bytes)) if tag(&meta) == expected && bytes.len() as u64 == gap.end - gap.start => {
-                        blocks.write(gap.start, &bytes)
-                    }
-                    Ok(_) => {}
+                match part.fetch().await {
+                    Ok(bytes) => blocks.write(gap.start, &bytes),
                     Err(e) => tracing::debug!("could not read ahead: {e}"),
                 }
             });
@@ -147,26 +165,14 @@ pub fn read(ranges: &[(&Object, Range<u64>)]) -> Result<Vec<Bytes>, ObjectError>
     Ok(readings.into_iter().map(cut).collect())
 }
 
-/// Fetches parts of the objects, each as long as it should be.
+/// Fetches parts of the objects, many at a time.
 fn fetch(ranges: &[(&Object, Range<u64>)], missing: &[(usize, Range<u64>)]) -> Result<Vec<Bytes>, ObjectError> {
     let first = missing.first().map_or("", |(n, _)| ranges[*n].0.url()).to_owned();
-    let parts: Vec<(Place, GetOptions, String, u64)> = missing
-        .iter()
-        .map(|(n, gap)| {
-            let object = ranges[*n].0;
-            (object.place.clone(), object.options(gap), object.tag.clone(), gap.end - gap.start)
-        })
-        .collect();
+    let parts: Vec<Part> = missing.iter().map(|(n, gap)| ranges[*n].0.part(gap.clone())).collect();
     wait(&first, async move {
         let mut requests = JoinSet::new();
-        for (n, (place, options, expected, length)) in parts.into_iter().enumerate() {
-            requests.spawn(async move {
-                let (meta, bytes) = place.fetch(options).await?;
-                if tag(&meta) != expected || bytes.len() as u64 != length {
-                    return Err(ObjectError::Replaced { url: place.url });
-                }
-                Ok((n, bytes))
-            });
+        for (n, part) in parts.into_iter().enumerate() {
+            requests.spawn(async move { Ok((n, part.fetch().await?)) });
         }
         in_order(requests).await
     })

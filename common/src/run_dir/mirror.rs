@@ -85,7 +85,7 @@ impl Target for InStore {
     }
 
     fn list(&self) -> Result<Vec<String>, ObjectError> {
-        Ok(objects::list(&self.0)?.into_iter().map(|object| object.key).collect())
+        objects::list(&self.0)
     }
 }
 

@@ -71,16 +71,11 @@ impl TrainedModel {
         let (config, data) = (self.view.config(), self.view.data());
         let source: Arc<dyn SampleSource> = match (path, &config.data.source) {
             (None, _) => dataset::open(&config.data, config.seed, &|_| {})?,
-            (
-                Some(path),
-                DataSource::Images { .. }
-                | DataSource::List { .. }
-                | DataSource::Webdataset { .. }
-                | DataSource::Parquet { .. }
-                | DataSource::Ilsvrc { .. }
-                | DataSource::Idx { .. }
-                | DataSource::Cifar { .. },
-            ) => {
+            (Some(path), DataSource::Csv { label, .. }) => {
+                Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes, Unlabelled::LeaveOut)?)
+            }
+            (Some(_), _) if config.data.path().is_none() => bail!("this run's data is generated from its seed: leave out --data"),
+            (Some(path), _) => {
                 let mut other = config.data.clone();
                 other.set_path(path.to_owned());
                 // That data need not be laid out as the run's own.
@@ -91,12 +86,6 @@ impl TrainedModel {
                     Some(source) => source,
                     None => dataset::open(&other, config.seed, &|_| {})?,
                 }
-            }
-            (Some(path), DataSource::Csv { label, .. }) => {
-                Arc::new(Table::open_like(path, label, &data.columns, &data.info.classes, Unlabelled::LeaveOut)?)
-            }
-            (Some(_), DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. }) => {
-                bail!("this run's data is generated from its seed: leave out --data")
             }
         };
         source.passed_over().warn();

@@ -267,7 +267,7 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
         data.set_path(path.clone());
     } else if data.path().is_some_and(objects::is_address) {
         match dataset::open_matching(&data, member.config.seed, &member.info) {
-            Err(e @ DatasetError::Object { .. }) => tracing::warn!("{e}: samples come from the coordinator"),
+            Err(e @ DatasetError::Object(_)) => tracing::warn!("{e}: samples come from the coordinator"),
             opened => return Ok(opened?),
         }
     }

@@ -9,7 +9,9 @@ use bytes::Bytes;
 
 use super::super::data_file::{self, DataFile};
 use super::super::passed_over::PassedOver;
-use super::super::source::{DatasetError, DatasetInfo, Fault, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id};
+use super::super::source::{
+    DatasetError, DatasetInfo, Fault, FileDigests, Sample, SampleFormat, SampleSource, Split, check_id, listing_digest,
+};
 use super::cache::{Cache, Values};
 use super::chunk;
 use super::index::{ParquetIndex, Row};
@@ -31,7 +33,7 @@ pub(in crate::dataset) struct ParquetPictures {
 impl ParquetPictures {
     /// The labels of the index must be below the number of classes.
     pub(super) fn new(files: Vec<DataFile>, classes: Vec<String>, index: ParquetIndex, train: Vec<u32>, val: Vec<u32>) -> Self {
-        let listing = listing_digest(&files, &classes, &index, [&train, &val]);
+        let listing = listing(&files, &classes, &index, [&train, &val]);
         let info =
             DatasetInfo { format: SampleFormat::Encoded, fingerprint: listing, classes, train: train.len() as u32, val: val.len() as u32 };
         let passed_over = index.left_out.passed_over(PassedOver::add_rows);
@@ -91,22 +93,14 @@ impl ParquetPictures {
 
 /// Hashes class names, and for each picture its label, its place, and the name and the
 /// page's size in its file.
-fn listing_digest(files: &[DataFile], classes: &[String], index: &ParquetIndex, splits: [&[u32]; 2]) -> Digest {
-    let mut hasher = blake3::Hasher::new();
-    for class in classes {
-        hasher.update(class.as_bytes()).update(b"\0");
-    }
-    for numbers in splits {
-        hasher.update(&(numbers.len() as u64).to_le_bytes());
-        for &at in numbers {
-            let row = &index.rows[at as usize];
-            let page = &index.pages[row.page as usize];
-            let file = files[index.chunk_of(row.page).file as usize].path().file_name().unwrap_or_default();
-            hasher.update(&row.label.to_le_bytes()).update(&page.bytes.to_le_bytes()).update(&(page.first_row + row.row).to_le_bytes());
-            hasher.update(file.as_bytes()).update(b"\0");
-        }
-    }
-    hasher.finalize().into()
+fn listing(files: &[DataFile], classes: &[String], index: &ParquetIndex, splits: [&[u32]; 2]) -> Digest {
+    listing_digest(classes, splits, |hasher, &at| {
+        let row = &index.rows[at as usize];
+        let page = &index.pages[row.page as usize];
+        let file = files[index.chunk_of(row.page).file as usize].path().file_name().unwrap_or_default();
+        hasher.update(&row.label.to_le_bytes()).update(&page.bytes.to_le_bytes()).update(&(page.first_row + row.row).to_le_bytes());
+        hasher.update(file.as_bytes()).update(b"\0");
+    })
 }
 
 impl SampleSource for ParquetPictures {
