@@ -36,6 +36,8 @@ pub enum Way {
 /// A dense layer of a run, and what is exchanged of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseLayer {
+    /// Its number among the model's dense layers, in the order of the forward pass.
+    pub number: usize,
     /// The prefix of its parameters' names.
     pub name: String,
     pub inputs: u64,
@@ -80,22 +82,24 @@ fn others(world: u64) -> f64 {
     (world - 1) as f64 / world as f64
 }
 
-/// The dense layers of a run, in the order of the forward pass.
+/// The dense layers that a run trains, in the order of the forward pass.
 pub fn dense_layers(config: &Config, input: InputShape) -> Vec<DenseLayer> {
     dense_layers_of(&config.model, &config.train, &config.cluster, input)
 }
 
-/// The dense layers of a model that is trained like this.
+/// The dense layers of a model that are trained, if it is trained like this.
 pub fn dense_layers_of(model: &ModelConfig, train: &TrainConfig, cluster: &ClusterConfig, input: InputShape) -> Vec<DenseLayer> {
     // Reproducible sums travel as integers of 32 bits.
     let of_sum = if train.reproducible || cluster.wire == WireEncoding::F32 { 4 } else { 2 };
     let of_factor = if train.precision == Precision::Bf16 { 2 } else { 4 };
     let rows = f64::from(train.global_batch);
-    let dense = model.layers(input).into_iter().filter_map(|layer| match layer.kind {
-        LayerKind::Dense { inputs, units } => Some((layer.name, inputs, units)),
+    let layers = model.layers(input);
+    let trained = train.trained(&layers);
+    let dense = layers.into_iter().zip(trained).filter_map(|(layer, trained)| match layer.kind {
+        LayerKind::Dense { inputs, units } => Some((layer.name, inputs, units, trained)),
         _ => None,
     });
-    let layer = |(name, inputs, units): (String, u64, u64)| {
+    let layer = |(number, (name, inputs, units, trained)): (usize, (String, u64, u64, bool))| {
         let bytes = of_factor as f64 * (1.0 / inputs as f64 + 1.0 / units as f64);
         let most_rows = 2.0 * of_sum as f64 / (bytes + multiply_add(train));
         let pays = inputs * units >= FEWEST_WEIGHTS && rows < most_rows;
@@ -104,9 +108,9 @@ pub fn dense_layers_of(model: &ModelConfig, train: &TrainConfig, cluster: &Clust
             DenseExchange::Auto | DenseExchange::Sum => Way::Sum,
             DenseExchange::Factors => Way::Factors,
         };
-        DenseLayer { name, inputs, units, most_rows, way, widths: (of_sum, of_factor) }
+        trained.then_some(DenseLayer { number, name, inputs, units, most_rows, way, widths: (of_sum, of_factor) })
     };
-    dense.map(layer).collect()
+    dense.enumerate().filter_map(layer).collect()
 }
 
 /// The time of a multiply-add of the product, in bytes that could be exchanged meanwhile:
@@ -148,10 +152,11 @@ impl Factored {
     /// What the config says.
     pub fn of(config: &Config, input: InputShape) -> Self {
         let (mut layers, mut at) = (Vec::new(), 0);
-        let mut dense = dense_layers(config, input).into_iter().enumerate();
-        for layer in config.model.layers(input) {
+        let mut dense = dense_layers(config, input).into_iter();
+        let all = config.model.layers(input);
+        for (layer, _) in all.iter().zip(config.train.trained(&all)).filter(|(_, trained)| *trained) {
             if let LayerKind::Dense { inputs, units } = layer.kind
-                && let Some((number, DenseLayer { way: Way::Factors, .. })) = dense.next()
+                && let Some(DenseLayer { number, way: Way::Factors, .. }) = dense.next()
             {
                 let (inputs, units) = (inputs as usize, units as usize);
                 // The bias follows the weights.

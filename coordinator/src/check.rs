@@ -56,7 +56,8 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let dense = dense_layers(&config, info.input(config.data.pixels.image_size));
     let (world, batch) = (u64::from(workers), u64::from(config.train.global_batch));
     let width = if config.train.reproducible { Encoding::Fixed } else { Encoding::from(config.cluster.wire) }.width() as u64;
-    let others = parameters - dense.iter().map(|layer| layer.inputs * layer.units).sum::<u64>();
+    let trained = config.train.trained_parameters(&config.model, info.input(config.data.pixels.image_size));
+    let others = trained - dense.iter().map(|layer| layer.inputs * layer.units).sum::<u64>();
     let sent_of_others = 2.0 * (world - 1) as f64 * (others * width) as f64 / world as f64;
     let sent = sent_of_others + dense.iter().map(|layer| layer.bytes(world, batch)).sum::<f64>();
     let gathered: u64 = dense.iter().map(|layer| layer.gathered_bytes(batch)).sum();
@@ -95,6 +96,15 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ("workers", format!("{workers}; {}", shards.join("; "))),
         ("balance", balance(&config, workers)),
     ];
+    let frozen = (parameters > trained).then(|| {
+        let share = format!(
+            "{} of {} parameters keep their weights ({})",
+            HumanCount(parameters - trained),
+            HumanCount(parameters),
+            config.train.freeze.join(", ")
+        );
+        ("frozen".to_owned(), share)
+    });
     let layer = |layer: &DenseLayer| {
         let [of_sum, of_factors] = [layer.bytes_of_sum(world), layer.bytes_of_factors(world, batch)].map(|bytes| bytes * 1e-6);
         let (takes, rows) = match layer.way {
@@ -106,7 +116,7 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         (layer.name.clone(), format!("{inputs} x {units}: {takes}; {of_sum:.2} MB as sum, {of_factors:.2} MB as factors; {rows}"))
     };
     let rows = rows.into_iter().map(|(name, value)| (name.to_owned(), value));
-    let rows = rows.chain(dense.iter().map(layer)).chain([(
+    let rows = rows.chain(frozen).chain(dense.iter().map(layer)).chain([(
         "wire".to_owned(),
         format!(
             "{:.1} MB sent by each worker a step ({}), {:.1} MB of gathered factors in memory",

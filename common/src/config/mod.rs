@@ -9,6 +9,7 @@ mod architecture;
 mod data;
 mod edit;
 mod error;
+mod freeze;
 mod model;
 mod pixels;
 mod recipe;
@@ -186,6 +187,7 @@ impl Config {
         self.model.validate(&self.data, &self.train)?;
         self.data.validate()?;
         self.train.validate()?;
+        self.train.validate_freeze(&self.model, &self.data)?;
         self.cluster.validate(self.train.shards)?;
         self.run.validate()
     }

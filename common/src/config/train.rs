@@ -66,6 +66,11 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
     pub label_smoothing: f64,
+    /// Layers that keep their weights, by name, such as `conv1`; or `features`, all before the
+    /// first dense layer, or `classifier`, the rest. Their gradients are neither computed nor
+    /// exchanged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
     /// Keeps an exponential moving average of the weights, of which each update leaves so much:
     /// 0.999, say. Evaluations are of the average; checkpoints have both.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,6 +206,7 @@ impl Default for TrainConfig {
             plateau_patience: PLATEAU_PATIENCE,
             clip_norm: None,
             label_smoothing: 0.0,
+            freeze: Vec::new(),
             ema: None,
             precision: Precision::F32,
             reproducible: false,
@@ -224,7 +230,8 @@ impl TrainConfig {
         self.threads.map_or(default, |n| n as usize)
     }
 
-    /// The names of what an update changes beside the weights; each is as long as they are.
+    /// The names of what an update changes beside the weights; each is as long as those that
+    /// are trained.
     pub fn state(&self) -> Vec<&'static str> {
         self.optimizer.state().iter().copied().chain(self.ema.map(|_| AVERAGE)).collect()
     }

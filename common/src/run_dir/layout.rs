@@ -1,7 +1,7 @@
 //! What a run's checkpoint files must hold according to its config: compared with their
 //! headers, without a tensor library and without reading their values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, Metadata};
 
 use super::error::{RunDirError, damaged};
-use crate::config::{InputShape, ModelConfig};
+use crate::config::{Config, InputShape};
 
 /// Names and shapes take no more: the header is read before it is known to be valid.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -25,26 +25,30 @@ const STEP: &str = "step";
 #[derive(Debug, Clone)]
 pub struct CheckpointLayout {
     layers: BTreeMap<String, u64>,
+    /// Those that are trained.
+    trained: BTreeSet<String>,
 }
 
 /// Shape of each tensor, by its name.
 type Shapes = BTreeMap<String, Vec<usize>>;
 
 impl CheckpointLayout {
-    pub fn of(model: &ModelConfig, input: InputShape) -> Self {
-        let layers = model.layers(input).into_iter().filter(|l| l.parameters > 0);
-        Self { layers: layers.map(|l| (l.name, l.parameters)).collect() }
+    pub fn of(config: &Config, input: InputShape) -> Self {
+        let layers = config.model.layers(input);
+        let trained = layers.iter().zip(config.train.trained(&layers)).filter(|(_, trained)| *trained);
+        let trained = trained.map(|(layer, _)| layer.name.clone()).collect();
+        Self { layers: layers.into_iter().filter(|l| l.parameters > 0).map(|l| (l.name, l.parameters)).collect(), trained }
     }
 
     /// Refuses files that are not the state after `step` of this model: the model's
     /// tensors belong to its layers, which have their numbers of parameters; the
-    /// optimizer has `SLOT/TENSOR` for each of them and up to three slots, and names
-    /// the step.
+    /// optimizer has `SLOT/TENSOR` for each of them that is trained and up to three slots, and
+    /// names the step.
     pub(super) fn check(&self, step: u64, model: &Path, optimizer: &Path) -> Result<(), RunDirError> {
         let (shapes, _) = header(model)?;
         let mut found: BTreeMap<&str, u64> = BTreeMap::new();
         for (name, shape) in &shapes {
-            let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
+            let layer = layer_of(name);
             *found.entry(layer).or_default() += shape.iter().map(|&n| n as u64).product::<u64>();
         }
         if let Some((layer, expected)) = self.layers.iter().find(|(layer, n)| found.get(layer.as_str()) != Some(n)) {
@@ -55,15 +59,16 @@ impl CheckpointLayout {
             return Err(damaged(model, format!("has a layer `{odd}`, which the run's model lacks")));
         }
         let (state, metadata) = header(optimizer)?;
+        let shapes: Shapes = shapes.into_iter().filter(|(name, _)| self.trained.contains(layer_of(name))).collect();
         let mut slots: BTreeMap<&str, usize> = BTreeMap::new();
         for (name, shape) in &state {
             let Some((slot, _)) = name.split_once('/').filter(|(_, tensor)| shapes.get(*tensor) == Some(shape)) else {
-                return Err(damaged(optimizer, format!("has a tensor `{name}` of shape {shape:?}, which belongs to none of the model's")));
+                return Err(damaged(optimizer, format!("has a tensor `{name}` of shape {shape:?}, which belongs to none that is trained")));
             };
             *slots.entry(slot).or_default() += 1;
         }
         if slots.len() > MAX_SLOTS || slots.values().any(|&n| n != shapes.len()) {
-            return Err(damaged(optimizer, format!("has {} tensors for a model of {}", state.len(), shapes.len())));
+            return Err(damaged(optimizer, format!("has {} tensors for a model that trains {}", state.len(), shapes.len())));
         }
         let named = metadata.get(STEP);
         if named.and_then(|s| s.parse::<u64>().ok()) != Some(step) {
@@ -72,6 +77,11 @@ impl CheckpointLayout {
         }
         Ok(())
     }
+}
+
+/// The layer that a tensor belongs to.
+fn layer_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or("", |(layer, _)| layer)
 }
 
 /// The tensors of a safetensors file and its metadata. The values must be there,

@@ -189,7 +189,7 @@ fn tensors(list: &[(String, Vec<usize>)], step: Option<&str>) -> Vec<u8> {
 fn files_that_are_not_the_models_state_are_refused() {
     let text = "name = \"p\"\n[model]\nkind = \"mlp\"\nhidden = [5]\n[data]\nkind = \"xor\"\n[train]\nglobal_batch = 4\nshards = 1\n";
     let config = Config::parse(text, "test", &[]).unwrap();
-    let layout = CheckpointLayout::of(&config.model, InputShape { channels: 2, image_size: 1, classes: 2 });
+    let layout = CheckpointLayout::of(&config, InputShape { channels: 2, image_size: 1, classes: 2 });
     let named = |prefix: &str, list: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
         list.iter().map(|(name, shape)| (format!("{prefix}{name}"), shape.to_vec())).collect()
     };
@@ -200,14 +200,15 @@ fn files_that_are_not_the_models_state_are_refused() {
     let both = [named("m/", &good), named("v/", &good)].concat();
 
     let dir = tempdir().unwrap();
-    let checked = |model: &[u8], optimizer: &[u8]| {
+    let checked_by = |layout: &CheckpointLayout, model: &[u8], optimizer: &[u8]| {
         let mut writer = CheckpointFiles::new(dir.path().join("checkpoints")).begin(7).unwrap();
         for (name, bytes) in CHECKPOINT_FILES.into_iter().zip([model, optimizer]) {
             writer.start_file(name).unwrap();
             writer.write(bytes).unwrap();
         }
-        writer.check(&layout).map_err(|e| e.to_string())
+        writer.check(layout).map_err(|e| e.to_string())
     };
+    let checked = |model: &[u8], optimizer: &[u8]| checked_by(&layout, model, optimizer);
     checked(&model, &optimizer).unwrap();
     checked(&model, &tensors(&both, Some("7"))).unwrap();
     checked(&model, &tensors(&[], Some("7"))).unwrap();
@@ -233,7 +234,7 @@ fn files_that_are_not_the_models_state_are_refused() {
         (&tensors(&named("", &good[..2]), None), &optimizer, "0 parameters for the layer `output`"),
         (&model, &tensors(&named("momentum/", &good), None), "names the step none"),
         (&model, &tensors(&named("momentum/", &good), Some("5000")), "names the step 5000"),
-        (&model, &tensors(&named("momentum/", &good[..3]), Some("7")), "3 tensors for a model of 4"),
+        (&model, &tensors(&named("momentum/", &good[..3]), Some("7")), "3 tensors for a model that trains 4"),
         (&model, &tensors(&named("momentum/", &wider), Some("7")), "belongs to none"),
         (&model, b"\x02\0\0\0\0\0\0\0{}", "names the step none"),
     ];
@@ -247,6 +248,12 @@ fn files_that_are_not_the_models_state_are_refused() {
     assert!(checked(&model, &tensors(&more, Some("7"))).unwrap_err().contains("16 tensors"));
     let odd: Vec<(&str, &[usize])> = good.into_iter().chain([("extra.weight", &[1][..])]).collect();
     assert!(checked(&tensors(&named("", &odd), None), &optimizer).unwrap_err().contains("a layer `extra`"));
+
+    // Of a frozen layer the optimizer has nothing.
+    let frozen = config.with(&["train.freeze=[\"hidden\"]".to_owned()]).unwrap();
+    let of_frozen = CheckpointLayout::of(&frozen, InputShape { channels: 2, image_size: 1, classes: 2 });
+    checked_by(&of_frozen, &model, &tensors(&named("momentum/", &good[2..]), Some("7"))).unwrap();
+    assert!(checked_by(&of_frozen, &model, &optimizer).unwrap_err().contains("belongs to none that is trained"));
 }
 
 #[test]

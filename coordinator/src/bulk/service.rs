@@ -48,7 +48,7 @@ impl BulkService {
         limits: Limits,
         committed: Arc<AtomicU64>,
     ) -> Self {
-        let layout = CheckpointLayout::of(&config.model, source.info().input(config.data.pixels.image_size));
+        let layout = CheckpointLayout::of(config, source.info().input(config.data.pixels.image_size));
         Self {
             source,
             checkpoints,

@@ -45,3 +45,41 @@ fn weights_that_do_not_fit_end_the_run_with_what_differs() {
         assert!(failed.stderr.contains(words), "{words}: {}", failed.stderr);
     }
 }
+
+#[test]
+fn frozen_layers_keep_the_weights_of_the_file_and_are_not_exchanged() {
+    let giver = Scenario::new(2);
+    giver.single().wait().succeeded();
+    let begin = |steps: usize| Scenario::new(steps).set(&format!("model.weights={}", giver.run_dir().display()));
+    let frozen = |steps: usize| begin(steps).set("train.freeze=[\"features\", \"dense2\"]").set("train.ema=0.9");
+
+    let undisturbed = frozen(12);
+    let expected = undisturbed.quiet();
+    let values = |run: &std::path::Path, step: usize| {
+        let file = run.join(format!("checkpoints/step-{step:08}/model.safetensors"));
+        let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("`{}`: {e}", file.display()));
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{e}"));
+        let mut all: Vec<(String, Vec<u8>)> = tensors.tensors().into_iter().map(|(name, t)| (name, t.data().to_vec())).collect();
+        all.sort();
+        all
+    };
+    let before = values(&giver.run_dir(), 2);
+    for ((name, before), (_, after)) in before.iter().zip(&values(&undisturbed.run_dir(), 12)) {
+        let is_trained = name.starts_with("dense1") || name.starts_with("dense3");
+        assert_eq!(before != after, is_trained, "{name}");
+    }
+
+    // A worker that is killed gets the state of the others.
+    let disturbed = frozen(12);
+    let mut run = disturbed.local(3).start();
+    run.wait_for_steps(3);
+    cluster_tests::signal(run.children()[0], libc::SIGKILL);
+    assert_eq!(run.wait().succeeded().digest(), expected);
+
+    // Only gradients of the trained layers travel.
+    let sent = |scenario: Scenario| scenario.set("cluster.dense=sum").local(2).run().succeeded().summary()["bytes_sent"].as_f64();
+    let (Some(of_frozen), Some(of_all)) = (sent(frozen(4)), sent(begin(4))) else { panic!("no bytes in a summary") };
+    let parameters = |names: fn(&str) -> bool| before.iter().filter(|(name, _)| names(name)).map(|(_, bytes)| bytes.len()).sum::<usize>();
+    let share = parameters(|name| name.starts_with("dense1") || name.starts_with("dense3")) as f64 / parameters(|_| true) as f64;
+    assert!((of_frozen / of_all / share - 1.0).abs() < 0.1, "{of_frozen} of {of_all} bytes, and {share} of the parameters");
+}

@@ -43,13 +43,17 @@ impl TrainedModel {
         if weights == Weights::Ema && view.config().train.ema.is_none() {
             bail!("the run in `{}` was trained without train.ema, so it has no averaged weights: leave out --weights ema", run.display());
         }
-        let (step, bytes) = if weights == Weights::Ema { view.optimizer(which)? } else { view.weights(which)? };
+        let (step, bytes) = view.weights(which)?;
         let config = view.config();
         device.set_threads(Job::threads(config));
         let input = Self::input_of(&view);
         let mut replica = Replica::new(&config.model, &config.train, input, config.seed, device)?;
-        let imported = if weights == Weights::Ema { replica.import_average(&bytes) } else { replica.import_weights(&bytes) };
-        imported.with_context(|| format!("the checkpoint in `{}` does not fit its config", run.display()))?;
+        let odd = || format!("the checkpoint in `{}` does not fit its config", run.display());
+        replica.import_weights(&bytes).with_context(odd)?;
+        if weights == Weights::Ema {
+            // Frozen weights have no average.
+            replica.import_average(&view.optimizer(Which::Step(step))?.1).with_context(odd)?;
+        }
         Ok(Self { view, replica, step })
     }
 

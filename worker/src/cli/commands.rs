@@ -68,7 +68,8 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let resume = Resume::applies(args.resume, args.run_dir.as_deref(), &config)?;
     // What is wrong with weights is said before there is a run directory.
     if let Some(file) = weights_to_begin_with(&config, args.run_dir.as_deref().filter(|_| resume))? {
-        let layout = ParamLayout::of(&Model::new(&config.model, Job::input(&config, source.info()), &devices.first().burn()));
+        let model = Model::new(&config.model, Job::input(&config, source.info()), &devices.first().burn());
+        let layout = ParamLayout::of(&model, &config.train);
         WeightsFile::open(&file, &file)?.check(&config.model, &layout)?;
     }
     let mut run_dir = RunDir::open(args.run_dir.as_deref(), resume, &config)?;

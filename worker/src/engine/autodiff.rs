@@ -36,7 +36,7 @@ impl AutodiffEngine {
     pub(crate) fn new(setup: EngineSetup<'_>, device: Device) -> Result<Self, EngineError> {
         let device = device.autodiff();
         let model = Model::new(setup.model, setup.input, &device);
-        let layout = ParamLayout::of(&model);
+        let layout = ParamLayout::of(&model, setup.train);
         let precision = match setup.train.precision {
             Precision::F32 | Precision::Tf32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
@@ -97,10 +97,11 @@ impl Engine for AutodiffEngine {
 
     fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
         let mut kept = std::mem::take(&mut self.kept);
-        kept.resize(self.layout.total(), 0.0);
+        kept.resize(self.layout.trained_total(), 0.0);
         let own = [Span::F32(&kept)];
         let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
-        let report = self.optimizer.update(&mut self.weights, None, spans, update)?;
+        let trained = self.layout.trained_total();
+        let report = self.optimizer.update(&mut self.weights[..trained], None, spans, update)?;
         self.load();
         Ok(report)
     }
@@ -119,7 +120,7 @@ impl Engine for AutodiffEngine {
     }
 
     fn swap_average(&mut self) -> Result<(), EngineError> {
-        self.optimizer.swap_average(&mut self.weights, None);
+        self.optimizer.swap_average(&mut self.weights[..self.layout.trained_total()], None);
         self.load();
         Ok(())
     }
@@ -146,7 +147,7 @@ impl AutodiffEngine {
             Some(sink) if !add => return self.pass(batch, sink),
             sink => sink,
         };
-        kept.resize(self.layout.total(), 0.0);
+        kept.resize(self.layout.trained_total(), 0.0);
         let result = self.pass(batch, &mut |at, span| {
             let place = &mut kept[at..at + span.len()];
             let mut values = vec![0.0; span.len()];
@@ -191,7 +192,7 @@ impl AutodiffEngine {
         phases.backward = lap("backward of the classifier", start);
         let split = self.layout.feature_parameters();
         phases.copy = collect(model, &self.layout, &grads, split..usize::MAX, sink)?;
-        if split > 0 {
+        if self.layout.params()[..split].iter().any(|param| !param.is_frozen()) {
             let start = Instant::now();
             let slope = cut.grad(&grads).ok_or(EngineError::Broken)?;
             drop(grads);
@@ -232,6 +233,9 @@ impl ModuleVisitor for Collector<'_> {
             return;
         }
         let spec = &self.layout.params()[index];
+        if spec.is_frozen() {
+            return;
+        }
         let Some(grad) = param.val().grad(self.grads) else {
             self.result = Err(EngineError::NoGradient { parameter: spec.name().to_owned() });
             return;
@@ -255,6 +259,6 @@ impl ModuleMapper for Loader<'_> {
         self.next += 1;
         let data = TensorData::new(self.engine.weights[spec.range()].to_vec(), spec.shape().to_vec());
         let tensor = Tensor::<D>::from_data(data, &self.engine.device).cast(self.engine.precision);
-        Param::initialized(param.id, tensor.require_grad())
+        Param::initialized(param.id, if spec.is_frozen() { tensor } else { tensor.require_grad() })
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct EngineSetup<'a> {
     pub(crate) train: &'a TrainConfig,
     /// The f32 master weights, flat.
     pub(crate) weights: Vec<f32>,
+    /// How many of them, from the first, are trained.
+    pub(crate) trained: usize,
     /// Threads for work on flat vectors in host memory.
     pub(crate) threads: usize,
 }
@@ -250,7 +252,8 @@ fn in_turn(
     Ok((all, time))
 }
 
-/// Vectors are flat: in the order and of the length of [`crate::models::ParamLayout`].
+/// Vectors are flat: in the order of [`crate::models::ParamLayout`], and of its length if they are
+/// weights. Gradients and the optimizer's state are as long as the part that is trained.
 pub(crate) trait Engine: Send {
     /// Forward pass, loss and backward pass of the parts of a batch, one after the other
     /// or, with several devices, at the same time. Their gradients are added to the one

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::Tensor;
+use common::config::TrainConfig;
 
 use super::model::Model;
 
@@ -14,6 +15,7 @@ pub struct ParamSpec {
     shape: Vec<usize>,
     offset: usize,
     len: usize,
+    frozen: bool,
 }
 
 impl ParamSpec {
@@ -32,20 +34,46 @@ impl ParamSpec {
         self.shape.len() == 1
     }
 
+    /// Whether training leaves it as it is.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
     /// Its values in the flat vector.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len
     }
 }
 
-/// All parameters of a model, back to back in the order of its layers.
+/// All parameters of a model, in the order of its layers. In the flat vector those that are
+/// trained come first, back to back, and those that are frozen after them: gradients and the
+/// optimizer's state are as long as the first part.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParamLayout {
     params: Vec<ParamSpec>,
 }
 
 impl ParamLayout {
-    pub fn of(model: &Model) -> Self {
+    /// The layout of a model that is trained like this.
+    pub fn of(model: &Model, train: &TrainConfig) -> Self {
+        let mut layout = Self::of_all(model);
+        let features = layout.feature_parameters();
+        for (number, param) in layout.params.iter_mut().enumerate() {
+            let layer = param.name.rsplit_once('.').map_or("", |(layer, _)| layer);
+            param.frozen = train.freezes(layer, number < features);
+        }
+        let mut offset = 0;
+        for frozen in [false, true] {
+            for param in layout.params.iter_mut().filter(|param| param.frozen == frozen) {
+                param.offset = offset;
+                offset += param.len;
+            }
+        }
+        layout
+    }
+
+    /// The layout of a model of which everything is trained.
+    pub fn of_all(model: &Model) -> Self {
         let mut collector = Collector::default();
         model.visit(&mut collector);
         collector.layout
@@ -57,7 +85,7 @@ impl ParamLayout {
         let mut layout = Self::default();
         for (number, shape) in shapes.iter().enumerate() {
             let (offset, len) = (layout.total(), shape.iter().product());
-            layout.params.push(ParamSpec { name: format!("p{number}"), shape: shape.to_vec(), offset, len });
+            layout.params.push(ParamSpec { name: format!("p{number}"), shape: shape.to_vec(), offset, len, frozen: false });
         }
         layout
     }
@@ -66,9 +94,19 @@ impl ParamLayout {
         &self.params
     }
 
+    /// Those that are trained, each with its number among all; in the order of the flat vector.
+    pub fn trained(&self) -> impl Iterator<Item = (usize, &ParamSpec)> + Clone {
+        self.params.iter().enumerate().filter(|(_, param)| !param.frozen)
+    }
+
     /// Values in the flat vector.
     pub fn total(&self) -> usize {
-        self.params.last().map_or(0, |p| p.range().end)
+        self.params.iter().map(|param| param.len).sum()
+    }
+
+    /// Values in the part of the flat vector that is trained, and in a gradient.
+    pub fn trained_total(&self) -> usize {
+        self.trained().map(|(_, param)| param.len).sum()
     }
 
     /// How many parameters, from the first, belong to [`Model::features`]: those before
@@ -79,8 +117,7 @@ impl ParamLayout {
 
     /// The parameter that holds the flat vector's value at `at`.
     pub fn param_at(&self, at: usize) -> Option<&ParamSpec> {
-        let after = self.params.partition_point(|p| p.offset <= at);
-        self.params.get(after.checked_sub(1)?).filter(|p| p.range().contains(&at))
+        self.params.iter().find(|param| param.range().contains(&at))
     }
 }
 
@@ -102,6 +139,6 @@ impl ModuleVisitor for Collector {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
         let (offset, len) = (self.layout.total(), shape.iter().product());
-        self.layout.params.push(ParamSpec { name: self.path.join("."), shape, offset, len });
+        self.layout.params.push(ParamSpec { name: self.path.join("."), shape, offset, len, frozen: false });
     }
 }

@@ -5,7 +5,7 @@ use common::config::{AlexnetConfig, AlexnetPreset, LenetConfig, MlpConfig, Model
 fn layout_of(config: &ModelConfig, input: InputShape) -> ParamLayout {
     #[allow(clippy::unwrap_used)]
     let device = ComputeDevice::parse("auto").unwrap();
-    ParamLayout::of(&Model::new(config, input, &device.burn()))
+    ParamLayout::of_all(&Model::new(config, input, &device.burn()))
 }
 
 fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {

@@ -34,7 +34,7 @@ const CHUNK: usize = 1 << 16;
 /// to wake other threads.
 const FEW: usize = 4;
 
-/// An optimizer and its state for a flat vector of weights.
+/// An optimizer and its state for the part of a flat vector of weights that is trained.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: TrainConfig,
@@ -57,7 +57,7 @@ pub struct NotFinite {
 impl Optimizer {
     /// An optimizer of these parameters with zero state.
     pub fn new(train: &TrainConfig, layout: &ParamLayout, threads: Threads) -> Self {
-        let mut slots: Vec<_> = train.state().iter().map(|_| vec![0.0; layout.total()]).collect();
+        let mut slots: Vec<_> = train.state().iter().map(|_| vec![0.0; layout.trained_total()]).collect();
         let average = if train.ema.is_some() { slots.pop() } else { None };
         Self { settings: train.clone(), layout: layout.clone(), slots, average, threads }
     }
@@ -105,7 +105,7 @@ impl Optimizer {
     /// as the weights.
     pub fn step(&mut self, weights: &mut [f32], mirror: Option<&mut [u16]>, gradient: &[impl Bucket], update: Update) {
         let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
-        assert_eq!((total, total), (weights.len(), self.layout.total()), "the gradient's buckets must cover the weights");
+        assert_eq!((total, total), (weights.len(), self.layout.trained_total()), "the gradient's buckets must cover the weights");
         let ratios = if self.settings.optimizer.is_layerwise() {
             if let Some(first) = Rule::first(&self.settings, update) {
                 self.apply(&[(0..total, first)], weights, None, gradient, None);
@@ -142,14 +142,14 @@ impl Optimizer {
                 average: average.as_mut().and_then(|a| a.split_off_mut(..n)).zip(rest),
             }
         };
-        let tasks = cut(gradient, runs.iter().map(|(range, _)| range.clone())).into_iter().map(task).collect();
+        let tasks = cut(gradient, runs.iter().map(|(range, _)| range.clone()).enumerate()).into_iter().map(task).collect();
         self.threads.map(tasks, Task::run);
     }
 
     /// By what the learning rate of each parameter is multiplied.
     fn ratios(&self, weights: &[f32], gradient: &[impl Bucket], update: Update) -> Vec<f64> {
         let params = self.layout.params();
-        let mut pieces = cut(gradient, params.iter().map(crate::models::ParamSpec::range));
+        let mut pieces = cut(gradient, self.layout.trained().map(|(number, param)| (number, param.range())));
         pieces.retain(|piece| is_adapted(&params[piece.of]));
         let lamb = Rule::direction(&self.settings, update);
         let places: Vec<usize> = pieces.iter().map(|piece| piece.of).collect();
@@ -210,11 +210,11 @@ impl Piece<'_> {
     }
 }
 
-/// Cuts a gradient, given as buckets, where buckets end and where ranges do, which cover it in
-/// order.
-fn cut<'a>(gradient: &'a [impl Bucket], ranges: impl Iterator<Item = Range<usize>>) -> Vec<Piece<'a>> {
+/// Cuts a gradient, given as buckets, where buckets end and where the numbered ranges do, which
+/// cover it in order.
+fn cut<'a>(gradient: &'a [impl Bucket], ranges: impl Iterator<Item = (usize, Range<usize>)>) -> Vec<Piece<'a>> {
     let mut pieces = Vec::new();
-    let (mut start, mut ranges) = (0, ranges.enumerate().peekable());
+    let (mut start, mut ranges) = (0, ranges.peekable());
     for bucket in gradient {
         let mut rest = bucket.span();
         while !rest.is_empty() {

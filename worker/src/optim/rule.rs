@@ -95,7 +95,7 @@ impl Rule {
     /// one are in one range. `ratios` has one for each parameter, or is empty where all are 1.
     pub(crate) fn runs(settings: &TrainConfig, layout: &ParamLayout, update: Update, ratios: &[f64]) -> Vec<(Range<usize>, Self)> {
         let mut runs: Vec<(Range<usize>, Self)> = Vec::new();
-        for (number, param) in layout.params().iter().enumerate() {
+        for (number, param) in layout.trained() {
             let decays = settings.decay_bias || !param.is_vector();
             let rule = Self::new(settings, update, decays, ratios.get(number).copied().unwrap_or(1.0));
             match runs.last_mut() {
@@ -114,7 +114,7 @@ pub(crate) type Pairs<T> = Vec<[T; 2]>;
 /// TensorFlow's `LARSOptimizer` (`skip_list`, by which MLPerf's ResNet-50 leaves out biases and
 /// norms) and in the `LAMBOptimizer` of the paper's authors (`exclude_from_layer_adaptation`).
 pub(crate) fn is_adapted(param: &ParamSpec) -> bool {
-    !param.is_vector()
+    !param.is_vector() && !param.is_frozen()
 }
 
 /// The [`norms::scale`] of each norm, from the largest absolute values.

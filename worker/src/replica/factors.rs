@@ -23,7 +23,7 @@ fn step(config: &Config, device: &str, part: usize, factors: bool) -> Vec<f32> {
     let input = InputShape { channels: 3, image_size: 64, classes: 5 };
     let devices = Devices::parse(device, Share::WHOLE).unwrap();
     let mut replica = Replica::new(&config.model, &config.train, input, 1, devices).unwrap();
-    let factored = if factors { Factored::of(config, input) } else { Factored::nothing(replica.layout().total()) };
+    let factored = if factors { Factored::of(config, input) } else { Factored::nothing(replica.layout().trained_total()) };
     assert!(replica.factor(&factored).unwrap() && factored.layers.is_empty() != factors);
     let mut rng = seed::stream(3, "factors test", &[]);
     let pictures: Vec<f32> = (0..SAMPLES * input.values()).map(|_| 2.0 * seed::unit(&mut rng) - 1.0).collect();
@@ -40,7 +40,7 @@ fn step(config: &Config, device: &str, part: usize, factors: bool) -> Vec<f32> {
     let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
     let gathers = Gathers::new(&[SAMPLES], widths, bf16);
     let mut matrices: Vec<Values> = (0..gathers.len()).map(|m| Values::zeros(bf16, gathers.values(m))).collect();
-    let mut flat = vec![f32::NAN; replica.layout().total()];
+    let mut flat = vec![f32::NAN; replica.layout().trained_total()];
     replica
         .gradients(&parts, None, 1.0 / SAMPLES as f32, Delivery::Sum, &mut |number, piece| match piece {
             Piece::Values(at, span) => span.read(&mut flat[at..at + span.len()]),
@@ -72,11 +72,15 @@ const MODELS: [&str; 6] = [
 fn products_have_the_bits_of_the_backward_pass() {
     for model in MODELS {
         for precision in ["f32", "bf16"] {
-            let config = config(model, precision);
-            for device in ["cpu", "cpu:resident"] {
-                let (own, products) = (step(&config, device, SAMPLES, false), step(&config, device, SAMPLES, true));
-                let unlike = own.iter().zip(&products).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-                assert_eq!(unlike, 0, "{model} in {precision} on {device}");
+            let all = config(model, precision);
+            // Where the model has such layers.
+            let frozen = all.with(&["train.freeze=[\"conv1\", \"dense1\"]".to_owned()]).ok();
+            for config in [Some(all), frozen].into_iter().flatten() {
+                for device in ["cpu", "cpu:resident"] {
+                    let (own, products) = (step(&config, device, SAMPLES, false), step(&config, device, SAMPLES, true));
+                    let unlike = own.iter().zip(&products).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert_eq!(unlike, 0, "{model} in {precision} on {device}, frozen: {:?}", config.train.freeze);
+                }
             }
         }
     }
@@ -119,7 +123,7 @@ fn products_of_whole_numbers_are_the_sums_of_the_ranks() {
     replica.factor(&factored).unwrap();
     let mut rng = seed::stream(5, "whole numbers", &[]);
     let mut whole = |n: usize| -> Vec<f32> { (0..n).map(|_| seed::below(&mut rng, 17) as f32 - 8.0).collect() };
-    let mut sums = vec![0.0f32; replica.layout().total()];
+    let mut sums = vec![0.0f32; replica.layout().trained_total()];
     for (number, layer) in factored.layers.iter().enumerate() {
         let (inputs, slopes) = (whole(SAMPLES * layer.inputs), whole(SAMPLES * layer.units));
         // Rank by rank, as a ring adds their gradients.

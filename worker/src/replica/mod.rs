@@ -11,6 +11,8 @@ mod progress;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_freezing;
 #[cfg(all(test, feature = "libtorch"))]
 mod tests_of_updates;
 
@@ -27,7 +29,7 @@ use common::trace;
 use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks};
 use crate::engine::device::Devices;
 use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
-use crate::models::{InputShape, Model, ParamLayout, initial_weights};
+use crate::models::{InputShape, Model, ParamLayout, ParamSpec, initial_weights};
 use crate::optim::{Update, UpdateReport};
 use crate::weights::{Loaded, ORDER, OWN_ORDER, WeightsFile};
 pub use error::ReplicaError;
@@ -87,13 +89,13 @@ impl Replica {
         devices: impl Into<Devices>,
     ) -> Result<Self, ReplicaError> {
         let devices = devices.into();
-        let layout = ParamLayout::of(&Model::new(model, input, &devices.first().burn()));
+        let layout = ParamLayout::of(&Model::new(model, input, &devices.first().burn()), train);
         let weights = initial_weights(&layout, model, seed);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
-        let engine = devices.engine(EngineSetup { model, input, train, weights, threads })?;
+        let engine = devices.engine(EngineSetup { model, input, train, weights, trained: layout.trained_total(), threads })?;
         let loss = Loss::of(model, train);
         let dropouts = Model::dropouts(model);
-        let factored = Factored::nothing(layout.total());
+        let factored = Factored::nothing(layout.trained_total());
         Ok(Self {
             engine,
             layout,
@@ -261,7 +263,7 @@ impl Replica {
             self.multiply(number, inputs.span(), slopes.span())?;
             digests.extend(self.engine.product(number)?.to_string().into_bytes());
         }
-        self.factor(&Factored::nothing(self.layout.total()))?;
+        self.factor(&Factored::nothing(self.layout.trained_total()))?;
         Ok(Some(Digest::of(&digests)))
     }
 
@@ -300,7 +302,7 @@ impl Replica {
 
     /// Applies an update with the summed gradient of all workers, given as buckets:
     /// contiguous spans that, with the products of [`multiply`](Self::multiply) between them,
-    /// cover the flat vector in order.
+    /// cover what is trained of the flat vector, in order.
     ///
     /// # Errors
     /// The gradient has the wrong size or is not finite; the weights are unchanged.
@@ -376,8 +378,8 @@ impl Replica {
         let own_order = HashMap::from([(ORDER.to_owned(), OWN_ORDER.to_owned())]);
         Ok(State {
             step: self.step,
-            model: state::write(&self.layout, &[(String::new(), self.weights()?)], own_order)?,
-            optimizer: state::write(&self.layout, &slots, metadata)?,
+            model: state::write(self.layout.params().iter(), &[(String::new(), self.weights()?)], own_order)?,
+            optimizer: state::write(self.trained(), &slots, metadata)?,
         })
     }
 
@@ -392,7 +394,7 @@ impl Replica {
         if step != state.step {
             return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
         }
-        let slots = state::read(&self.layout, &self.prefixes(), &state.optimizer)?;
+        let slots = state::read(self.layout.trained().map(|(_, param)| param), &self.prefixes(), &state.optimizer)?;
         import_weights(&mut *self.engine, &self.layout, &state.model)?;
         self.engine.write_optimizer_state(&mut |slot, values| slots.copy_to(slot, values))?;
         (self.step, self.progress) = (step, progress);
@@ -420,7 +422,7 @@ impl Replica {
         Ok(loaded)
     }
 
-    /// As [`import_weights`](Self::import_weights), but the moving average of the weights, from
+    /// Takes over the moving average of the weights that are trained, from
     /// [`State::optimizer`].
     ///
     /// # Errors
@@ -429,7 +431,7 @@ impl Replica {
         let Some(part) = self.train.state().iter().position(|name| *name == AVERAGE) else {
             return Err(ReplicaError::State("it was trained without train.ema, so it has no average".to_owned()));
         };
-        let parts = state::read(&self.layout, &self.prefixes(), optimizer)?;
+        let parts = state::read(self.layout.trained().map(|(_, param)| param), &self.prefixes(), optimizer)?;
         Ok(self.engine.write_weights(&mut |weights| parts.copy_to(part, weights))?)
     }
 
@@ -446,6 +448,11 @@ impl Replica {
         let result = work(self);
         self.engine.swap_average()?;
         Ok(result)
+    }
+
+    /// The parameters that are trained.
+    fn trained(&self) -> impl Iterator<Item = &ParamSpec> + Clone {
+        self.layout.trained().map(|(_, param)| param)
     }
 
     /// The names of the optimizer's vectors as they stand before those of parameters.
@@ -489,6 +496,6 @@ impl Replica {
 
 /// A free function, so that a caller may borrow the other fields of a replica meanwhile.
 fn import_weights(engine: &mut dyn Engine, layout: &ParamLayout, model: &[u8]) -> Result<(), ReplicaError> {
-    let parts = state::read(layout, &[String::new()], model)?;
+    let parts = state::read(layout.params().iter(), &[String::new()], model)?;
     Ok(engine.write_weights(&mut |weights| parts.copy_to(0, weights))?)
 }

@@ -65,7 +65,7 @@ fn masks(replica: &Replica, groups: &[(u64, usize)]) -> Masks {
 
 /// The flat gradient; also checks that the sink was handed every value once.
 pub(super) fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, dropout_seed: u64) -> (Vec<f32>, Sums) {
-    let mut flat = vec![f32::NAN; replica.layout().total()];
+    let mut flat = vec![f32::NAN; replica.layout().trained_total()];
     let mut handed = 0;
     let masks = masks(replica, &[(dropout_seed, labels.len())]);
     let sums = replica
@@ -146,7 +146,14 @@ fn libtorchs_own_autograd_agrees_with_burns() {
         let mut burns = replica(0.5, &train, &ComputeDevice::Cpu.into());
         let weights = native.weights().unwrap().to_vec();
         let device = ComputeDevice::Cpu.burn();
-        let setup = EngineSetup { model: &model(0.5, AlexnetPreset::Notes), input: INPUT, train: &train, weights, threads: 1 };
+        let setup = EngineSetup {
+            model: &model(0.5, AlexnetPreset::Notes),
+            input: INPUT,
+            train: &train,
+            trained: weights.len(),
+            weights,
+            threads: 1,
+        };
         burns.engine = Box::new(crate::engine::autodiff::AutodiffEngine::new(setup, device).unwrap());
         let (expected, _) = gradient(&mut burns, &images, &labels, 1.0, 3);
         let (found, _) = gradient(&mut native, &images, &labels, 1.0, 3);

@@ -18,7 +18,9 @@ fn recipes() -> Vec<TrainConfig> {
     let kinds = [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb];
     let all = kinds.into_iter().flat_map(|optimizer| [true, false].map(|decay_bias| TrainConfig { optimizer, decay_bias, ..plain() }));
     let with_average = TrainConfig { ema: Some(0.7), optimizer: OptimizerKind::Lamb, ..plain() };
-    all.chain([TrainConfig { nesterov: true, ..plain() }, TrainConfig { ema: Some(0.9), ..plain() }, with_average]).collect()
+    let freeze = vec!["conv2".to_owned(), "dense1".to_owned()];
+    let frozen = TrainConfig { freeze, ..with_average.clone() };
+    all.chain([TrainConfig { nesterov: true, ..plain() }, TrainConfig { ema: Some(0.9), ..plain() }, with_average, frozen]).collect()
 }
 
 fn noise(len: usize, place: u64) -> Vec<f32> {
@@ -36,7 +38,7 @@ fn all_engines_of_libtorch_make_the_same_bits_of_a_gradient() {
             let mut host = replica(0.0, &train, &ComputeDevice::Cpu.into());
             let mut others = [ComputeDevice::ResidentCpu.into(), group.clone()].map(|devices: Devices| replica(0.0, &train, &devices));
             for step in 0..4 {
-                let flat = noise(host.layout().total(), step);
+                let flat = noise(host.layout().trained_total(), step);
                 let (front, back) = flat.split_at(12_345);
                 let values = |part: &[f32]| {
                     let mut values = Values::zeros(precision == Precision::Bf16, part.len());

@@ -19,6 +19,11 @@ pub enum WeightsError {
         path.display()
     )]
     Mismatch { path: PathBuf, model: String, file: String },
+    #[error(
+        "the weights `{}` have {had} outputs in the layer `{layer}`, and this model {has}: it would begin with weights drawn by the seed, and train.freeze would keep them; take `{layer}` out of train.freeze",
+        path.display()
+    )]
+    FrozenHead { path: PathBuf, layer: String, had: usize, has: usize },
     #[error("the weights could not be written: {0}")]
     Write(String),
 }

@@ -106,6 +106,12 @@ impl WeightsFile {
         };
         let (new_head, head) = self.new_head(layout, &names, order).unzip();
         let head = head.unwrap_or_else(|| layout.params().len());
+        if let (Some(new), Some(param)) = (&new_head, layout.params().get(head))
+            && param.is_frozen()
+        {
+            let NewHead { layer, had, has } = new.clone();
+            return Err(WeightsError::FrozenHead { path: self.origin.clone(), layer, had, has });
+        }
         let mut model_has = Vec::new();
         let mut taken = Vec::new();
         let mut left: BTreeMap<&str, &Stored> = self.tensors.iter().map(|(name, stored)| (name.as_str(), stored)).collect();

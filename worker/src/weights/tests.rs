@@ -26,7 +26,7 @@ fn lenet() -> (ModelConfig, InputShape) {
 }
 
 fn layout((model, input): &(ModelConfig, InputShape)) -> ParamLayout {
-    ParamLayout::of(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()))
+    ParamLayout::of_all(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()))
 }
 
 fn replica((model, input): &(ModelConfig, InputShape), seed: u64) -> Replica {
@@ -86,6 +86,20 @@ fn a_head_of_another_size_is_new_and_the_rest_is_not() {
         assert_eq!((layout.params()[4].name(), loaded.tensors, loaded.values), ("output.weight", 4, begins));
         assert_eq!(weights[..begins], whole[..begins]);
         assert_eq!(weights[begins..], initial_weights(&layout, &mlp().0, 1)[begins..], "as the seed says");
+    }
+}
+
+#[test]
+fn an_output_layer_that_would_be_new_cannot_be_frozen() {
+    let (model, input) = mlp();
+    let input = InputShape { classes: input.classes + 3, ..input };
+    let model_of = Model::new(&model, input, &ComputeDevice::parse("auto").unwrap().burn());
+    let file = open(&golden("mlp.pth")).unwrap();
+    for (freeze, refused) in [("hidden", false), ("output", true), ("classifier", true)] {
+        let train = common::config::TrainConfig { freeze: vec![freeze.to_owned()], ..Default::default() };
+        let checked = file.check(&model, &ParamLayout::of(&model_of, &train));
+        let text = checked.err().map(|e| e.to_string()).unwrap_or_default();
+        assert_eq!(text.contains("take `output` out of train.freeze"), refused, "{freeze}: {text}");
     }
 }
 

@@ -47,7 +47,7 @@ impl GroupEngine {
     /// An engine on each of these CUDA devices, or on the CPU.
     pub(crate) fn new(setup: &EngineSetup<'_>, devices: &[Option<usize>]) -> Result<Self, EngineError> {
         let engine = |(number, &cuda): (usize, &Option<usize>)| {
-            let owned = chunk(&(0..setup.weights.len()), number, devices.len());
+            let owned = chunk(&(0..setup.trained), number, devices.len());
             ResidentEngine::sharing(setup.clone(), cuda, owned).map(Mutex::new)
         };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(devices.len()).thread_name(|n| format!("device {n}"));
@@ -435,7 +435,8 @@ impl Engine for GroupEngine {
 
     fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
         let parts = (0..self.engines.len()).map(|number| self.engine(number).owned_weights());
-        Ok(Cow::Owned(parts.collect::<Result<Vec<_>, _>>()?.concat()))
+        let frozen = std::iter::once_with(|| self.engine(0).frozen_weights());
+        Ok(Cow::Owned(parts.chain(frozen).collect::<Result<Vec<_>, _>>()?.concat()))
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {

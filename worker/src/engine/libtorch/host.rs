@@ -26,6 +26,8 @@ pub(crate) struct HostEngine {
     loss: Loss,
     optimizer: Optimizer,
     threads: Threads,
+    /// How many weights, from the first, are trained.
+    trained: usize,
     /// f32 master weights. In f32, the model computes with the same memory.
     master: Tensor,
     /// The bf16 weights that the model computes with.
@@ -41,11 +43,21 @@ impl HostEngine {
         let kind = super::kind_of(setup.train.precision);
         let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
         let threads = Threads::new(setup.threads)?;
-        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
+        let network = Network::new(&setup, mirror.as_ref().unwrap_or(&master))?;
         let optimizer = Optimizer::new(setup.train, &network.layout, threads.clone());
         let kept = network.layout.params().iter().map(|_| None).collect();
-        let products = Products::none(network.layout.total());
-        Ok(Self { network, loss: Loss::of(setup.model, setup.train), optimizer, threads, master, mirror, kept, products })
+        let products = Products::none(setup.trained);
+        Ok(Self {
+            network,
+            loss: Loss::of(setup.model, setup.train),
+            optimizer,
+            threads,
+            trained: setup.trained,
+            master,
+            mirror,
+            kept,
+            products,
+        })
     }
 
     /// Adds the gradient of a part to the one that is held; if it is due, hands the sum to
@@ -103,12 +115,11 @@ fn images(images: Images<'_>, kind: Kind, threads: &Threads) -> Result<Tensor, E
     Ok(channels_last.f_permute([0, 3, 1, 2])?)
 }
 
-/// The memory of both kinds of weights, to be written.
-fn weights_mut<'a>(master: &'a mut Tensor, mirror: &'a mut Option<Tensor>) -> (&'a mut [f32], Option<&'a mut [u16]>) {
-    let total = master.numel();
-    // SAFETY: both are contiguous, in host memory, as long and of these types; they do not
-    // overlap, and nothing computes while the engine is borrowed to be changed.
-    unsafe { (slice_mut(master, total), mirror.as_mut().map(|mirror| slice_mut(mirror, total))) }
+/// The memory of both kinds of weights, to be written: so many of them.
+fn weights_mut<'a>(master: &'a mut Tensor, mirror: &'a mut Option<Tensor>, len: usize) -> (&'a mut [f32], Option<&'a mut [u16]>) {
+    // SAFETY: both are contiguous, in host memory, at least as long and of these types; they do
+    // not overlap, and nothing computes while the engine is borrowed to be changed.
+    unsafe { (slice_mut(master, len), mirror.as_mut().map(|mirror| slice_mut(mirror, len))) }
 }
 
 /// Adds new gradients to those that were kept, and hands the sums to the sink or keeps
@@ -177,7 +188,7 @@ impl Engine for HostEngine {
             Gradient::Own => {
                 let zeros =
                     |param: &crate::models::ParamSpec| Tensor::f_zeros([param.range().len() as i64], (Kind::Float, tch::Device::Cpu));
-                let params = layout.params().iter().zip(&mut self.kept);
+                let params = layout.params().iter().zip(&mut self.kept).filter(|(param, _)| !param.is_frozen());
                 params.map(|(param, kept)| kept.take().map_or_else(|| zeros(param), Ok)).collect::<Result<_, _>>()?
             }
         };
@@ -185,7 +196,7 @@ impl Engine for HostEngine {
             Gradient::Summed(spans) => whole(&self.products.factored.regions, spans, &self.products.spans()?),
             Gradient::Own => own.iter().map(span).collect::<Result<_, _>>()?,
         };
-        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror, self.trained);
         Ok(self.optimizer.update(master, mirror, &spans, update)?)
     }
 
@@ -203,13 +214,13 @@ impl Engine for HostEngine {
     }
 
     fn swap_average(&mut self) -> Result<(), EngineError> {
-        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror, self.trained);
         self.optimizer.swap_average(master, mirror);
         Ok(())
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
-        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror);
+        let (master, mirror) = weights_mut(&mut self.master, &mut self.mirror, self.network.layout.total());
         write(master);
         if let Some(mirror) = mirror {
             f32_to_bf16(master, mirror);

@@ -7,6 +7,7 @@
 //! kernels (burn's backward of a convolution goes through forward convolutions,
 //! which are slower).
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -14,14 +15,13 @@ use burn::backend::LibTorch;
 use burn::backend::libtorch::TchTensor;
 use burn::module::{ModuleMapper, Param};
 use burn::tensor::Tensor as BurnTensor;
-use common::config::ModelConfig;
 use common::contained::panic_message;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{EngineError, Phases, lap};
+use super::super::{EngineError, EngineSetup, Phases, lap};
 use super::products::Products;
 use super::shim::Event;
-use crate::models::{InputShape, Model, ParamLayout, Pass, Tap};
+use crate::models::{Model, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {
     model: Model,
@@ -76,16 +76,16 @@ impl Times {
 impl Network {
     /// `flat`: the weights that the model computes with. Whoever writes into them
     /// changes the model.
-    pub(super) fn new(config: &ModelConfig, input: InputShape, flat: &Tensor) -> Result<Self, EngineError> {
+    pub(super) fn new(setup: &EngineSetup<'_>, flat: &Tensor) -> Result<Self, EngineError> {
         let device = flat.device();
         let cuda = if let tch::Device::Cuda(index) = device { Some(index) } else { None };
-        let model = Model::new(config, input, &super::device(cuda));
-        let layout = ParamLayout::of(&model);
+        let model = Model::new(setup.model, setup.input, &super::device(cuda));
+        let layout = ParamLayout::of(&model, setup.train);
         let leaf = |param: &crate::models::ParamSpec| -> Result<Tensor, tch::TchError> {
             let range = param.range();
             let view = flat.f_narrow(0, range.start as i64, range.len() as i64)?;
             let shape: Vec<i64> = param.shape().iter().map(|&n| n as i64).collect();
-            Ok(view.f_view(shape.as_slice())?.f_detach()?.set_requires_grad(true))
+            Ok(view.f_view(shape.as_slice())?.f_detach()?.set_requires_grad(!param.is_frozen()))
         };
         let leaves = layout.params().iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
         let model = model.map(&mut Loader { next: 0, leaves: &leaves });
@@ -152,11 +152,14 @@ impl Network {
         let Feed { images, masks, target } = feed()?;
         let numbers = tapped.map_or_else(Vec::new, |tapped| tapped.factored.layers.iter().map(|layer| layer.number).collect());
         let mut pass = Pass::train(masks.into_iter().map(wrap).collect()).tapping(numbers);
-        let split = self.layout.feature_parameters();
+        let first = self.layout.feature_parameters();
+        let trained = |places: Range<usize>| places.filter(|&param| !self.layout.params()[param].is_frozen());
+        let features_params: Vec<usize> = trained(0..first).collect();
+        let trains_features = !features_params.is_empty();
         let features = inner(self.model.features(wrap(images), &mut pass))?;
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
-        let cut = features.f_detach()?.set_requires_grad(split > 0);
+        let cut = features.f_detach()?.set_requires_grad(trains_features);
         let input = wrap(cut.shallow_clone());
         // While this clone lives, burn does not write into the leaf in place.
         let kept = input.clone();
@@ -178,9 +181,9 @@ impl Network {
         let root = logits.f_mul(&slope)?.f_sum(Kind::Float)?;
         drop((logits, kept));
         let is_tapped = |param: &usize| tapped.is_some_and(|tapped| tapped.params.contains(param));
-        let params: Vec<usize> = (split..self.leaves.len()).filter(|param| !is_tapped(param)).collect();
+        let params: Vec<usize> = trained(first..self.leaves.len()).filter(|param| !is_tapped(param)).collect();
         // The gradient of a tapped layer's outputs is asked for instead of its weights'.
-        let inputs = tap_outputs.iter().chain(params.iter().map(|&param| &self.leaves[param])).chain((split > 0).then_some(&cut));
+        let inputs = tap_outputs.iter().chain(params.iter().map(|&param| &self.leaves[param])).chain(trains_features.then_some(&cut));
         let mut grads = backward(&root, &inputs.collect::<Vec<_>>())?.into_iter();
         drop(root);
         phases.backward = lap("backward of the classifier", start);
@@ -199,11 +202,11 @@ impl Network {
             let start = Instant::now();
             let root = features.f_mul(&slope)?.f_sum(Kind::Float)?;
             drop(features);
-            let grads = backward(&root, &self.leaves[..split].iter().collect::<Vec<_>>())?;
+            let grads = backward(&root, &features_params.iter().map(|&param| &self.leaves[param]).collect::<Vec<_>>())?;
             phases.backward += lap("backward of the features", start);
             stamp()?;
             let start = Instant::now();
-            take(Finished::Gradients((0..split).collect(), grads))?;
+            take(Finished::Gradients(features_params, grads))?;
             phases.copy += lap("gradient copy", start);
         }
         Ok((sums, Times { phases, events }))

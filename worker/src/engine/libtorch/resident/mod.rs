@@ -55,8 +55,8 @@ pub(crate) struct ResidentEngine {
     master: Tensor,
     /// The bf16 weights that the model computes with, flat.
     mirror: Option<Tensor>,
-    /// The part of the flat vector that this engine updates: all of it, unless it is one
-    /// of several that share the work.
+    /// The part of the flat vector that this engine updates: all that is trained, unless it is
+    /// one of several that share the work.
     owned: Range<usize>,
     /// The vectors of the optimizer's state, of the part that is owned.
     slots: Vec<Tensor>,
@@ -89,7 +89,7 @@ const CROSSING: usize = 1 << 20;
 impl ResidentEngine {
     /// An engine on the CUDA device `cuda`, else on the CPU.
     pub(crate) fn new(setup: EngineSetup<'_>, cuda: Option<usize>) -> Result<Self, EngineError> {
-        let all = 0..setup.weights.len();
+        let all = 0..setup.trained;
         Self::sharing(setup, cuda, all)
     }
 
@@ -102,13 +102,12 @@ impl ResidentEngine {
     /// The same, of several engines that each update a part of the weights: this one `owned`.
     pub(super) fn sharing(setup: EngineSetup<'_>, cuda: Option<usize>, owned: Range<usize>) -> Result<Self, EngineError> {
         let device = cuda.map_or(tch::Device::Cpu, tch::Device::Cuda);
-        let total = setup.weights.len() as i64;
         let master = Tensor::f_from_slice(&setup.weights)?.f_to_device(device)?;
         let kind = super::kind_of(setup.train.precision);
         let mirror = if kind == Kind::Float { None } else { Some(master.f_to_kind(kind)?) };
-        let network = Network::new(setup.model, setup.input, mirror.as_ref().unwrap_or(&master))?;
+        let network = Network::new(&setup, mirror.as_ref().unwrap_or(&master))?;
         let zeros = |_| Tensor::f_zeros([owned.len() as i64], (Kind::Float, device));
-        let (products, inbox) = (Products::none(network.layout.total()), Inbox::new(owned.clone(), device));
+        let (products, inbox) = (Products::none(setup.trained), Inbox::new(owned.clone(), device));
         let mut slots = setup.train.state().iter().map(zeros).collect::<Result<Vec<_>, _>>()?;
         let average = if setup.train.ema.is_some() { slots.pop() } else { None };
         Ok(Self {
@@ -121,7 +120,7 @@ impl ResidentEngine {
             owned,
             slots,
             average,
-            kept: Tensor::f_zeros([total], (kind, device))?,
+            kept: Tensor::f_zeros([setup.trained as i64], (kind, device))?,
             holds: false,
             norm: None,
             device,
@@ -227,6 +226,12 @@ impl ResidentEngine {
     /// The part of the master weights that is owned.
     pub(super) fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
         to_host(&self.master.f_narrow(0, self.owned.start as i64, self.owned.len() as i64)?)
+    }
+
+    /// The master weights that are not trained.
+    pub(super) fn frozen_weights(&self) -> Result<Vec<f32>, EngineError> {
+        let (trained, total) = (self.kept.numel(), self.master.numel());
+        to_host(&self.master.f_narrow(0, trained as i64, (total - trained) as i64)?)
     }
 
     /// The vectors of the optimizer's state, of the part that is owned.
@@ -418,7 +423,7 @@ impl Engine for ResidentEngine {
     }
 
     fn weights(&self) -> Result<Cow<'_, [f32]>, EngineError> {
-        Ok(Cow::Owned(self.owned_weights()?))
+        Ok(Cow::Owned([self.owned_weights()?, self.frozen_weights()?].concat()))
     }
 
     fn optimizer_state(&self) -> Result<Vec<NamedVector<'_>>, EngineError> {
@@ -430,7 +435,7 @@ impl Engine for ResidentEngine {
     }
 
     fn write_weights(&mut self, write: &mut dyn FnMut(&mut [f32])) -> Result<(), EngineError> {
-        let mut values = self.owned_weights()?;
+        let mut values = self.weights()?.into_owned();
         write(&mut values);
         self.set_weights(&values)
     }

@@ -33,10 +33,13 @@ fn everything() {
                     ema: Some(0.9),
                     ..TrainConfig::default()
                 };
-                let layout = ParamLayout::of(&Model::new(&model, input, &super::super::device(None)));
+                let layout = ParamLayout::of_all(&Model::new(&model, input, &super::super::device(None)));
                 let weights = initial_weights(&layout, &model, 1);
-                let mut engine =
-                    ResidentEngine::new(EngineSetup { model: &model, input, train: &train, weights, threads: 1 }, None).unwrap();
+                let mut engine = ResidentEngine::new(
+                    EngineSetup { model: &model, input, train: &train, trained: weights.len(), weights, threads: 1 },
+                    None,
+                )
+                .unwrap();
                 let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
                 let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
@@ -87,9 +90,10 @@ fn small() -> ModelConfig {
 
 fn engine(train: &TrainConfig, streams: Box<dyn Streams>) -> ResidentEngine {
     let model = small();
-    let layout = ParamLayout::of(&Model::new(&model, INPUT, &super::super::device(None)));
+    let layout = ParamLayout::of_all(&Model::new(&model, INPUT, &super::super::device(None)));
     let weights = initial_weights(&layout, &model, 1);
-    ResidentEngine::on_streams(EngineSetup { model: &model, input: INPUT, train, weights, threads: 1 }, streams).unwrap()
+    ResidentEngine::on_streams(EngineSetup { model: &model, input: INPUT, train, trained: weights.len(), weights, threads: 1 }, streams)
+        .unwrap()
 }
 
 /// Steps alone, steps whose sum comes back all at once, and steps whose sum comes back in
