@@ -4,7 +4,7 @@
 # but cargo and a C compiler, and is slower.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup libtorch build data train test test-flex test-cuda lint bench bench-gpu chaos fuzz clean-runs
+.PHONY: help setup libtorch build data train test test-flex test-cuda dist test-dist lint bench bench-gpu chaos fuzz clean-runs
 
 ifdef FLEX
 TARGET := target/flex
@@ -54,6 +54,12 @@ test-flex: setup ## build without libtorch, train and test on the flex device
 
 test-cuda: setup ## build with CUDA's libtorch, check what a machine without a GPU can tell
 	scripts/test-cuda.sh
+
+dist: build ## an archive that runs where nothing else is installed, and a package: dist/
+	TARGET=$(TARGET) scripts/dist.sh
+
+test-dist: build ## train from what `make dist` makes, in a root folder that holds nothing else
+	TARGET=$(TARGET) scripts/test-dist.sh
 
 lint: libtorch ## format, clippy, docs, licences
 	cargo fmt --all --check

@@ -99,6 +99,9 @@ def place(name):
     if parts[0] in ("torch", "libtorch") and len(parts) > 2 and parts[1] in ("lib", "include"):
         wanted = parts[1] == "include" or kind == "cuda" or parts[-1] in CPU_LIBS or ".so." in parts[-1] or "gomp" in parts[-1]
         return pathlib.Path(*parts[1:]) if wanted else None
+    # What may be passed on must be passed on with it.
+    if parts[0].startswith("torch-") and parts[0].endswith(".dist-info") and parts[-1] in ("LICENSE", "NOTICE"):
+        return pathlib.Path(parts[-1])
     # torch's wheel looks for its CUDA libraries by ../../nvidia/*/lib; here all lie side by side.
     if parts[0] == "nvidia" and "lib" in parts and ".so" in parts[-1]:
         if kind == "cuda" or parts[-1] in ("libcudart.so.12", "libcupti.so.12"):

@@ -40,5 +40,8 @@ pub mod check;
 // `coordinator token`.
 pub mod token;
 
+// `coordinator slurm`.
+pub mod slurm;
+
 // The command line.
 pub mod cli;

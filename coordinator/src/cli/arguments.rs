@@ -8,6 +8,7 @@ use common::run_dir::Resume;
 use common::ui::LogArgs;
 
 use crate::check::CheckArgs;
+use crate::slurm::SlurmArgs;
 use crate::token::TokenCommand;
 
 /// Shards a dataset across workers, forms their ring and keeps the run's files.
@@ -26,6 +27,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Start a coordinator and N worker processes here, and train.
     Local(LocalArgs),
+    /// Write a batch file that trains on the nodes of a Slurm cluster.
+    Slurm(SlurmArgs),
     /// Validate a config and its data, and print the plan. Changes nothing.
     Check(CheckArgs),
     /// Show that each epoch of a run used every sample exactly once.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
 use crate::local::{Launch, Workers, worker_binary};
 use crate::serve::{LauncherEvent, Outcome, Run, serve};
-use crate::{audit, check, token};
+use crate::{audit, check, slurm, token};
 
 /// How long local workers get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,6 +38,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Local(args) => report(runtime.block_on(local_command(args, &cli.log))?.as_ref()),
         Command::Audit(args) => print_result(audit::run(&args.run)?.trim_end())?,
         Command::Token(command) => print_result(token::run(&command)?.trim_end())?,
+        Command::Slurm(args) => print_result(&slurm::run(&args)?)?,
         Command::Check(args) => print_result(check::report(&args)?.trim_end())?,
     }
     Ok(())

