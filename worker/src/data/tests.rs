@@ -13,10 +13,9 @@ use common::seed;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use jpeg_encoder::{ColorType, Encoder};
 
-use super::augment::Colour;
 use super::*;
 
-fn pixels(size: u32, augment: &[Augment]) -> Pixels {
+pub(super) fn pixels(size: u32, augment: &[Augment]) -> Pixels {
     let config: DataConfig = toml::from_str("kind = \"idx\"\npath = \"x\"").unwrap();
     Pixels { image_size: size, augment: augment.to_vec(), ..config.pixels }
 }
@@ -131,69 +130,6 @@ fn damaged_files_are_errors_and_never_panic() {
     }
 }
 
-#[test]
-fn random_crops_lie_in_the_picture_and_have_the_asked_area() {
-    let config = Pixels { crop_scale: [0.25, 0.5], crop_ratio: [1.0, 1.0], ..pixels(8, &[Augment::Crop]) };
-    for case in 0..2000 {
-        let mut rng = seed::stream(case, "crop", &[]);
-        let Recipe { crop: [x, y, w, h], .. } = Recipe::draw(&config, 100, 80, false, || &mut rng);
-        assert!(x >= 0.0 && y >= 0.0 && x + w <= 100.001 && y + h <= 80.001, "{x} {y} {w} {h}");
-        assert!((0.249..0.501).contains(&(w * h / 8000.0)), "{w} {h}");
-    }
-}
-
-#[test]
-fn a_share_of_pictures_loses_a_part_that_lies_in_them() {
-    let config = Pixels { erase: 0.3, ..pixels(20, &[Augment::Erase]) };
-    let mut erased = 0;
-    for case in 0..2000 {
-        let mut rng = seed::stream(case, "erase", &[]);
-        let recipe = Recipe::draw(&config, 20, 20, true, || &mut rng);
-        let Some([x, y, w, h]) = recipe.erased else { continue };
-        erased += 1;
-        assert!(x >= 0.0 && y >= 0.0 && x + w <= 1.0 && y + h <= 1.0, "{x} {y} {w} {h}");
-        assert!((0.0199..0.3301).contains(&(w * h)) && (0.299..3.301).contains(&(w / h)), "{w} {h}");
-        let picture = Picture { width: 20, height: 20, channels: 3, pixels: vec![200; 20 * 20 * 3] };
-        let out = Renderer::default().numbers(&picture, &recipe, &config).unwrap();
-        let covered = out.iter().filter(|value| **value == 0.0).count() as f64 / 3.0;
-        // Each side is rounded to whole pixels.
-        assert!((covered - 400.0 * w * h).abs() < 20.0 * (w + h), "{covered} pixels of {w} x {h}");
-        assert_eq!(Recipe::evaluation(&config, 20, 20, true).erased, None);
-    }
-    assert!((500..700).contains(&erased), "{erased} of 2000");
-}
-
-#[test]
-fn evaluation_takes_the_centre() {
-    let config = Pixels { eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
-    assert_eq!(Recipe::evaluation(&config, 100, 50, false).crop, [30.0, 5.0, 40.0, 40.0]);
-    assert_eq!(Recipe::evaluation(&config, 28, 28, true).crop, [0.0, 0.0, 28.0, 28.0]);
-}
-
-fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {
-    let config = pixels(picture.width, &[]);
-    let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours, erased: None };
-    Renderer::default().numbers(picture, &recipe, &config).unwrap()
-}
-
-#[test]
-fn colours_change_as_defined_and_planes_lie_channel_by_channel() {
-    // Two pixels a row: (51, 102, 153) and (204, 51, 0) of 255.
-    let picture = Picture { width: 2, height: 2, channels: 3, pixels: [51, 102, 153, 204, 51, 0].repeat(2) };
-    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5);
-    let plain = [0.2, 0.8, 0.2, 0.8, 0.4, 0.2, 0.4, 0.2, 0.6, 0.0, 0.6, 0.0];
-    assert!(close(&rendered(&picture, vec![], false), &plain));
-    assert!(close(&rendered(&picture, vec![], true)[..4], &[0.8, 0.2, 0.8, 0.2]));
-    assert!(close(&rendered(&picture, vec![Colour::Brightness(1.5)], false)[..4], &[0.3, 1.0, 0.3, 1.0]), "clamped at white");
-    let grey = 0.299 * 0.5 + 0.587 * 0.3 + 0.114 * 0.3;
-    let contrast = rendered(&picture, vec![Colour::Contrast(0.5)], false);
-    assert!(close(&contrast[..2], &[0.1 + grey / 2.0, 0.4 + grey / 2.0]));
-    let warm = rendered(&picture, vec![Colour::Temperature(0.1)], false);
-    assert!(close(&[warm[0], warm[4], warm[8]], &[0.22, 0.4, 0.54]));
-    let lit = rendered(&picture, vec![Colour::Lighting([0.1, 0.0, -0.1])], false);
-    assert!(close(&[lit[0], lit[4], lit[8]], &[0.3, 0.4, 0.5]));
-}
-
 /// Numbered PNGs, of which some may be damaged.
 struct Folder {
     info: DatasetInfo,
@@ -235,8 +171,9 @@ impl SampleSource for Folder {
 }
 
 fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
-    use Augment::{Brightness, Contrast, Crop, Erase, Flip, Lighting, Temperature};
-    let pixels = Pixels { on_corrupt, ..pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]) };
+    use Augment::{Brightness, Contrast, Crop, Erase, Flip, Grey, Hue, Lighting, Saturation, Temperature};
+    let augment = [Crop, Flip, Brightness, Contrast, Saturation, Hue, Grey, Temperature, Lighting, Erase];
+    let pixels = Pixels { on_corrupt, ..pixels(8, &augment) };
     Input { source: Arc::new(folder), pixels }
 }
 

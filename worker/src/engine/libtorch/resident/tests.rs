@@ -7,7 +7,7 @@ use common::config::{AlexnetConfig, AlexnetPreset, MlpConfig, ModelConfig, Optim
 use super::super::late::{LateStreams, Waits};
 use super::super::shim::{operator, operators_of};
 use super::*;
-use crate::data::{BatchName, Finish, Inputs, Pictures};
+use crate::data::{BatchName, Erased, Filling, Finish, Inputs, Pictures};
 use crate::data::{MaskGroup, Masks};
 use crate::models::{InputShape, Model, initial_weights};
 
@@ -18,7 +18,8 @@ const CPU_ONLY: [&str; 2] = ["mkldnn", "_nnpack"];
 fn everything() {
     let input = InputShape { channels: 3, image_size: 63, classes: 10 };
     let bytes: Vec<u8> = (0..2 * input.values()).map(|i| (i * 7) as u8).collect();
-    let finish = Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some([1, 2, 3, 4]) };
+    let finish =
+        Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some(Erased { part: [1, 2, 3, 4], filling: Filling::Numbers([0.0; 3]) }) };
     let pictures = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish; 2] });
     let images = Images { values: pictures, n: 2, input };
     for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
