@@ -299,6 +299,8 @@ raw_data! {
         grey: f32 = 0.1,
         randaugment_operations: u32 = 2,
         randaugment_magnitude: u32 = 9,
+        mixup_alpha: f32 = 0.2,
+        cutmix_alpha: f32 = 1.0,
         erase_scale: [f32; 2] = [0.02, 0.33],
         erase_ratio: [f32; 2] = [0.3, 3.3],
         erase_value: EraseValue = EraseValue::Same(0.0),

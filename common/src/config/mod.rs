@@ -186,6 +186,12 @@ impl Config {
         self.model.validate(&self.data, &self.train)?;
         self.data.validate()?;
         self.train.validate()?;
+        if self.data.pixels.mixes() && self.train.global_batch / self.train.shards < 2 {
+            return Err(invalid(
+                "train.shards",
+                "is the train.global_batch, so that a shard has one sample in a step, and data.augment mixes the samples that a shard has there: set fewer shards",
+            ));
+        }
         self.cluster.validate(self.train.shards)?;
         self.run.validate()
     }

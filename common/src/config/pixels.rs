@@ -30,6 +30,9 @@ pub struct Pixels {
     pub randaugment_operations: u32,
     /// `randaugment`: how strong they are, from 0 to 30.
     pub randaugment_magnitude: u32,
+    /// `mixup`, `cutmix`: shares are of the distribution Beta(this, this).
+    pub mixup_alpha: f32,
+    pub cutmix_alpha: f32,
     /// `temperature`: red gains and blue loses, or the reverse, up to this share.
     pub temperature: f32,
     /// `lighting`: standard deviation of the PCA colour noise.
@@ -78,6 +81,10 @@ pub enum Augment {
     RandAugment,
     /// One of fourteen operations of any magnitude (Mueller and Hutter 2021, its wide space).
     TrivialAugment,
+    /// A share of every value is another picture's (Zhang et al. 2017).
+    Mixup,
+    /// A part is another picture's (Yun et al. 2019).
+    Cutmix,
     /// A part is replaced, by default by the mean colour (Zhong et al., "Random Erasing
     /// Data Augmentation", 2017).
     Erase,
@@ -112,7 +119,19 @@ pub enum CorruptPolicy {
     Skip,
 }
 
+impl Augment {
+    /// Whether it mixes pictures, and their labels with them.
+    pub fn mixes(self) -> bool {
+        matches!(self, Self::Mixup | Self::Cutmix)
+    }
+}
+
 impl Pixels {
+    /// Whether pictures are mixed.
+    pub fn mixes(&self) -> bool {
+        self.augment.iter().any(|augment| augment.mixes())
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if !(1..=4096).contains(&self.image_size) {
             return Err(invalid("data.image_size", format!("is {}: it must be between 1 and 4096", self.image_size)));
@@ -148,6 +167,11 @@ impl Pixels {
         ] {
             if value > most {
                 return Err(invalid(key, format!("is {value}: it must be at most {most}")));
+            }
+        }
+        for (key, alpha) in [("data.mixup_alpha", self.mixup_alpha), ("data.cutmix_alpha", self.cutmix_alpha)] {
+            if !(0.01..=100.0).contains(&alpha) {
+                return Err(invalid(key, format!("is {alpha}: it must be between 0.01 and 100")));
             }
         }
         let erased = match self.erase_value {

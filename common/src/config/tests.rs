@@ -290,7 +290,7 @@ fn new_keys_leave_older_runs_what_they_were() {
     {
         assert!(!text.contains(key), "{key} in {text}");
     }
-    for key in ["saturation", "hue", "grey", "erase_scale", "erase_ratio", "erase_value", "randaugment"] {
+    for key in ["saturation", "hue", "grey", "erase_scale", "erase_ratio", "erase_value", "randaugment", "alpha"] {
         assert!(!text.contains(key), "{key} in {text}");
     }
 }
@@ -305,11 +305,16 @@ fn strengths_of_augmentations_are_checked_and_read_back() {
         ("data.erase_ratio=[2.0, 1.0]", "a smallest and a largest"),
         ("data.erase_value=white", "a number, an array of three"),
         ("data.erase_value=inf", "finite"),
+        ("data.mixup_alpha=0", "between 0.01 and 100"),
+        ("data.cutmix_alpha=nan", "between 0.01 and 100"),
         ("data.randaugment_magnitude=31", "at most 30"),
         ("data.randaugment_operations=15", "at most 14"),
     ] {
         assert!(message(&[set]).contains(words), "{set}: {}", message(&[set]));
     }
+    let alone = |augment| message(&["train.global_batch=8", "train.shards=8", augment]);
+    assert!(alone("data.augment=[\"mixup\"]").contains("set fewer shards"), "{}", alone("data.augment=[\"mixup\"]"));
+    assert!(with(&["train.global_batch=16", "train.shards=8", "data.augment=[\"cutmix\"]"]).is_ok());
     for (set, value) in [
         ("data.erase_value=1", EraseValue::Same(1.0)),
         ("data.erase_value=[0.5, 0, -1]", EraseValue::Channels([0.5, 0.0, -1.0])),

@@ -59,6 +59,8 @@ pub enum Change {
     Lighting,
     Randaugment,
     Trivialaugment,
+    Mixup,
+    Cutmix,
     Erase,
     /// Brightness, contrast, temperature and lighting.
     Colour,
@@ -80,6 +82,8 @@ impl Change {
             Self::Lighting => &[Augment::Lighting],
             Self::Randaugment => &[Augment::RandAugment],
             Self::Trivialaugment => &[Augment::TrivialAugment],
+            Self::Mixup => &[Augment::Mixup],
+            Self::Cutmix => &[Augment::Cutmix],
             Self::Erase => &[Augment::Erase],
             Self::Colour => &[Augment::Brightness, Augment::Contrast, Augment::Temperature, Augment::Lighting],
             Self::None => &[],

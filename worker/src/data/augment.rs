@@ -80,6 +80,8 @@ impl Recipe {
                     changes.extend(drawn.into_iter().map(Change::Operation));
                 }
                 Augment::TrivialAugment => changes.extend(trivial_augment(rng).map(Change::Operation)),
+                // Drawn for several pictures together.
+                Augment::Mixup | Augment::Cutmix => {}
                 Augment::Erase => recipe.erased = (unit(rng) < pixels.erase).then(|| erased(pixels, rng)).flatten(),
             }
         }

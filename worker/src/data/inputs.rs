@@ -137,6 +137,12 @@ impl InputBuffer {
         }
     }
 
+    /// The bytes of the pictures at these places.
+    pub(super) fn pictures_mut(&mut self, places: &Range<usize>) -> &mut [u8] {
+        let each = self.bytes.len() / self.finishes.len().max(1);
+        &mut self.bytes[each * places.start..each * places.end]
+    }
+
     pub(super) fn add_numbers(&mut self, numbers: impl Iterator<Item = f32>) {
         self.numbers.extend(numbers);
     }

@@ -12,6 +12,7 @@ use common::seed;
 use super::augment::Recipe;
 use super::decode::SampleFile;
 use super::masks::{Dropout, MaskGroup};
+use super::mix::Mix;
 use super::picture::Part;
 use super::pipeline::{Batch, BatchName, LoadError, LoaderOptions, Make, Pipeline, Skipped};
 use super::render::Renderer;
@@ -31,8 +32,8 @@ pub struct Input {
 
 impl TrainLoader {
     /// Starts to make the batches of steps `steps` for `shards`. Augmentation is
-    /// drawn from `seed`, step, shard and place in the shard's part of the step, and so are
-    /// the masks for `dropouts`.
+    /// drawn from `seed`, step, shard and place in the shard's part of the step; what is mixed
+    /// and the masks for `dropouts` from seed, step and shard.
     pub fn start(
         input: Input,
         plan: Plan,
@@ -64,7 +65,12 @@ impl TrainLoader {
                             Recipe::draw(pixels, width, height, whole, stream)
                         })?;
                     }
-                    batch.shards.push((shard, from..batch.labels.len()));
+                    let places = from..batch.labels.len();
+                    let pixels = &maker.input.pixels;
+                    if let Some(mix) = Mix::draw(pixels, || seed::stream(seed, "mix", &[step, shard.into()])) {
+                        mix.apply(&mut batch.inputs, &mut batch.labels, &mut batch.seconds, &places, pixels.image_size as usize);
+                    }
+                    batch.shards.push((shard, places));
                 }
                 let group = |(shard, places): &(u32, Range<usize>)| MaskGroup {
                     seed: seed::derive(seed, "dropout", &[step, (*shard).into()]),

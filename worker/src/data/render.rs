@@ -90,6 +90,10 @@ fn change<const C: usize>(bytes: &mut [u8], changes: &[Change], pixels: &Pixels)
             }
         }
     }
+    if pixels.mixes() {
+        // Pictures are mixed as bytes.
+        affine.settle(bytes);
+    }
     let Affine { scale, offset, .. } = affine;
     std::array::from_fn(|i| {
         let (mean, std) = (pixels.mean[i], pixels.std[i]);
@@ -153,7 +157,7 @@ impl<const C: usize> Affine<C> {
                 pixel.iter_mut().zip(&tables).for_each(|(byte, table)| *byte = table[usize::from(*byte)]);
             }
         }
-        // The operation that follows changes the means.
+        // What follows changes the means.
         *self = Self::default();
     }
 }

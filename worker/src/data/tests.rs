@@ -212,6 +212,40 @@ fn batches_do_not_depend_on_the_number_of_threads() {
     }
 }
 
+/// What a shard's samples are mixed with is in the same shard.
+#[test]
+fn mixed_samples_do_not_depend_on_the_worker_that_has_the_shard() {
+    let mixing = |augment: &[Augment]| {
+        let mut input = input(Folder::with(37, &[]), CorruptPolicy::Stop);
+        input.pixels.augment.extend_from_slice(augment);
+        input
+    };
+    let plan = || Plan::new(3, 37, 3, 9);
+    let batches = |input: &Input, shards: std::ops::Range<u32>| -> Vec<Batch> {
+        let options = LoaderOptions { threads: 2, prefetch_steps: 4 };
+        let mut loader = TrainLoader::start(input.clone(), plan(), shards, 9, 0..4, options, Vec::new()).unwrap();
+        (0..4).map(|_| loader.next_batch().unwrap()).collect()
+    };
+    let plain = batches(&mixing(&[]), 0..3);
+    assert!(plain.iter().all(|batch| batch.seconds.is_empty()));
+    for augment in [&[Augment::Mixup][..], &[Augment::Cutmix], &[Augment::Mixup, Augment::Cutmix]] {
+        let input = mixing(augment);
+        let whole = batches(&input, 0..3);
+        for worker in [0..1, 1..3] {
+            for (batch, whole) in batches(&input, worker).iter().zip(&whole) {
+                for (shard, places) in &batch.shards {
+                    let (_, of_whole) = whole.shards.iter().find(|(other, _)| other == shard).unwrap();
+                    assert_eq!(batch.part(places), whole.part(of_whole), "{augment:?}");
+                }
+            }
+        }
+        let shares: Vec<f32> = whole.iter().flat_map(|batch| batch.seconds.iter().map(|second| second.share)).collect();
+        assert_eq!(shares.len(), whole.iter().map(|batch| batch.labels.len()).sum::<usize>());
+        assert!(shares.iter().all(|share| (0.0..=0.5).contains(share)) && shares.iter().any(|share| *share > 0.0));
+        assert!(whole.iter().zip(&plain).any(|(mixed, plain)| mixed.inputs != plain.inputs));
+    }
+}
+
 #[test]
 fn a_batch_that_is_made_is_handed_out_early_and_an_error_is_not() {
     let options = LoaderOptions { threads: 2, prefetch_steps: 4 };

@@ -2,12 +2,15 @@
 
 use common::config::{LossKind, ModelConfig, TrainConfig};
 
+use crate::data::Second;
+
 /// Sums over the samples of a batch; the sums of several batches or workers can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
     /// In nats, for cross-entropy.
     pub loss: f64,
-    /// Samples whose label has the highest logit.
+    /// Samples whose label has the highest logit; of a mixed one, the label with the larger
+    /// share.
     pub top1: u32,
     /// Samples whose label is among the five highest logits (all, with five classes or fewer).
     pub top5: u32,
@@ -58,14 +61,26 @@ impl Loss {
 
     /// The sums of a batch and, in `slope` (if given), the gradient of `scale` times
     /// the summed loss with respect to the logits. `labels` must be checked.
-    pub(crate) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
+    pub(crate) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, slope: Option<&mut [f32]>) -> Sums {
+        self.mixed_sums(logits, labels, &[], scale, slope)
+    }
+
+    /// As [`sums`](Self::sums), of samples that may be mixed: the loss of one is the sum of
+    /// those of both labels, each times its share. `labels` have the larger shares and say
+    /// what is right. `seconds` are as many, or none.
+    pub(crate) fn mixed_sums(self, logits: &[f32], labels: &[i32], seconds: &[Second], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
         let classes = logits.len() / labels.len().max(1);
         let mut sums = Sums { count: labels.len() as u32, ..Sums::default() };
-        let mut unused = vec![0.0; classes];
+        let (mut unused, mut other) = (vec![0.0; classes], vec![0.0; classes]);
         for (row, (&label, logits)) in labels.iter().zip(logits.chunks_exact(classes)).enumerate() {
             let label = label as usize;
             let slope = slope.as_deref_mut().map_or(&mut unused[..], |s| &mut s[row * classes..(row + 1) * classes]);
-            sums.loss += f64::from(self.one(logits, label, slope));
+            let mut loss = self.one(logits, label, slope);
+            if let Some(&Second { label, share }) = seconds.get(row) {
+                loss = (1.0 - share) * loss + share * self.one(logits, label as usize, &mut other);
+                slope.iter_mut().zip(&other).for_each(|(s, other)| *s = (1.0 - share) * *s + share * other);
+            }
+            sums.loss += f64::from(loss);
             slope.iter_mut().for_each(|s| *s *= scale);
             let better = rank(logits, label);
             let right = if self == Self::Perceptron { logits[label] > 0.0 } else { better == 0 };
@@ -185,6 +200,24 @@ mod tests {
                 };
                 let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
                 assert!((f64::from(slope[i]) - expected).abs() < 1e-4, "{loss:?} {label} {i}: {} {expected}", slope[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_mixed_sample_has_both_losses_by_their_shares() {
+        let logits = [0.3f32, -0.7, 1.1, 0.2];
+        for loss in [Loss::CrossEntropy { smoothing: 0.1 }, Loss::Mse, Loss::Margin { delta: 1.15 }] {
+            let of = |label, seconds: &[Second]| {
+                let mut slope = [0.0; 4];
+                (loss.mixed_sums(&logits, &[label], seconds, 0.5, Some(&mut slope)), slope)
+            };
+            let ((first, slope), (second, other)) = (of(2, &[]), of(1, &[]));
+            let (found, mixed) = of(2, &[Second { label: 1, share: 0.25 }]);
+            assert!((found.loss - (0.75 * first.loss + 0.25 * second.loss)).abs() < 1e-6, "{loss:?}");
+            assert_eq!((found.top1, found.top5, found.count), (1, 1, 1));
+            for (mixed, (slope, other)) in mixed.iter().zip(slope.iter().zip(other)) {
+                assert!((mixed - (0.75 * slope + 0.25 * other)).abs() < 1e-6, "{loss:?}");
             }
         }
     }

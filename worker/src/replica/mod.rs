@@ -24,7 +24,7 @@ use common::ring::{Bucket, Span, Values};
 use common::seed;
 use common::trace;
 
-use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks};
+use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks, Second};
 use crate::engine::device::Devices;
 use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
 use crate::models::{InputShape, Model, ParamLayout, initial_weights};
@@ -59,6 +59,8 @@ pub struct BatchPart<'a> {
     pub inputs: Inputs<'a>,
     /// `[n]`
     pub labels: &'a [i32],
+    /// Of mixed samples, `[n]`; empty if none are mixed.
+    pub seconds: &'a [Second],
     /// Of all samples, and of the model's [`dropouts`](Replica::dropouts).
     pub masks: MaskRows<'a>,
     /// By which it is known again if it was announced as the next one.
@@ -283,7 +285,7 @@ impl Replica {
     pub fn rehearse(&mut self, samples: usize) -> Result<(), ReplicaError> {
         let numbers = vec![0.0; samples * self.input.values()];
         let masks = Masks::drawn(&self.dropouts, &[MaskGroup { seed: 0, samples }]);
-        let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], masks: masks.all(), name: None };
+        let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], seconds: &[], masks: masks.all(), name: None };
         let outcome = self.gradients(&[part], None, 1.0, Delivery::Keep, &mut |_, _| ());
         self.engine.forget()?;
         outcome.map(drop)
@@ -464,13 +466,17 @@ impl Replica {
     }
 
     fn train_batch<'a>(&self, part: &BatchPart<'a>, scale: f32) -> Result<TrainBatch<'a>, ReplicaError> {
-        let BatchPart { inputs, labels, masks, name } = *part;
+        let BatchPart { inputs, labels, seconds, masks, name } = *part;
         let images = self.batch(inputs, labels)?;
         let fits = masks.places().map(|(dropout, _)| dropout).eq(self.dropouts.iter().copied());
         if masks.samples() != labels.len() || !fits {
             return Err(ReplicaError::Masks { masks: masks.samples(), labels: labels.len() });
         }
-        Ok(TrainBatch { images, labels, masks, scale, name })
+        if !seconds.is_empty() && seconds.len() != labels.len() {
+            return Err(ReplicaError::Seconds { seconds: seconds.len(), labels: labels.len() });
+        }
+        self.check(seconds.iter().map(|second| second.label))?;
+        Ok(TrainBatch { images, labels, seconds, masks, scale, name })
     }
 
     fn batch<'a>(&self, inputs: Inputs<'a>, labels: &[i32]) -> Result<Images<'a>, ReplicaError> {
@@ -479,11 +485,15 @@ impl Replica {
         if inputs.len() != labels.len() * per_image || finished != labels.len() {
             return Err(ReplicaError::Batch { images: inputs.len(), labels: labels.len(), per_image });
         }
-        let classes = self.input.classes;
-        if let Some(index) = labels.iter().position(|&label| usize::try_from(label).map_or(true, |l| l >= classes)) {
-            return Err(ReplicaError::Label { index, label: labels[index], classes });
-        }
+        self.check(labels.iter().copied())?;
         Ok(Images { values: inputs, n: labels.len(), input: self.input })
+    }
+
+    /// Whether labels are classes.
+    fn check(&self, labels: impl Iterator<Item = i32>) -> Result<(), ReplicaError> {
+        let classes = self.input.classes;
+        let first = labels.enumerate().find(|(_, label)| usize::try_from(*label).map_or(true, |label| label >= classes));
+        first.map_or(Ok(()), |(index, label)| Err(ReplicaError::Label { index, label, classes }))
     }
 }
 
