@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
-use super::pixels::{Augment, CorruptPolicy, EraseValue, Pixels};
+use super::pixels::{Augment, CorruptPolicy, EraseValue, EvalCrops, Pixels};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
 /// flat section whose `kind` says which keys belong.
@@ -299,6 +299,7 @@ raw_data! {
         grey: f32 = 0.1,
         randaugment_operations: u32 = 2,
         randaugment_magnitude: u32 = 9,
+        eval_crops: EvalCrops = EvalCrops::Centre,
         mixup_alpha: f32 = 0.2,
         cutmix_alpha: f32 = 1.0,
         erase_scale: [f32; 2] = [0.02, 0.33],

@@ -156,6 +156,7 @@ impl Config {
             same.train.eval_epochs = 1;
             same.train.keep_metric = Metric::Top1;
             same.data.pixels.eval_resize = 1.0;
+            same.data.pixels.eval_crops = EvalCrops::Centre;
         }
         same.train.audit = false;
         // A run that stops at a damaged picture has the same weights up to it as one

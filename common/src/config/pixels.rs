@@ -48,6 +48,9 @@ pub struct Pixels {
     /// Evaluation resizes the shorter side to `image_size * eval_resize` and
     /// takes the centre.
     pub eval_resize: f32,
+    /// Which parts of a picture are scored in evaluation and prediction. Of several, the
+    /// predictions are averaged.
+    pub eval_crops: EvalCrops,
     /// Channel means and deviations of the normalisation, in 0..1 units. By
     /// default ImageNet's for picture files, and none (0 and 1) for the other kinds.
     /// A single-channel set uses the first of each.
@@ -88,6 +91,29 @@ pub enum Augment {
     /// A part is replaced, by default by the mean colour (Zhong et al., "Random Erasing
     /// Data Augmentation", 2017).
     Erase,
+}
+
+/// The parts of a picture that evaluation scores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvalCrops {
+    #[default]
+    Centre,
+    /// The corners and the centre of the resized picture.
+    Five,
+    /// These and their mirror images (Krizhevsky et al. 2012, section 4.1).
+    Ten,
+}
+
+impl EvalCrops {
+    /// How many they are.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Centre => 1,
+            Self::Five => 5,
+            Self::Ten => 10,
+        }
+    }
 }
 
 /// What takes the place of a part that is erased, in normalised numbers.
@@ -184,6 +210,9 @@ impl Pixels {
         }
         if !(1.0..=4.0).contains(&self.eval_resize) {
             return Err(invalid("data.eval_resize", format!("is {}: it must be between 1 and 4", self.eval_resize)));
+        }
+        if self.eval_crops != EvalCrops::Centre && self.eval_resize == 1.0 {
+            return Err(invalid("data.eval_resize", "is 1, so that all of data.eval_crops would be the same part: set it above 1"));
         }
         if !(0.0..=1.0).contains(&self.max_corrupt) {
             return Err(invalid("data.max_corrupt", format!("is {}: it must be a share between 0 and 1", self.max_corrupt)));

@@ -290,7 +290,7 @@ fn new_keys_leave_older_runs_what_they_were() {
     {
         assert!(!text.contains(key), "{key} in {text}");
     }
-    for key in ["saturation", "hue", "grey", "erase_scale", "erase_ratio", "erase_value", "randaugment", "alpha"] {
+    for key in ["saturation", "hue", "grey", "erase_scale", "erase_ratio", "erase_value", "randaugment", "alpha", "eval_crops"] {
         assert!(!text.contains(key), "{key} in {text}");
     }
 }
@@ -305,6 +305,8 @@ fn strengths_of_augmentations_are_checked_and_read_back() {
         ("data.erase_ratio=[2.0, 1.0]", "a smallest and a largest"),
         ("data.erase_value=white", "a number, an array of three"),
         ("data.erase_value=inf", "finite"),
+        ("data={kind=\"cifar\", path=\"a\", eval_crops=\"ten\", eval_resize=1.0}", "above 1"),
+        ("data.eval_crops=nine", "`ten`"),
         ("data.mixup_alpha=0", "between 0.01 and 100"),
         ("data.cutmix_alpha=nan", "between 0.01 and 100"),
         ("data.randaugment_magnitude=31", "at most 30"),
@@ -330,7 +332,7 @@ fn strengths_of_augmentations_are_checked_and_read_back() {
 #[test]
 fn how_evaluations_are_made_belongs_to_a_run_that_follows_them() {
     let identity = |sets: &[&str]| with(sets).expect("valid").identity();
-    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5"] {
+    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5", "data.eval_crops=ten"] {
         assert_eq!(identity(&[]), identity(&[change]), "{change}");
         assert_ne!(identity(&["train.schedule=plateau"]), identity(&["train.schedule=plateau", change]), "{change}");
     }

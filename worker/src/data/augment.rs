@@ -1,7 +1,7 @@
 //! The changes of one picture. They are drawn here and applied later (`render`), so
 //! that each half can be read and tested by itself.
 
-use common::config::{Augment, EraseValue, Pixels};
+use common::config::{Augment, EraseValue, EvalCrops, Pixels};
 use common::seed::{below, normal, unit};
 use rand_chacha::rand_core::RngCore;
 
@@ -93,6 +93,23 @@ impl Recipe {
     pub fn evaluation(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, pixels.eval_resize.into()) };
         Self { crop, flip: false, changes: Vec::new(), erased: None }
+    }
+
+    /// The recipes of evaluation, whose predictions are averaged. Of five or ten crops, the
+    /// first four are the corners of the central square that becomes `image_size *
+    /// eval_resize` pixels on each side, and the fifth is its centre; the other five of ten
+    /// are their mirror images (Krizhevsky et al. 2012, section 4.1).
+    pub fn evaluations(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Vec<Self> {
+        let flips: &[bool] = match pixels.eval_crops {
+            EvalCrops::Centre => return vec![Self::evaluation(pixels, width, height, whole)],
+            EvalCrops::Five => &[false],
+            EvalCrops::Ten => &[false, true],
+        };
+        let [left, top, square, _] = centre(width, height, 1.0);
+        let middle @ [_, _, side, _] = centre(width, height, pixels.eval_resize.into());
+        let corner = |x: f64, y: f64| [left + x * (square - side), top + y * (square - side), side, side];
+        let crops = [corner(0.0, 0.0), corner(1.0, 0.0), corner(0.0, 1.0), corner(1.0, 1.0), middle];
+        flips.iter().flat_map(|&flip| crops.map(|crop| Self { crop, flip, changes: Vec::new(), erased: None })).collect()
     }
 
     /// The part of the picture from which the crop is made when it becomes `image_size`

@@ -137,6 +137,18 @@ impl InputBuffer {
         }
     }
 
+    /// Keeps the first `n` pictures.
+    pub(super) fn truncate(&mut self, n: usize) {
+        let each = self.bytes.len() / self.finishes.len().max(1);
+        self.bytes.truncate(each * n);
+        self.finishes.truncate(n);
+    }
+
+    /// How many pictures it holds.
+    pub(super) fn pictures(&self) -> usize {
+        self.finishes.len()
+    }
+
     /// The bytes of the pictures at these places.
     pub(super) fn pictures_mut(&mut self, places: &Range<usize>) -> &mut [u8] {
         let each = self.bytes.len() / self.finishes.len().max(1);
@@ -271,6 +283,8 @@ mod tests {
         let both = [1, 1, 1, 1, 2, 2, 2, 2];
         assert_eq!(buffer.all(), Inputs::Pictures(Pictures { bytes: &both, finishes: &[finish; 2] }));
         assert_eq!(buffer.all().part(&(1..2), 2), Inputs::Pictures(Pictures { bytes: &both[4..], finishes: &[finish] }));
+        buffer.truncate(1);
+        assert_eq!((buffer.all(), buffer.pictures()), (Inputs::Pictures(Pictures { bytes: &both[..4], finishes: &[finish] }), 1));
         buffer.clear();
         assert!(buffer.all().is_empty());
         buffer.add_numbers([1.0, 2.0, 3.0, 4.0].into_iter());

@@ -35,7 +35,7 @@ pub struct BatchName {
 pub struct Batch {
     /// The step, or the number of the part.
     pub step: u64,
-    /// Of n samples.
+    /// Of n samples; in an evaluation, all crops of the first sample come first.
     pub inputs: InputBuffer,
     /// `[n]`
     pub labels: Vec<i32>,

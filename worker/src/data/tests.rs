@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::config::{Augment, CorruptPolicy, DataConfig, Pixels};
+use common::config::{Augment, CorruptPolicy, DataConfig, EvalCrops, Pixels};
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split};
 use common::plan::Plan;
 use common::seed;
@@ -210,6 +210,33 @@ fn batches_do_not_depend_on_the_number_of_threads() {
         }
         assert!(batch.ids.iter().zip(&batch.labels).all(|(id, label)| (id % 2) as i32 == *label));
     }
+}
+
+/// As if each crop were made by itself, and one picture that does not decode leaves out ten.
+#[test]
+fn evaluation_makes_all_crops_of_a_sample() {
+    let mut input = input(Folder::with(37, &[4]), CorruptPolicy::Skip);
+    input.pixels.eval_crops = EvalCrops::Ten;
+    let options = LoaderOptions { threads: 2, prefetch_steps: 1 };
+    let mut loader = EvalLoader::start(input.clone(), Split::Val, 2..9, 3, options).unwrap();
+    let mut all = Vec::new();
+    while let Some(batch) = loader.next_batch().unwrap() {
+        assert_eq!((batch.inputs.all().len(), batch.inputs.pictures()), (batch.labels.len() * 10 * 192, batch.labels.len() * 10));
+        for (at, id) in batch.ids.iter().enumerate() {
+            let file = input.source.read(Split::Val, &[*id]).unwrap().remove(0).bytes;
+            let picture = decoded(&file);
+            for (n, recipe) in Recipe::evaluations(&input.pixels, picture.width, picture.height, false).into_iter().enumerate() {
+                let mut bytes = vec![0; 192];
+                let finish = Renderer::default().render(&picture, &recipe, &input.pixels, &mut bytes).unwrap();
+                let expected = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish] });
+                let place = at * 10 + n;
+                assert_eq!(batch.inputs.all().part(&(place..place + 1), batch.labels.len() * 10), expected, "crop {n} of {id}");
+            }
+        }
+        all.extend(batch.ids.clone());
+        loader.recycle(batch);
+    }
+    assert_eq!(all, [2, 3, 5, 6, 7, 8]);
 }
 
 /// What a shard's samples are mixed with is in the same shard.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use common::config::{Augment, EraseValue, Pixels, Random};
+use common::config::{Augment, EraseValue, EvalCrops, Pixels, Random};
 use common::seed;
 use serde::Deserialize;
 
@@ -311,6 +311,24 @@ fn evaluation_takes_the_centre() {
     let config = Pixels { eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
     assert_eq!(Recipe::evaluation(&config, 100, 50, false).crop, [30.0, 5.0, 40.0, 40.0]);
     assert_eq!(Recipe::evaluation(&config, 28, 28, true).crop, [0.0, 0.0, 28.0, 28.0]);
+    assert_eq!(Recipe::evaluations(&config, 100, 50, false), [Recipe::evaluation(&config, 100, 50, false)]);
+}
+
+#[test]
+fn five_crops_are_the_corners_and_the_centre_and_ten_their_mirror_images_too() {
+    let config = |eval_crops| Pixels { eval_crops, eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
+    let corners = [[25.0, 0.0], [35.0, 0.0], [25.0, 10.0], [35.0, 10.0], [30.0, 5.0]];
+    for whole in [false, true] {
+        let five = Recipe::evaluations(&config(EvalCrops::Five), 100, 50, whole);
+        let ten = Recipe::evaluations(&config(EvalCrops::Ten), 100, 50, whole);
+        assert_eq!((five.len(), ten.len()), (EvalCrops::Five.count(), EvalCrops::Ten.count()));
+        for (place, recipe) in ten.iter().enumerate() {
+            let [x, y] = corners[place % 5];
+            assert_eq!((recipe.crop, recipe.flip), ([x, y, 40.0, 40.0], place >= 5));
+            assert!(recipe.changes.is_empty() && recipe.erased.is_none());
+        }
+        assert_eq!(five, ten[..5]);
+    }
 }
 
 fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {

@@ -59,6 +59,30 @@ impl Loss {
         if let Self::CrossEntropy { .. } = self { Self::CrossEntropy { smoothing: 0.0 } } else { self }
     }
 
+    /// One score for each class of each sample, of `logits` `[n, crops, classes]`. Of
+    /// cross-entropy it is the logarithm of the mean of the crops' softmax, whose softmax is
+    /// that mean; of another loss, the mean of the logits.
+    pub(crate) fn averaged(self, logits: Vec<f32>, crops: usize, classes: usize) -> Vec<f32> {
+        if crops <= 1 {
+            return logits;
+        }
+        let of_sample = |logits: &[f32]| -> Vec<f32> {
+            let rows = logits.chunks_exact(classes);
+            if !matches!(self, Self::CrossEntropy { .. }) {
+                let mean = |class: usize| rows.clone().map(|row| row[class]).sum::<f32>() / crops as f32;
+                return (0..classes).map(mean).collect();
+            }
+            let logs = rows.map(|row| {
+                let sum = log_sum(row.iter().map(|&logit| logit.into()));
+                row.iter().map(|&logit| f64::from(logit) - sum).collect::<Vec<f64>>()
+            });
+            let logs: Vec<Vec<f64>> = logs.collect();
+            let mean = |class: usize| log_sum(logs.iter().map(|row| row[class])) - (crops as f64).ln();
+            (0..classes).map(|class| mean(class) as f32).collect()
+        };
+        logits.chunks_exact(crops * classes).flat_map(of_sample).collect()
+    }
+
     /// The sums of a batch and, in `slope` (if given), the gradient of `scale` times
     /// the summed loss with respect to the logits. `labels` must be checked.
     pub(crate) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, slope: Option<&mut [f32]>) -> Sums {
@@ -134,6 +158,12 @@ impl Loss {
     }
 }
 
+/// The logarithm of the sum of exponentials. Shifting by the maximum keeps each at most 1.
+fn log_sum(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let max = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + values.map(|value| (value - max).exp()).sum::<f64>().ln()
+}
+
 /// How many classes come before `label`: those with a higher logit, or the same one and
 /// a smaller index. A label whose logit is NaN comes last.
 fn rank(logits: &[f32], label: usize) -> usize {
@@ -202,6 +232,24 @@ mod tests {
                 assert!((f64::from(slope[i]) - expected).abs() < 1e-4, "{loss:?} {label} {i}: {} {expected}", slope[i]);
             }
         }
+    }
+
+    #[test]
+    fn crops_are_averaged_by_their_softmax() {
+        // Two samples of three crops and two classes: with (1/2, 3/4, 1/4) and (1, 0, 1/2) for
+        // the first class.
+        let third = 3f32.ln();
+        let logits = vec![5.0, 5.0, third, 0.0, 0.0, third, 100.0, -2000.0, -2000.0, 100.0, 7.0, 7.0];
+        let scores = PLAIN.averaged(logits.clone(), 3, 2);
+        assert!(scores.iter().all(|score| (f64::from(*score) - 0.5f64.ln()).abs() < 1e-6), "{scores:?}");
+        let sums = PLAIN.sums(&scores, &[0, 1], 1.0, None);
+        assert!((sums.loss - 2.0 * 2f64.ln()).abs() < 1e-6 && sums.count == 2, "{sums:?}");
+        // Far apart in all crops, and still finite.
+        let far = PLAIN.averaged(vec![0.0, 3000.0, 0.0, 3000.0], 2, 2);
+        assert!((far[0] + 3000.0).abs() < 1e-3 && far[1] == 0.0, "{far:?}");
+        assert_eq!(Loss::Mse.averaged(logits.clone(), 3, 2)[..2], [(5.0 + third) / 3.0, (5.0 + third) / 3.0]);
+        assert_eq!(PLAIN.averaged(logits.clone(), 1, 2), logits);
+        assert!(PLAIN.averaged(vec![f32::NAN, 1.0, 2.0, 3.0], 2, 2).iter().all(|score| score.is_nan()));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::tests::{devices, mixed_gradient, norm};
 use super::*;
+use crate::data::Second;
 use crate::optim::{Optimizer, Threads};
 use crate::training::schedule::{learning_rate, reduces};
 

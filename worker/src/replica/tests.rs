@@ -5,6 +5,7 @@ use common::config::{AlexnetConfig, AlexnetPreset, OptimizerKind, Precision};
 use common::seed;
 
 use super::*;
+use crate::data::{MaskRows, Second};
 #[cfg(feature = "libtorch")]
 use crate::engine::device::ComputeDevice;
 use crate::engine::{Sink, device::Share};
@@ -36,10 +37,17 @@ pub(super) fn replica(dropout: f64, train: &TrainConfig, device: &Devices) -> Re
 
 /// The gradient of one batch: to a sink, or added to what the engine holds.
 impl Replica {
-    fn gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>, sink: Sink<'_>) -> Result<Sums, ReplicaError> {
+    pub(super) fn gradient(
+        &mut self,
+        inputs: &[f32],
+        labels: &[i32],
+        scale: f32,
+        masks: MaskRows<'_>,
+        sink: Sink<'_>,
+    ) -> Result<Sums, ReplicaError> {
         self.mixed_gradient(inputs, labels, &[], scale, masks, sink)
     }
-    fn mixed_gradient(
+    pub(super) fn mixed_gradient(
         &mut self,
         inputs: &[f32],
         labels: &[i32],
@@ -384,23 +392,6 @@ fn gradients_of_parts_come_by_themselves() {
     let of = |name: &str| all.iter().find(|(device, _)| device == name).map(|(_, flat)| flat);
     assert_eq!(of("cpu:resident").is_some(), of("cpu,cpu,cpu").is_some());
     assert!(of("cpu:resident") == of("cpu,cpu,cpu"), "the bits of one device and of three differ");
-}
-
-#[test]
-fn batches_that_do_not_fit_are_refused() {
-    let mut replica = replica(0.0, &train(), &devices()[0]);
-    let (images, labels) = batch(2, 0);
-    let none = Masks::drawn(&[], &[MaskGroup { seed: 0, samples: labels.len() }]);
-    let short = replica.gradient(&images[1..], &labels, 1.0, none.all(), &mut |_, _| ());
-    assert!(matches!(short, Err(ReplicaError::Batch { labels: 2, .. })));
-    let fewer = replica.gradient(&images, &labels, 1.0, none.rows(&(0..1)), &mut |_, _| ());
-    assert!(matches!(fewer, Err(ReplicaError::Masks { masks: 1, labels: 2 })));
-    let mut mixed = |seconds: &[Second]| replica.mixed_gradient(&images, &labels, seconds, 1.0, none.all(), &mut |_, _| ());
-    let second = |label| Second { label, share: 0.5 };
-    assert!(matches!(mixed(&[second(1)]), Err(ReplicaError::Seconds { seconds: 1, labels: 2 })));
-    assert!(matches!(mixed(&[second(1), second(-1)]), Err(ReplicaError::Label { index: 1, label: -1, classes: 10 })));
-    let unknown = replica.evaluate(&images, &[0, 10]);
-    assert!(matches!(unknown, Err(ReplicaError::Label { index: 1, label: 10, classes: 10 })));
 }
 
 #[test]

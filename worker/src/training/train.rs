@@ -284,7 +284,7 @@ fn evaluate_weights(
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, range, batch, job.loader_options())?;
     let mut mine = StepTotals::default();
     while let Some(batch) = loader.next_batch()? {
-        let sums = replica.evaluate(batch.inputs.all(), &batch.labels)?;
+        let (sums, _) = replica.scores_of_crops(batch.inputs.all(), &batch.labels, job.config.data.pixels.eval_crops.count())?;
         mine.loss += sums.loss;
         mine.checksum = mine.checksum.wrapping_add(fixed(sums.loss));
         mine.top1 += u64::from(sums.top1);
