@@ -105,9 +105,16 @@ def optimizers() -> list[dict]:
     return out
 
 
+def soft(labels: torch.Tensor, seconds: torch.Tensor, shares: torch.Tensor, classes: int) -> torch.Tensor:
+    """The targets of mixed samples, as torchvision's `MixUp` and `CutMix` make them."""
+    first, second = F.one_hot(labels, classes).float(), F.one_hot(seconds, classes).float()
+    return first * (1 - shares).unsqueeze(1) + second * shares.unsqueeze(1)
+
+
 def losses() -> list[dict]:
     """The summed loss of five samples of seven classes, and its gradient."""
     labels = torch.tensor([0, 6, 3, 3, 1])
+    mixed = soft(labels, torch.tensor([2, 6, 1, 0, 5]), torch.tensor([0.5, 0.25, 0.0, 0.125, 0.4375]), 7)
 
     def one_hot(classes: int) -> torch.Tensor:
         return F.one_hot(labels % classes, classes).float()
@@ -115,6 +122,8 @@ def losses() -> list[dict]:
     cases = {
         "cross-entropy": (7, lambda o: F.cross_entropy(o, labels, reduction="sum")),
         "cross-entropy-smoothed": (7, lambda o: F.cross_entropy(o, labels, reduction="sum", label_smoothing=0.1)),
+        "cross-entropy-mixed": (7, lambda o: F.cross_entropy(o, mixed, reduction="sum")),
+        "cross-entropy-mixed-smoothed": (7, lambda o: F.cross_entropy(o, mixed, reduction="sum", label_smoothing=0.1)),
         "mse": (7, lambda o: 0.5 * F.mse_loss(o, one_hot(7), reduction="sum")),
         # PyTorch divides by the number of classes.
         "margin": (7, lambda o: 7 * F.multi_margin_loss(o, labels, margin=1.5, reduction="sum")),
@@ -218,8 +227,9 @@ class Alexnet(nn.Module):
         return self.dense3(x)
 
 
-def alexnet() -> dict:
-    """Three steps of SGD with momentum, decay, clipping and label smoothing."""
+def alexnet(mixed: bool) -> dict:
+    """Three steps of SGD with momentum, decay, clipping and label smoothing; of `mixed` samples,
+    each has two labels."""
     model = Alexnet()
     with torch.no_grad():
         for salt, (name, p) in enumerate(model.named_parameters()):
@@ -233,9 +243,11 @@ def alexnet() -> dict:
     for step in range(3):
         images = (4 * numbers(6 * 3 * 63 * 63, 50 + step)).reshape(6, 3, 63, 63)
         labels = torch.tensor([(7 * step + 3 * i) % 10 for i in range(6)])
+        seconds = torch.tensor([(3 * step + 7 * i + 1) % 10 for i in range(6)])
+        target = soft(labels, seconds, torch.tensor([i / 12 for i in range(6)]), 10) if mixed else labels
         optimizer.zero_grad()
         logits = model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        loss = F.cross_entropy(logits, target, label_smoothing=0.1)
         loss.backward()
         norms = [p.grad.norm().item() for p in model.parameters()]
         total = nn.utils.clip_grad_norm_(model.parameters(), 2.0).item()
@@ -253,6 +265,7 @@ if __name__ == "__main__":
         "schedules": schedules(),
         "plateaus": plateaus(),
         "average": averages(),
-        "alexnet": alexnet(),
+        "alexnet": alexnet(False),
+        "alexnet_mixed": alexnet(True),
     }
     Path(__file__).with_name("figures.json").write_text(json.dumps(figures, indent=1) + "\n")

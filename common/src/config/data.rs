@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
-use super::pixels::{Augment, CorruptPolicy, Pixels};
+use super::pixels::{Augment, CorruptPolicy, EraseValue, EvalCrops, Pixels};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
 /// flat section whose `kind` says which keys belong.
@@ -208,23 +208,34 @@ enum Kind {
 /// Declares the section as it stands in the file: flat, with the keys of every kind.
 /// These are the keys of sources, and the keys shared by all kinds of pictures, each
 /// with its default. Only `kind` is required; it decides which other keys are allowed.
+/// Those of `added` are left out of a resolved config where they have their default, so
+/// that runs of versions without them are still the same runs.
 macro_rules! raw_data {
-    (sources { $($source:ident: $source_type:ty,)* } pixels($kind:ident) { $($pixel:ident: $pixel_type:ty = $default:expr,)* }) => {
+    (
+        sources { $($source:ident: $source_type:ty,)* }
+        pixels($kind:ident) { $($pixel:ident: $pixel_type:ty = $default:expr,)* }
+        added { $($added:ident: $added_type:ty = $added_default:expr,)* }
+    ) => {
         #[derive(Clone, Default, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         struct RawData {
             kind: Kind,
             $(#[serde(skip_serializing_if = "Option::is_none")] $source: Option<$source_type>,)*
             $(#[serde(skip_serializing_if = "Option::is_none")] $pixel: Option<$pixel_type>,)*
+            $(#[serde(skip_serializing_if = "Option::is_none")] $added: Option<$added_type>,)*
         }
 
         /// The keys shared by all kinds of pictures.
-        const PICTURES: &[&str] = &[$(stringify!($pixel)),*];
+        const PICTURES: &[&str] = &[$(stringify!($pixel),)* $(stringify!($added),)*];
 
         impl RawData {
             /// The keys that were given, by name.
             fn given(&self) -> Vec<&'static str> {
-                let all = [$((stringify!($source), self.$source.is_some()),)* $((stringify!($pixel), self.$pixel.is_some()),)*];
+                let all = [
+                    $((stringify!($source), self.$source.is_some()),)*
+                    $((stringify!($pixel), self.$pixel.is_some()),)*
+                    $((stringify!($added), self.$added.is_some()),)*
+                ];
                 all.into_iter().filter(|(_, there)| *there).map(|(key, _)| key).collect()
             }
 
@@ -233,11 +244,18 @@ macro_rules! raw_data {
                     return Pixels { image_size: 1, ..Self::default().pixels() };
                 }
                 let $kind = self.kind;
-                Pixels { $($pixel: self.$pixel.clone().unwrap_or_else(|| $default),)* }
+                Pixels {
+                    $($pixel: self.$pixel.clone().unwrap_or_else(|| $default),)*
+                    $($added: self.$added.clone().unwrap_or($added_default),)*
+                }
             }
 
             fn with_pixels(pixels: Pixels) -> Self {
-                Self { $($pixel: Some(pixels.$pixel),)* ..Self::default() }
+                Self {
+                    $($pixel: Some(pixels.$pixel),)*
+                    $($added: (pixels.$added != $added_default).then_some(pixels.$added),)*
+                    ..Self::default()
+                }
             }
         }
     };
@@ -274,6 +292,19 @@ raw_data! {
         std: [f32; 3] = kind.statistics().1,
         on_corrupt: CorruptPolicy = CorruptPolicy::default(),
         max_corrupt: f64 = 0.01,
+    }
+    added {
+        saturation: f32 = 0.4,
+        hue: f32 = 0.1,
+        grey: f32 = 0.1,
+        randaugment_operations: u32 = 2,
+        randaugment_magnitude: u32 = 9,
+        eval_crops: EvalCrops = EvalCrops::Centre,
+        mixup_alpha: f32 = 0.2,
+        cutmix_alpha: f32 = 1.0,
+        erase_scale: [f32; 2] = [0.02, 0.33],
+        erase_ratio: [f32; 2] = [0.3, 3.3],
+        erase_value: EraseValue = EraseValue::Same(0.0),
     }
 }
 

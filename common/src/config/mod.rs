@@ -157,6 +157,7 @@ impl Config {
             same.train.eval_epochs = 1;
             same.train.keep_metric = Metric::Top1;
             same.data.pixels.eval_resize = 1.0;
+            same.data.pixels.eval_crops = EvalCrops::Centre;
         }
         same.train.audit = false;
         // A run that stops at a damaged picture has the same weights up to it as one
@@ -188,6 +189,12 @@ impl Config {
         self.data.validate()?;
         self.train.validate()?;
         self.train.validate_freeze(&self.model, &self.data)?;
+        if self.data.pixels.mixes() && self.train.global_batch / self.train.shards < 2 {
+            return Err(invalid(
+                "train.shards",
+                "is the train.global_batch, so that a shard has one sample in a step, and data.augment mixes the samples that a shard has there: set fewer shards",
+            ));
+        }
         self.cluster.validate(self.train.shards)?;
         self.run.validate()
     }

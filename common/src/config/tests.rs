@@ -290,12 +290,49 @@ fn new_keys_leave_older_runs_what_they_were() {
     {
         assert!(!text.contains(key), "{key} in {text}");
     }
+    for key in ["saturation", "hue", "grey", "erase_scale", "erase_ratio", "erase_value", "randaugment", "alpha", "eval_crops"] {
+        assert!(!text.contains(key), "{key} in {text}");
+    }
+}
+
+#[test]
+fn strengths_of_augmentations_are_checked_and_read_back() {
+    for (set, words) in [
+        ("data.hue=0.6", "between 0 and 0.5"),
+        ("data.saturation=-1", "between 0 and 1"),
+        ("data.grey=2", "between 0 and 1"),
+        ("data.erase_scale=[0.5, 1.5]", "up to 1"),
+        ("data.erase_ratio=[2.0, 1.0]", "a smallest and a largest"),
+        ("data.erase_value=white", "a number, an array of three"),
+        ("data.erase_value=inf", "finite"),
+        ("data={kind=\"cifar\", path=\"a\", eval_crops=\"ten\", eval_resize=1.0}", "above 1"),
+        ("data.eval_crops=nine", "`ten`"),
+        ("data.mixup_alpha=0", "between 0.01 and 100"),
+        ("data.cutmix_alpha=nan", "between 0.01 and 100"),
+        ("data.randaugment_magnitude=31", "at most 30"),
+        ("data.randaugment_operations=15", "at most 14"),
+    ] {
+        assert!(message(&[set]).contains(words), "{set}: {}", message(&[set]));
+    }
+    let alone = |augment| message(&["train.global_batch=8", "train.shards=8", augment]);
+    assert!(alone("data.augment=[\"mixup\"]").contains("set fewer shards"), "{}", alone("data.augment=[\"mixup\"]"));
+    assert!(with(&["train.global_batch=16", "train.shards=8", "data.augment=[\"cutmix\"]"]).is_ok());
+    for (set, value) in [
+        ("data.erase_value=1", EraseValue::Same(1.0)),
+        ("data.erase_value=[0.5, 0, -1]", EraseValue::Channels([0.5, 0.0, -1.0])),
+        ("data.erase_value=random", EraseValue::Random(Random::Random)),
+    ] {
+        let config = with(&[set, "data.hue=0.25"]).unwrap_or_else(|e| panic!("{set}: {e}"));
+        assert_eq!((config.data.pixels.erase_value, config.data.pixels.hue), (value, 0.25));
+        assert_eq!(Config::parse(&config.to_toml(), "again", &[]).expect("valid"), config);
+        assert_ne!(config.identity(), with(&[]).expect("valid").identity());
+    }
 }
 
 #[test]
 fn how_evaluations_are_made_belongs_to_a_run_that_follows_them() {
     let identity = |sets: &[&str]| with(sets).expect("valid").identity();
-    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5"] {
+    for change in ["train.eval_epochs=2", "train.keep_metric=loss", "data.eval_resize=1.5", "data.eval_crops=ten"] {
         assert_eq!(identity(&[]), identity(&[change]), "{change}");
         assert_ne!(identity(&["train.schedule=plateau"]), identity(&["train.schedule=plateau", change]), "{change}");
     }

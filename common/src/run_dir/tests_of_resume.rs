@@ -109,6 +109,7 @@ fn what_does_not_decide_the_weights_may_change_on_the_way() {
         "train.max_steps=5",
         "train.threads=3",
         "data.eval_resize=1.5",
+        "data.eval_crops=five",
         "name=another",
         "cluster.min_workers=2",
         "cluster.heartbeat_ms=100",

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::analysis::trained::{TrainedModel, softmax};
 use crate::data::{Picture, Recipe, Renderer, decode};
 
-/// One class, its score (the model's output), and the softmax of the scores, which is a
-/// probability if the model was trained with cross-entropy.
+/// One class, its score (the model's output, or what several crops make of it), and the
+/// softmax of the scores, which is a probability if the model was trained with cross-entropy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassProbability {
     pub class: String,
@@ -47,11 +47,12 @@ fn picture(trained: &TrainedModel, path: &Path, top: usize, invert: bool, render
         picture.pixels.iter_mut().for_each(|p| *p = 255 - *p);
     }
     let pixels = &trained.view.config().data.pixels;
-    // As in evaluation: pictures of raw datasets are taken whole, others by their centre.
+    // As in evaluation: by the same crops, or, of raw datasets, whole.
     let whole = trained.view.data().info.format != SampleFormat::Encoded;
-    let recipe = Recipe::evaluation(pixels, picture.width, picture.height, whole);
-    let values = renderer.numbers(&picture, &recipe, pixels).map_err(|e| anyhow::anyhow!("`{name}`: {e}"))?;
-    let (_, scores) = trained.replica.scores(&values, &[0])?;
+    let recipes = Recipe::evaluations(pixels, picture.width, picture.height, whole);
+    let crops = recipes.iter().map(|recipe| renderer.numbers(&picture, recipe, pixels)).collect::<Result<Vec<_>, _>>();
+    let values = crops.map_err(|e| anyhow::anyhow!("`{name}`: {e}"))?.concat();
+    let (_, scores) = trained.replica.scores_of_crops(&values, &[0], recipes.len())?;
     Ok(Prediction { input: name, top: guesses(trained.classes(), &scores, top) })
 }
 

@@ -32,7 +32,7 @@ pub enum Weights {
     Raw,
 }
 
-/// Samples that are scored at once.
+/// Pictures, or rows, that are scored at once.
 const BATCH: u32 = 128;
 
 impl TrainedModel {
@@ -115,11 +115,12 @@ impl TrainedModel {
             source.info().classes.iter().map(|c| self.classes().iter().position(|k| k == c).unwrap_or(0) as i32).collect();
         let input = Input { source: Arc::clone(source), pixels: config.data.pixels.clone() };
         let options = LoaderOptions::new(Job::threads(config), 2, BATCH as usize * self.input().values());
-        let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH, options)?;
+        let crops = config.data.pixels.eval_crops.count();
+        let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH / crops as u32, options)?;
         let mut sums = Sums::default();
         while let Some(mut batch) = loader.next_batch()? {
             batch.labels.iter_mut().for_each(|label| *label = labels[*label as usize]);
-            let (own, scores) = self.replica.scores(batch.inputs.all(), &batch.labels)?;
+            let (own, scores) = self.replica.scores_of_crops(batch.inputs.all(), &batch.labels, crops)?;
             sums += own;
             each(&batch.ids, &batch.labels, &scores);
             for skipped in &batch.skipped {

@@ -161,8 +161,13 @@ fn measure(args: &StepArgs) -> Result<StepResult> {
     // As in training, masks come from other threads, and the next batch is known.
     let masks = [0, 1].map(|seed| Masks::drawn(replica.dropouts(), &[MaskGroup { seed, samples: batch }]));
     let name = |step: u64| BatchName { loader: u64::MAX, step: if args.resident { 0 } else { step }, part: 0 };
-    let part =
-        |step: u64| BatchPart { inputs, labels: &labels, masks: masks[(name(step).step % 2) as usize].all(), name: Some(name(step)) };
+    let part = |step: u64| BatchPart {
+        inputs,
+        labels: &labels,
+        seconds: &[],
+        masks: masks[(name(step).step % 2) as usize].all(),
+        name: Some(name(step)),
+    };
     let mut steps = Vec::new();
     for step in 0..args.warm_up + args.steps {
         let start = Instant::now();

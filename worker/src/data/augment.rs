@@ -1,25 +1,31 @@
 //! The changes of one picture. They are drawn here and applied later (`render`), so
 //! that each half can be read and tested by itself.
 
-use common::config::{Augment, Pixels};
-use common::seed::{normal, unit};
+use common::config::{Augment, EraseValue, EvalCrops, Pixels};
+use common::seed::{below, normal, unit};
 use rand_chacha::rand_core::RngCore;
 
+use super::inputs::{Erased, Filling};
+use super::operations::Operation;
 use super::picture::Region;
+use super::policies::{rand_augment, trivial_augment};
 
 /// How often a random crop, or a part to erase, is tried.
 const ATTEMPTS: u32 = 10;
-
-/// The area that is erased, as a share of the picture, and its width / height.
-const ERASED_AREA: [f64; 2] = [0.02, 0.33];
-const ERASED_RATIO: [f64; 2] = [0.3, 3.3];
 
 /// Krizhevsky et al. 2012, section 4.1: principal components of ImageNet's RGB
 /// values in 0..1 units (as published with fb.resnet.torch), a column each.
 const LIGHTING_VALUES: [f32; 3] = [0.2175, 0.0188, 0.0045];
 const LIGHTING_VECTORS: [[f32; 3]; 3] = [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]];
 
-/// One change of colour, as it was drawn.
+/// One change of a picture, as it was drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Change {
+    Colour(Colour),
+    Operation(Operation),
+}
+
+/// A change of colour that is affine in each channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Colour {
     /// Multiplies every channel.
@@ -32,15 +38,16 @@ pub enum Colour {
     Lighting([f32; 3]),
 }
 
-/// Which part of a picture is shown, and how its colours change.
+/// Which part of a picture is shown, and how it changes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
     /// Left, top, width and height of the part, in pixels of the picture.
     pub crop: [f64; 4],
     pub flip: bool,
-    pub colours: Vec<Colour>,
-    /// Left, top, width and height of a part that is erased, as shares of the crop.
-    pub erased: Option<[f64; 4]>,
+    /// After crop and flip, in this order.
+    pub changes: Vec<Change>,
+    /// At last.
+    pub erased: Option<Erased>,
 }
 
 impl Recipe {
@@ -48,21 +55,34 @@ impl Recipe {
     /// stream is made only if the list is not empty.
     pub fn draw<R: RngCore>(pixels: &Pixels, width: u32, height: u32, whole: bool, stream: impl FnOnce() -> R) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, 1.0) };
-        let mut recipe = Self { crop, flip: false, colours: Vec::new(), erased: None };
+        let mut recipe = Self { crop, flip: false, changes: Vec::new(), erased: None };
         if pixels.augment.is_empty() {
             return recipe;
         }
         let rng = &mut stream();
         for augment in &pixels.augment {
             let factor = |strength: f32, rng: &mut _| 1.0 + strength * (2.0 * unit(rng) - 1.0);
+            let changes = &mut recipe.changes;
+            let mut colour = |colour| changes.push(Change::Colour(colour));
             match augment {
                 Augment::Crop => recipe.crop = random_crop(pixels, width, height, rng),
                 Augment::Flip => recipe.flip = rng.next_u32() & 1 == 1,
-                Augment::Brightness => recipe.colours.push(Colour::Brightness(factor(pixels.brightness, rng))),
-                Augment::Contrast => recipe.colours.push(Colour::Contrast(factor(pixels.contrast, rng))),
-                Augment::Temperature => recipe.colours.push(Colour::Temperature(factor(pixels.temperature, rng) - 1.0)),
-                Augment::Lighting => recipe.colours.push(Colour::Lighting(lighting(pixels.lighting, rng))),
-                Augment::Erase => recipe.erased = (unit(rng) < pixels.erase).then(|| random_part(rng)).flatten(),
+                Augment::Brightness => colour(Colour::Brightness(factor(pixels.brightness, rng))),
+                Augment::Contrast => colour(Colour::Contrast(factor(pixels.contrast, rng))),
+                Augment::Temperature => colour(Colour::Temperature(factor(pixels.temperature, rng) - 1.0)),
+                Augment::Lighting => colour(Colour::Lighting(lighting(pixels.lighting, rng))),
+                Augment::Saturation => changes.push(Change::Operation(Operation::Saturation(factor(pixels.saturation, rng)))),
+                Augment::Hue => changes.push(Change::Operation(Operation::Hue(pixels.hue * (2.0 * unit(rng) - 1.0)))),
+                Augment::Grey if unit(rng) < pixels.grey => changes.push(Change::Operation(Operation::Grey)),
+                Augment::Grey => {}
+                Augment::RandAugment => {
+                    let drawn = rand_augment(pixels.randaugment_operations, pixels.randaugment_magnitude, pixels.image_size, rng);
+                    changes.extend(drawn.into_iter().map(Change::Operation));
+                }
+                Augment::TrivialAugment => changes.extend(trivial_augment(rng).map(Change::Operation)),
+                // Drawn for several pictures together.
+                Augment::Mixup | Augment::Cutmix => {}
+                Augment::Erase => recipe.erased = (unit(rng) < pixels.erase).then(|| erased(pixels, rng)).flatten(),
             }
         }
         recipe
@@ -72,7 +92,24 @@ impl Recipe {
     /// pixels, and the centre is taken. `whole` takes all of a small raw picture.
     pub fn evaluation(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Self {
         let crop = if whole { [0.0, 0.0, width.into(), height.into()] } else { centre(width, height, pixels.eval_resize.into()) };
-        Self { crop, flip: false, colours: Vec::new(), erased: None }
+        Self { crop, flip: false, changes: Vec::new(), erased: None }
+    }
+
+    /// The recipes of evaluation, whose predictions are averaged. Of five or ten crops, the
+    /// first four are the corners of the central square that becomes `image_size *
+    /// eval_resize` pixels on each side, and the fifth is its centre; the other five of ten
+    /// are their mirror images (Krizhevsky et al. 2012, section 4.1).
+    pub fn evaluations(pixels: &Pixels, width: u32, height: u32, whole: bool) -> Vec<Self> {
+        let flips: &[bool] = match pixels.eval_crops {
+            EvalCrops::Centre => return vec![Self::evaluation(pixels, width, height, whole)],
+            EvalCrops::Five => &[false],
+            EvalCrops::Ten => &[false, true],
+        };
+        let [left, top, square, _] = centre(width, height, 1.0);
+        let middle @ [_, _, side, _] = centre(width, height, pixels.eval_resize.into());
+        let corner = |x: f64, y: f64| [left + x * (square - side), top + y * (square - side), side, side];
+        let crops = [corner(0.0, 0.0), corner(1.0, 0.0), corner(0.0, 1.0), corner(1.0, 1.0), middle];
+        flips.iter().flat_map(|&flip| crops.map(|crop| Self { crop, flip, changes: Vec::new(), erased: None })).collect()
     }
 
     /// The part of the picture from which the crop is made when it becomes `image_size`
@@ -107,31 +144,39 @@ fn centre(width: u32, height: u32, zoom: f64) -> [f64; 4] {
 /// Convolutions", 2015); the largest central one if no attempt fits.
 fn random_crop(pixels: &Pixels, width: u32, height: u32, rng: &mut impl RngCore) -> [f64; 4] {
     let (w, h) = (f64::from(width), f64::from(height));
-    let ratios @ [low, high] = pixels.crop_ratio.map(f64::from);
-    random_box([w, h], 1.0, pixels.crop_scale.map(f64::from), ratios, rng).unwrap_or_else(|| {
+    let (areas, ratios @ [low, high]) = (pixels.crop_scale.map(f64::from), pixels.crop_ratio.map(f64::from));
+    let attempt = |_| {
+        let area = w * h * uniform(areas, rng);
+        let ratio = uniform(ratios.map(f64::ln), rng).exp();
+        let (width, height) = ((area * ratio).sqrt(), (area / ratio).sqrt());
+        let (x, y) = (f64::from(unit(rng)), f64::from(unit(rng)));
+        let fits = width <= w && height <= h && width >= 1.0 && height >= 1.0;
+        fits.then_some([(w - width) * x, (h - height) * y, width, height])
+    };
+    (0..ATTEMPTS).find_map(attempt).unwrap_or_else(|| {
         let ratio = (w / h).clamp(low, high);
         let (cw, ch) = if w / h < ratio { (w, w / ratio) } else { (h * ratio, h) };
         [(w - cw) / 2.0, (h - ch) / 2.0, cw, ch]
     })
 }
 
-/// A part to erase, in shares of a square picture; none if no attempt fits.
-fn random_part(rng: &mut impl RngCore) -> Option<[f64; 4]> {
-    random_box([1.0, 1.0], 0.0, ERASED_AREA, ERASED_RATIO, rng)
-}
-
-/// Left, top, width and height of a box in a picture of size `[w, h]`, with a random
-/// share of its area, a random width / height, and sides of at least `least`. None if no
-/// attempt fits.
-fn random_box([w, h]: [f64; 2], least: f64, areas: [f64; 2], ratios: [f64; 2], rng: &mut impl RngCore) -> Option<[f64; 4]> {
-    (0..ATTEMPTS).find_map(|_| {
-        let area = w * h * uniform(areas, rng);
-        let ratio = uniform(ratios.map(f64::ln), rng).exp();
-        let (width, height) = ((area * ratio).sqrt(), (area / ratio).sqrt());
-        let (x, y) = (f64::from(unit(rng)), f64::from(unit(rng)));
-        let fits = width <= w && height <= h && width >= least && height >= least;
-        fits.then_some([(w - width) * x, (h - height) * y, width, height])
-    })
+/// A part to erase, as torchvision's `RandomErasing` draws it: of whole pixels, and smaller
+/// than the picture on both sides. None if no attempt fits.
+fn erased(pixels: &Pixels, rng: &mut impl RngCore) -> Option<Erased> {
+    let size = pixels.image_size;
+    let [width, height] = (0..ATTEMPTS).find_map(|_| {
+        let area = f64::from(size).powi(2) * uniform(pixels.erase_scale.map(f64::from), rng);
+        let ratio = uniform(pixels.erase_ratio.map(|ratio| f64::from(ratio).ln()), rng).exp();
+        let sides = [area / ratio, area * ratio].map(|square| square.sqrt().round_ties_even() as u32);
+        sides.iter().all(|&side| side < size).then_some(sides)
+    })?;
+    let (top, left) = (below(rng, size - height + 1), below(rng, size - width + 1));
+    let filling = match pixels.erase_value {
+        EraseValue::Same(value) => Filling::Numbers([value; 3]),
+        EraseValue::Channels(values) => Filling::Numbers(values),
+        EraseValue::Random(_) => Filling::Noise { seed: rng.next_u64() },
+    };
+    Some(Erased { part: [left, top, width, height].map(|n| n as usize), filling })
 }
 
 fn uniform([low, high]: [f64; 2], rng: &mut impl RngCore) -> f64 {

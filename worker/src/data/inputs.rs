@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use common::seed::{normal, stream};
 use common::simd::f32_to_bf16;
 use common::vectorised;
 
@@ -14,8 +15,38 @@ pub struct Finish {
     /// For each channel scale, offset, lowest and highest number: a number is
     /// `byte * scale + offset` within these bounds. A grey picture has one channel.
     pub affine: [[f32; 4]; 3],
-    /// Left, top, width and height in pixels of a part whose numbers are 0, the mean.
-    pub erased: Option<[usize; 4]>,
+    pub erased: Option<Erased>,
+}
+
+/// A part of a picture whose numbers are replaced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Erased {
+    /// Left, top, width and height, in pixels.
+    pub part: [usize; 4],
+    pub filling: Filling,
+}
+
+/// Normalised numbers that take the place of others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Filling {
+    /// The same for each pixel, for each channel.
+    Numbers([f32; 3]),
+    /// Standard normal ones, of this seed.
+    Noise { seed: u64 },
+}
+
+impl Erased {
+    /// The numbers of the part: `[height, width, channels]`.
+    pub(crate) fn numbers(&self, channels: usize) -> Vec<f32> {
+        let [_, _, width, height] = self.part;
+        match self.filling {
+            Filling::Numbers(numbers) => numbers[..channels].repeat(width * height),
+            Filling::Noise { seed } => {
+                let mut rng = stream(seed, "erased", &[]);
+                (0..width * height * channels).map(|_| normal(&mut rng)).collect()
+            }
+        }
+    }
 }
 
 /// Pictures, one after the other.
@@ -106,6 +137,24 @@ impl InputBuffer {
         }
     }
 
+    /// Keeps the first `n` pictures.
+    pub(super) fn truncate(&mut self, n: usize) {
+        let each = self.bytes.len() / self.finishes.len().max(1);
+        self.bytes.truncate(each * n);
+        self.finishes.truncate(n);
+    }
+
+    /// How many pictures it holds.
+    pub(super) fn pictures(&self) -> usize {
+        self.finishes.len()
+    }
+
+    /// The bytes of the pictures at these places.
+    pub(super) fn pictures_mut(&mut self, places: &Range<usize>) -> &mut [u8] {
+        let each = self.bytes.len() / self.finishes.len().max(1);
+        &mut self.bytes[each * places.start..each * places.end]
+    }
+
     pub(super) fn add_numbers(&mut self, numbers: impl Iterator<Item = f32>) {
         self.numbers.extend(numbers);
     }
@@ -127,12 +176,14 @@ impl Finish {
         // A row of each constant, so that the loop over a row has no inner pattern.
         let constants: [Vec<f32>; 4] = std::array::from_fn(|i| (0..size * channels).map(|at| self.affine[at % channels][i]).collect());
         let mut numbers = vec![0.0; size * channels];
+        let erased = self.erased.map(|erased| (erased.part, erased.numbers(channels)));
         for (y, bytes) in bytes.chunks_exact(size * channels).enumerate() {
             finish_row(bytes, &constants, &mut numbers);
-            if let Some([left, top, width, height]) = self.erased
-                && (top..top + height).contains(&y)
+            if let Some(([left, top, width, height], filling)) = &erased
+                && (*top..top + height).contains(&y)
             {
-                numbers[left * channels..(left + width) * channels].fill(0.0);
+                let row = width * channels;
+                numbers[left * channels..][..row].copy_from_slice(&filling[(y - top) * row..][..row]);
             }
             row(y, &numbers);
         }
@@ -179,25 +230,43 @@ mod tests {
     #[test]
     fn all_orders_hold_the_same_numbers() {
         const SIZE: usize = 5;
-        for channels in [1, 3] {
+        let fillings = [Filling::Numbers([0.0; 3]), Filling::Numbers([0.5, -3.0, 7.0]), Filling::Noise { seed: 4 }];
+        for (channels, filling) in [1, 3].into_iter().flat_map(|channels| fillings.map(|filling| (channels, filling))) {
             let bytes: Vec<u8> = (0..SIZE * SIZE * channels).map(|i| (i * 37 % 256) as u8).collect();
             let affine = [[0.02, -1.0, -0.9, 2.0], [0.01, 0.5, 0.0, 2.5], [-0.02, 1.0, -3.0, 0.9]];
-            let finish = Finish { affine, erased: Some([1, 2, 3, 2]) };
+            let part = Erased { part: [1, 2, 3, 2], filling };
+            let finish = Finish { affine, erased: Some(part) };
             let mut last = vec![f32::NAN; bytes.len()];
             let (mut planes, mut half) = (last.clone(), vec![0; bytes.len()]);
             finish.write_f32(&bytes, SIZE, channels, &mut last);
             finish.write_planes(&bytes, SIZE, channels, &mut planes);
             finish.write_bf16(&bytes, SIZE, channels, &mut half);
+            let erased = part.numbers(channels);
+            if let Filling::Numbers(numbers) = filling {
+                assert_eq!(erased, numbers[..channels].repeat(6));
+            }
             for (y, x, c) in (0..SIZE).flat_map(|y| (0..SIZE).flat_map(move |x| (0..channels).map(move |c| (y, x, c)))) {
                 let at = (y * SIZE + x) * channels + c;
                 let [scale, offset, low, high] = affine[c];
-                let erased = (1..4).contains(&x) && (2..4).contains(&y);
-                let expected = if erased { 0.0 } else { (f32::from(bytes[at]) * scale + offset).clamp(low, high) };
+                let is_erased = (1..4).contains(&x) && (2..4).contains(&y);
+                let plain = (f32::from(bytes[at]) * scale + offset).clamp(low, high);
+                let expected = if is_erased { erased[((y - 2) * 3 + x - 1) * channels + c] } else { plain };
                 assert_eq!(last[at].to_bits(), expected.to_bits());
                 assert_eq!(planes[(c * SIZE + y) * SIZE + x].to_bits(), expected.to_bits());
                 assert_eq!(half[at], half::bf16::from_f32(expected).to_bits());
             }
         }
+    }
+
+    #[test]
+    fn noise_has_mean_0_and_deviation_1_and_is_its_seeds() {
+        let noise = |seed| Erased { part: [0, 0, 100, 50], filling: Filling::Noise { seed } }.numbers(3);
+        let numbers = noise(1);
+        let mean = numbers.iter().sum::<f32>() / 15_000.0;
+        let variance = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / 15_000.0;
+        // Of so many numbers the mean deviates by 0.008, and the variance by 0.012.
+        assert!(mean.abs() < 0.04 && (variance - 1.0).abs() < 0.06, "{mean} {variance}");
+        assert!(numbers == noise(1) && numbers != noise(2));
     }
 
     #[test]
@@ -214,6 +283,8 @@ mod tests {
         let both = [1, 1, 1, 1, 2, 2, 2, 2];
         assert_eq!(buffer.all(), Inputs::Pictures(Pictures { bytes: &both, finishes: &[finish; 2] }));
         assert_eq!(buffer.all().part(&(1..2), 2), Inputs::Pictures(Pictures { bytes: &both[4..], finishes: &[finish] }));
+        buffer.truncate(1);
+        assert_eq!((buffer.all(), buffer.pictures()), (Inputs::Pictures(Pictures { bytes: &both[..4], finishes: &[finish] }), 1));
         buffer.clear();
         assert!(buffer.all().is_empty());
         buffer.add_numbers([1.0, 2.0, 3.0, 4.0].into_iter());

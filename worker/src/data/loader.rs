@@ -12,7 +12,8 @@ use common::seed;
 use super::augment::Recipe;
 use super::decode::SampleFile;
 use super::masks::{Dropout, MaskGroup};
-use super::picture::Part;
+use super::mix::Mix;
+use super::picture::{Part, union};
 use super::pipeline::{Batch, BatchName, LoadError, LoaderOptions, Make, Pipeline, Skipped};
 use super::render::Renderer;
 
@@ -31,8 +32,8 @@ pub struct Input {
 
 impl TrainLoader {
     /// Starts to make the batches of steps `steps` for `shards`. Augmentation is
-    /// drawn from `seed`, step, shard and place in the shard's part of the step, and so are
-    /// the masks for `dropouts`.
+    /// drawn from `seed`, step, shard and place in the shard's part of the step; what is mixed
+    /// and the masks for `dropouts` from seed, step and shard.
     pub fn start(
         input: Input,
         plan: Plan,
@@ -61,10 +62,15 @@ impl TrainLoader {
                     for (place, sample) in samples.by_ref().take(ids.len()).enumerate() {
                         let stream = || seed::stream(seed, "augment", &[step, shard.into(), place as u64]);
                         maker.add(batch, Split::Train, &sample, |pixels, width, height, whole| {
-                            Recipe::draw(pixels, width, height, whole, stream)
+                            vec![Recipe::draw(pixels, width, height, whole, stream)]
                         })?;
                     }
-                    batch.shards.push((shard, from..batch.labels.len()));
+                    let places = from..batch.labels.len();
+                    let pixels = &maker.input.pixels;
+                    if let Some(mix) = Mix::draw(pixels, || seed::stream(seed, "mix", &[step, shard.into()])) {
+                        mix.apply(&mut batch.inputs, &mut batch.labels, &mut batch.seconds, &places, pixels.image_size as usize);
+                    }
+                    batch.shards.push((shard, places));
                 }
                 let group = |(shard, places): &(u32, Range<usize>)| MaskGroup {
                     seed: seed::derive(seed, "dropout", &[step, (*shard).into()]),
@@ -98,7 +104,8 @@ impl TrainLoader {
     }
 }
 
-/// A range of a split in parts of `batch` samples, without augmentation.
+/// A range of a split in parts of `batch` samples, without augmentation: of each sample as
+/// many crops as the config's `eval_crops` says.
 pub struct EvalLoader(Pipeline);
 
 impl EvalLoader {
@@ -111,7 +118,7 @@ impl EvalLoader {
                 let start = ids.start + part as u32 * batch;
                 let own: Vec<u32> = (start..start.saturating_add(batch).min(ids.end)).collect();
                 for sample in maker.input.source.read(split, &own)? {
-                    maker.add(out, split, &sample, Recipe::evaluation)?;
+                    maker.add(out, split, &sample, Recipe::evaluations)?;
                 }
                 Ok(())
             }) as Make
@@ -151,7 +158,7 @@ impl Maker {
         batch: &mut Batch,
         split: Split,
         sample: &Sample,
-        recipe: impl FnOnce(&Pixels, u32, u32, bool) -> Recipe,
+        recipes: impl FnOnce(&Pixels, u32, u32, bool) -> Vec<Recipe>,
     ) -> Result<(), LoadError> {
         let (source, pixels) = (&self.input.source, &self.input.pixels);
         let format = source.info().format;
@@ -171,14 +178,20 @@ impl Maker {
             // Raw datasets (MNIST) are cropped already; their edges have content.
             let whole = matches!(format, SampleFormat::Raw { .. });
             let (width, height) = file.size();
-            let recipe = recipe(pixels, width, height, whole);
-            let Part { picture, left, top } = file.decode(Some(recipe.region(pixels.image_size)))?;
-            Ok((picture, recipe.within(left, top)))
+            let recipes = recipes(pixels, width, height, whole);
+            let region = recipes.iter().map(|recipe| recipe.region(pixels.image_size)).reduce(union);
+            let Part { picture, left, top } = file.decode(region)?;
+            Ok((picture, recipes.into_iter().map(move |recipe| recipe.within(left, top))))
         });
-        let outcome = drawn.map_err(|e| e.to_string()).and_then(|(picture, recipe)| {
+        let before = batch.inputs.pictures();
+        let outcome = drawn.map_err(|e| e.to_string()).and_then(|(picture, mut recipes)| {
             let bytes = format.channels() as usize * size * size;
-            batch.inputs.add_picture(bytes, |out| self.renderer.render(&picture, &recipe, pixels, out))
+            recipes.try_for_each(|recipe| batch.inputs.add_picture(bytes, |out| self.renderer.render(&picture, &recipe, pixels, out)))
         });
+        if outcome.is_err() {
+            // A sample has all of its crops or none.
+            batch.inputs.truncate(before);
+        }
         match (outcome, pixels.on_corrupt) {
             (Ok(()), _) => {
                 batch.labels.push(sample.label as i32);

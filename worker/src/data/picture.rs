@@ -14,6 +14,12 @@ pub struct Picture {
 /// Left, top, width and height of a part, in pixels of the upright picture.
 pub type Region = [u32; 4];
 
+/// The smallest region that holds both.
+pub(super) fn union([x, y, width, height]: Region, [left, top, w, h]: Region) -> Region {
+    let (first, second) = (x.min(left), y.min(top));
+    [first, second, (x + width).max(left + w) - first, (y + height).max(top + h) - second]
+}
+
 /// A decoded part of a picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {

@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::inputs::{InputBuffer, Inputs};
 use super::masks::Masks;
+use super::mix::Second;
 
 /// Tells batches apart, and parts of them: two that are equal have the same content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +35,12 @@ pub struct BatchName {
 pub struct Batch {
     /// The step, or the number of the part.
     pub step: u64,
-    /// Of n samples.
+    /// Of n samples; in an evaluation, all crops of the first sample come first.
     pub inputs: InputBuffer,
     /// `[n]`
     pub labels: Vec<i32>,
+    /// Of mixed samples, `[n]`; empty if none are mixed.
+    pub seconds: Vec<Second>,
     /// Sample ids, `[n]`.
     pub ids: Vec<u32>,
     /// Which places of the batch belong to which shard.
@@ -180,15 +183,17 @@ impl Pipeline {
 }
 
 impl Batch {
-    /// Inputs and labels of the samples at these places.
-    pub fn part(&self, places: &Range<usize>) -> (Inputs<'_>, &[i32]) {
-        (self.inputs.all().part(places, self.labels.len()), &self.labels[places.clone()])
+    /// Inputs, labels and second labels, if there are any, of the samples at these places.
+    pub fn part(&self, places: &Range<usize>) -> (Inputs<'_>, &[i32], &[Second]) {
+        let seconds = self.seconds.get(places.clone()).unwrap_or_default();
+        (self.inputs.all().part(places, self.labels.len()), &self.labels[places.clone()], seconds)
     }
 
     fn clear(&mut self, step: u64) {
         self.step = step;
         self.inputs.clear();
         self.labels.clear();
+        self.seconds.clear();
         self.ids.clear();
         self.shards.clear();
         self.skipped.clear();

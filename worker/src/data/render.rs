@@ -1,11 +1,12 @@
-//! Applies a recipe: crop, resize and flip at once, straight into the batch's memory;
-//! colours, normalisation and erasing as what is left to do with the bytes.
+//! Applies a recipe: crop, resize and flip at once, straight into the batch's memory; then
+//! changes, up to the last one that mixes channels or pixels, to the bytes there; the other
+//! changes, normalisation and erasing as what is left to do with the bytes.
 
 use common::config::Pixels;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use super::augment::{Colour, Recipe};
+use super::augment::{Change, Colour, Recipe};
 use super::inputs::Finish;
 use super::picture::Picture;
 
@@ -33,19 +34,16 @@ impl Renderer {
         } else {
             self.resize(picture, recipe.crop, pixels.image_size, out)?;
         }
-        let affine = if channels == 3 {
-            affine::<3>(out, &recipe.colours, pixels)
-        } else {
-            let [only] = affine::<1>(out, &recipe.colours, pixels);
-            [only; 3]
-        };
         if recipe.flip {
             out.chunks_exact_mut(size * channels).for_each(|row| mirror(row, channels));
         }
-        let erased = recipe.erased.map(|part| part.map(|share| (share * size as f64).round() as usize));
-        // A part is cut where rounding moved it past the edge.
-        let erased = erased.map(|[left, top, width, height]| [left, top, width.min(size - left), height.min(size - top)]);
-        Ok(Finish { affine, erased })
+        let affine = if channels == 3 {
+            change::<3>(out, &recipe.changes, pixels)
+        } else {
+            let [only] = change::<1>(out, &recipe.changes, pixels);
+            [only; 3]
+        };
+        Ok(Finish { affine, erased: recipe.erased })
     }
 
     /// The picture as normalised `[channels, image_size, image_size]` numbers.
@@ -78,24 +76,61 @@ fn mirror(row: &mut [u8], channels: usize) {
     row.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
 }
 
-/// Every change of colour is affine in each channel, so all of them and the
-/// normalisation become one multiplication and one addition a value.
-/// Returns scale, offset, and the lowest and highest result of each channel.
-fn affine<const C: usize>(source: &[u8], colours: &[Colour], pixels: &Pixels) -> [[f32; 4]; C] {
-    // From bytes to 0..1.
-    let (mut scale, mut offset) = ([1.0 / 255.0; C], [0.0; C]);
-    let mut means = None;
-    for colour in colours {
-        match *colour {
+/// Applies changes to the bytes of a picture, up to the last one that is not affine in each
+/// channel. Those after it and the normalisation become one multiplication and one addition
+/// a value: returns scale, offset, and the lowest and highest result of each channel.
+fn change<const C: usize>(bytes: &mut [u8], changes: &[Change], pixels: &Pixels) -> [[f32; 4]; C] {
+    let mut affine = Affine::<C>::default();
+    for change in changes {
+        match *change {
+            Change::Colour(colour) => affine.add(colour, bytes),
+            Change::Operation(operation) => {
+                affine.settle(bytes);
+                operation.apply(bytes, pixels.image_size as usize, C);
+            }
+        }
+    }
+    if pixels.mixes() {
+        // Pictures are mixed as bytes.
+        affine.settle(bytes);
+    }
+    let Affine { scale, offset, .. } = affine;
+    std::array::from_fn(|i| {
+        let (mean, std) = (pixels.mean[i], pixels.std[i]);
+        [scale[i] / std, (offset[i] - mean) / std, -mean / std, (1.0 - mean) / std]
+    })
+}
+
+/// Changes of colour that the bytes do not have yet: a value of 0..1 is
+/// `byte * scale + offset`.
+struct Affine<const C: usize> {
+    scale: [f32; C],
+    offset: [f32; C],
+    /// Of the bytes, once they are known.
+    means: Option<[f32; C]>,
+    is_changed: bool,
+}
+
+impl<const C: usize> Default for Affine<C> {
+    fn default() -> Self {
+        Self { scale: [1.0 / 255.0; C], offset: [0.0; C], means: None, is_changed: false }
+    }
+}
+
+impl<const C: usize> Affine<C> {
+    fn add(&mut self, colour: Colour, bytes: &[u8]) {
+        self.is_changed = true;
+        let Self { scale, offset, means, .. } = self;
+        match colour {
             Colour::Brightness(b) => {
-                scale = scale.map(|s| s * b);
-                offset = offset.map(|o| o * b);
+                *scale = scale.map(|s| s * b);
+                *offset = offset.map(|o| o * b);
             }
             Colour::Contrast(c) => {
-                let means = means.get_or_insert_with(|| channel_means::<C>(source));
+                let means = means.get_or_insert_with(|| channel_means::<C>(bytes));
                 let grey: f32 = (0..C).map(|i| (scale[i] * means[i] + offset[i]) * if C == 3 { LUMA[i] } else { 1.0 }).sum();
-                scale = scale.map(|s| s * c);
-                offset = offset.map(|o| o * c + (1.0 - c) * grey);
+                *scale = scale.map(|s| s * c);
+                *offset = offset.map(|o| o * c + (1.0 - c) * grey);
             }
             // Temperature and lighting change colour pictures only.
             Colour::Temperature(t) if C == 3 => {
@@ -108,10 +143,23 @@ fn affine<const C: usize>(source: &[u8], colours: &[Colour], pixels: &Pixels) ->
             Colour::Temperature(_) | Colour::Lighting(_) => {}
         }
     }
-    std::array::from_fn(|i| {
-        let (mean, std) = (pixels.mean[i], pixels.std[i]);
-        [scale[i] / std, (offset[i] - mean) / std, -mean / std, (1.0 - mean) / std]
-    })
+
+    /// Gives the bytes these changes, rounded, and has none any more.
+    fn settle(&mut self, bytes: &mut [u8]) {
+        if self.is_changed {
+            let of_channel = |i: usize| {
+                let (scale, offset) = (255.0 * self.scale[i], 255.0 * self.offset[i]);
+                // A conversion to u8 keeps within its bounds.
+                std::array::from_fn(|byte| (byte as f32 * scale + offset).round() as u8)
+            };
+            let tables: [[u8; 256]; C] = std::array::from_fn(of_channel);
+            for pixel in bytes.as_chunks_mut::<C>().0 {
+                pixel.iter_mut().zip(&tables).for_each(|(byte, table)| *byte = table[usize::from(*byte)]);
+            }
+        }
+        // What follows changes the means.
+        *self = Self::default();
+    }
 }
 
 fn channel_means<const C: usize>(source: &[u8]) -> [f32; C] {

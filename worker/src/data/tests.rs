@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::config::{Augment, CorruptPolicy, DataConfig, Pixels};
+use common::config::{Augment, CorruptPolicy, DataConfig, EvalCrops, Pixels};
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource, Split};
 use common::plan::Plan;
 use common::seed;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 use jpeg_encoder::{ColorType, Encoder};
 
-use super::augment::Colour;
 use super::*;
 
-fn pixels(size: u32, augment: &[Augment]) -> Pixels {
+pub(super) fn pixels(size: u32, augment: &[Augment]) -> Pixels {
     let config: DataConfig = toml::from_str("kind = \"idx\"\npath = \"x\"").unwrap();
     Pixels { image_size: size, augment: augment.to_vec(), ..config.pixels }
 }
@@ -131,69 +130,6 @@ fn damaged_files_are_errors_and_never_panic() {
     }
 }
 
-#[test]
-fn random_crops_lie_in_the_picture_and_have_the_asked_area() {
-    let config = Pixels { crop_scale: [0.25, 0.5], crop_ratio: [1.0, 1.0], ..pixels(8, &[Augment::Crop]) };
-    for case in 0..2000 {
-        let mut rng = seed::stream(case, "crop", &[]);
-        let Recipe { crop: [x, y, w, h], .. } = Recipe::draw(&config, 100, 80, false, || &mut rng);
-        assert!(x >= 0.0 && y >= 0.0 && x + w <= 100.001 && y + h <= 80.001, "{x} {y} {w} {h}");
-        assert!((0.249..0.501).contains(&(w * h / 8000.0)), "{w} {h}");
-    }
-}
-
-#[test]
-fn a_share_of_pictures_loses_a_part_that_lies_in_them() {
-    let config = Pixels { erase: 0.3, ..pixels(20, &[Augment::Erase]) };
-    let mut erased = 0;
-    for case in 0..2000 {
-        let mut rng = seed::stream(case, "erase", &[]);
-        let recipe = Recipe::draw(&config, 20, 20, true, || &mut rng);
-        let Some([x, y, w, h]) = recipe.erased else { continue };
-        erased += 1;
-        assert!(x >= 0.0 && y >= 0.0 && x + w <= 1.0 && y + h <= 1.0, "{x} {y} {w} {h}");
-        assert!((0.0199..0.3301).contains(&(w * h)) && (0.299..3.301).contains(&(w / h)), "{w} {h}");
-        let picture = Picture { width: 20, height: 20, channels: 3, pixels: vec![200; 20 * 20 * 3] };
-        let out = Renderer::default().numbers(&picture, &recipe, &config).unwrap();
-        let covered = out.iter().filter(|value| **value == 0.0).count() as f64 / 3.0;
-        // Each side is rounded to whole pixels.
-        assert!((covered - 400.0 * w * h).abs() < 20.0 * (w + h), "{covered} pixels of {w} x {h}");
-        assert_eq!(Recipe::evaluation(&config, 20, 20, true).erased, None);
-    }
-    assert!((500..700).contains(&erased), "{erased} of 2000");
-}
-
-#[test]
-fn evaluation_takes_the_centre() {
-    let config = Pixels { eval_resize: 1.25, ..pixels(8, &[Augment::Crop, Augment::Flip]) };
-    assert_eq!(Recipe::evaluation(&config, 100, 50, false).crop, [30.0, 5.0, 40.0, 40.0]);
-    assert_eq!(Recipe::evaluation(&config, 28, 28, true).crop, [0.0, 0.0, 28.0, 28.0]);
-}
-
-fn rendered(picture: &Picture, colours: Vec<Colour>, flip: bool) -> Vec<f32> {
-    let config = pixels(picture.width, &[]);
-    let recipe = Recipe { crop: [0.0, 0.0, picture.width.into(), picture.height.into()], flip, colours, erased: None };
-    Renderer::default().numbers(picture, &recipe, &config).unwrap()
-}
-
-#[test]
-fn colours_change_as_defined_and_planes_lie_channel_by_channel() {
-    // Two pixels a row: (51, 102, 153) and (204, 51, 0) of 255.
-    let picture = Picture { width: 2, height: 2, channels: 3, pixels: [51, 102, 153, 204, 51, 0].repeat(2) };
-    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5);
-    let plain = [0.2, 0.8, 0.2, 0.8, 0.4, 0.2, 0.4, 0.2, 0.6, 0.0, 0.6, 0.0];
-    assert!(close(&rendered(&picture, vec![], false), &plain));
-    assert!(close(&rendered(&picture, vec![], true)[..4], &[0.8, 0.2, 0.8, 0.2]));
-    assert!(close(&rendered(&picture, vec![Colour::Brightness(1.5)], false)[..4], &[0.3, 1.0, 0.3, 1.0]), "clamped at white");
-    let grey = 0.299 * 0.5 + 0.587 * 0.3 + 0.114 * 0.3;
-    let contrast = rendered(&picture, vec![Colour::Contrast(0.5)], false);
-    assert!(close(&contrast[..2], &[0.1 + grey / 2.0, 0.4 + grey / 2.0]));
-    let warm = rendered(&picture, vec![Colour::Temperature(0.1)], false);
-    assert!(close(&[warm[0], warm[4], warm[8]], &[0.22, 0.4, 0.54]));
-    let lit = rendered(&picture, vec![Colour::Lighting([0.1, 0.0, -0.1])], false);
-    assert!(close(&[lit[0], lit[4], lit[8]], &[0.3, 0.4, 0.5]));
-}
-
 /// Numbered PNGs, of which some may be damaged.
 struct Folder {
     info: DatasetInfo,
@@ -235,8 +171,9 @@ impl SampleSource for Folder {
 }
 
 fn input(folder: Folder, on_corrupt: CorruptPolicy) -> Input {
-    use Augment::{Brightness, Contrast, Crop, Erase, Flip, Lighting, Temperature};
-    let pixels = Pixels { on_corrupt, ..pixels(8, &[Crop, Flip, Brightness, Contrast, Temperature, Lighting, Erase]) };
+    use Augment::{Brightness, Contrast, Crop, Erase, Flip, Grey, Hue, Lighting, Saturation, Temperature};
+    let augment = [Crop, Flip, Brightness, Contrast, Saturation, Hue, Grey, Temperature, Lighting, Erase];
+    let pixels = Pixels { on_corrupt, ..pixels(8, &augment) };
     Input { source: Arc::new(folder), pixels }
 }
 
@@ -272,6 +209,67 @@ fn batches_do_not_depend_on_the_number_of_threads() {
             assert!(batch.masks.rows(places).places().eq(own.all().places()), "the masks of a shard are its own");
         }
         assert!(batch.ids.iter().zip(&batch.labels).all(|(id, label)| (id % 2) as i32 == *label));
+    }
+}
+
+/// As if each crop were made by itself, and one picture that does not decode leaves out ten.
+#[test]
+fn evaluation_makes_all_crops_of_a_sample() {
+    let mut input = input(Folder::with(37, &[4]), CorruptPolicy::Skip);
+    input.pixels.eval_crops = EvalCrops::Ten;
+    let options = LoaderOptions { threads: 2, prefetch_steps: 1 };
+    let mut loader = EvalLoader::start(input.clone(), Split::Val, 2..9, 3, options).unwrap();
+    let mut all = Vec::new();
+    while let Some(batch) = loader.next_batch().unwrap() {
+        assert_eq!((batch.inputs.all().len(), batch.inputs.pictures()), (batch.labels.len() * 10 * 192, batch.labels.len() * 10));
+        for (at, id) in batch.ids.iter().enumerate() {
+            let file = input.source.read(Split::Val, &[*id]).unwrap().remove(0).bytes;
+            let picture = decoded(&file);
+            for (n, recipe) in Recipe::evaluations(&input.pixels, picture.width, picture.height, false).into_iter().enumerate() {
+                let mut bytes = vec![0; 192];
+                let finish = Renderer::default().render(&picture, &recipe, &input.pixels, &mut bytes).unwrap();
+                let expected = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish] });
+                let place = at * 10 + n;
+                assert_eq!(batch.inputs.all().part(&(place..place + 1), batch.labels.len() * 10), expected, "crop {n} of {id}");
+            }
+        }
+        all.extend(batch.ids.clone());
+        loader.recycle(batch);
+    }
+    assert_eq!(all, [2, 3, 5, 6, 7, 8]);
+}
+
+/// What a shard's samples are mixed with is in the same shard.
+#[test]
+fn mixed_samples_do_not_depend_on_the_worker_that_has_the_shard() {
+    let mixing = |augment: &[Augment]| {
+        let mut input = input(Folder::with(37, &[]), CorruptPolicy::Stop);
+        input.pixels.augment.extend_from_slice(augment);
+        input
+    };
+    let plan = || Plan::new(3, 37, 3, 9);
+    let batches = |input: &Input, shards: std::ops::Range<u32>| -> Vec<Batch> {
+        let options = LoaderOptions { threads: 2, prefetch_steps: 4 };
+        let mut loader = TrainLoader::start(input.clone(), plan(), shards, 9, 0..4, options, Vec::new()).unwrap();
+        (0..4).map(|_| loader.next_batch().unwrap()).collect()
+    };
+    let plain = batches(&mixing(&[]), 0..3);
+    assert!(plain.iter().all(|batch| batch.seconds.is_empty()));
+    for augment in [&[Augment::Mixup][..], &[Augment::Cutmix], &[Augment::Mixup, Augment::Cutmix]] {
+        let input = mixing(augment);
+        let whole = batches(&input, 0..3);
+        for worker in [0..1, 1..3] {
+            for (batch, whole) in batches(&input, worker).iter().zip(&whole) {
+                for (shard, places) in &batch.shards {
+                    let (_, of_whole) = whole.shards.iter().find(|(other, _)| other == shard).unwrap();
+                    assert_eq!(batch.part(places), whole.part(of_whole), "{augment:?}");
+                }
+            }
+        }
+        let shares: Vec<f32> = whole.iter().flat_map(|batch| batch.seconds.iter().map(|second| second.share)).collect();
+        assert_eq!(shares.len(), whole.iter().map(|batch| batch.labels.len()).sum::<usize>());
+        assert!(shares.iter().all(|share| (0.0..=0.5).contains(share)) && shares.iter().any(|share| *share > 0.0));
+        assert!(whole.iter().zip(&plain).any(|(mixed, plain)| mixed.inputs != plain.inputs));
     }
 }
 

@@ -183,7 +183,7 @@ impl AutodiffEngine {
         let logits = model.classifier(cut.clone(), &mut pass).cast(FloatDType::F32);
         let scores = values(logits.clone())?;
         let mut slope = vec![0.0; scores.len()];
-        let sums = self.loss.sums(&scores, batch.labels, batch.scale, Some(&mut slope));
+        let sums = self.loss.mixed_sums(&scores, batch.labels, batch.seconds, batch.scale, Some(&mut slope));
         let slope = Tensor::<2>::from_data(TensorData::new(slope, logits.shape()), &self.device);
         phases.forward = lap("forward", start);
 

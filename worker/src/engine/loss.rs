@@ -2,12 +2,15 @@
 
 use common::config::{LossKind, ModelConfig, TrainConfig};
 
+use crate::data::Second;
+
 /// Sums over the samples of a batch; the sums of several batches or workers can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Sums {
     /// In nats, for cross-entropy.
     pub loss: f64,
-    /// Samples whose label has the highest logit.
+    /// Samples whose label has the highest logit; of a mixed one, the label with the larger
+    /// share.
     pub top1: u32,
     /// Samples whose label is among the five highest logits (all, with five classes or fewer).
     pub top5: u32,
@@ -56,16 +59,52 @@ impl Loss {
         if let Self::CrossEntropy { .. } = self { Self::CrossEntropy { smoothing: 0.0 } } else { self }
     }
 
+    /// One score for each class of each sample, of `logits` `[n, crops, classes]`. Of
+    /// cross-entropy it is the logarithm of the mean of the crops' softmax, whose softmax is
+    /// that mean; of another loss, the mean of the logits.
+    pub(crate) fn averaged(self, logits: Vec<f32>, crops: usize, classes: usize) -> Vec<f32> {
+        if crops <= 1 {
+            return logits;
+        }
+        let of_sample = |logits: &[f32]| -> Vec<f32> {
+            let rows = logits.chunks_exact(classes);
+            if !matches!(self, Self::CrossEntropy { .. }) {
+                let mean = |class: usize| rows.clone().map(|row| row[class]).sum::<f32>() / crops as f32;
+                return (0..classes).map(mean).collect();
+            }
+            let logs = rows.map(|row| {
+                let sum = log_sum(row.iter().map(|&logit| logit.into()));
+                row.iter().map(|&logit| f64::from(logit) - sum).collect::<Vec<f64>>()
+            });
+            let logs: Vec<Vec<f64>> = logs.collect();
+            let mean = |class: usize| log_sum(logs.iter().map(|row| row[class])) - (crops as f64).ln();
+            (0..classes).map(|class| mean(class) as f32).collect()
+        };
+        logits.chunks_exact(crops * classes).flat_map(of_sample).collect()
+    }
+
     /// The sums of a batch and, in `slope` (if given), the gradient of `scale` times
     /// the summed loss with respect to the logits. `labels` must be checked.
-    pub(crate) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
+    pub(crate) fn sums(self, logits: &[f32], labels: &[i32], scale: f32, slope: Option<&mut [f32]>) -> Sums {
+        self.mixed_sums(logits, labels, &[], scale, slope)
+    }
+
+    /// As [`sums`](Self::sums), of samples that may be mixed: the loss of one is the sum of
+    /// those of both labels, each times its share. `labels` have the larger shares and say
+    /// what is right. `seconds` are as many, or none.
+    pub(crate) fn mixed_sums(self, logits: &[f32], labels: &[i32], seconds: &[Second], scale: f32, mut slope: Option<&mut [f32]>) -> Sums {
         let classes = logits.len() / labels.len().max(1);
         let mut sums = Sums { count: labels.len() as u32, ..Sums::default() };
-        let mut unused = vec![0.0; classes];
+        let (mut unused, mut other) = (vec![0.0; classes], vec![0.0; classes]);
         for (row, (&label, logits)) in labels.iter().zip(logits.chunks_exact(classes)).enumerate() {
             let label = label as usize;
             let slope = slope.as_deref_mut().map_or(&mut unused[..], |s| &mut s[row * classes..(row + 1) * classes]);
-            sums.loss += f64::from(self.one(logits, label, slope));
+            let mut loss = self.one(logits, label, slope);
+            if let Some(&Second { label, share }) = seconds.get(row) {
+                loss = (1.0 - share) * loss + share * self.one(logits, label as usize, &mut other);
+                slope.iter_mut().zip(&other).for_each(|(s, other)| *s = (1.0 - share) * *s + share * other);
+            }
+            sums.loss += f64::from(loss);
             slope.iter_mut().for_each(|s| *s *= scale);
             let better = rank(logits, label);
             let right = if self == Self::Perceptron { logits[label] > 0.0 } else { better == 0 };
@@ -117,6 +156,12 @@ impl Loss {
             }
         }
     }
+}
+
+/// The logarithm of the sum of exponentials. Shifting by the maximum keeps each at most 1.
+fn log_sum(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let max = values.clone().fold(f64::NEG_INFINITY, f64::max);
+    max + values.map(|value| (value - max).exp()).sum::<f64>().ln()
 }
 
 /// How many classes come before `label`: those with a higher logit, or the same one and
@@ -185,6 +230,42 @@ mod tests {
                 };
                 let expected = (at(1e-2) - at(-1e-2)) / 2e-2;
                 assert!((f64::from(slope[i]) - expected).abs() < 1e-4, "{loss:?} {label} {i}: {} {expected}", slope[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn crops_are_averaged_by_their_softmax() {
+        // Two samples of three crops and two classes: with (1/2, 3/4, 1/4) and (1, 0, 1/2) for
+        // the first class.
+        let third = 3f32.ln();
+        let logits = vec![5.0, 5.0, third, 0.0, 0.0, third, 100.0, -2000.0, -2000.0, 100.0, 7.0, 7.0];
+        let scores = PLAIN.averaged(logits.clone(), 3, 2);
+        assert!(scores.iter().all(|score| (f64::from(*score) - 0.5f64.ln()).abs() < 1e-6), "{scores:?}");
+        let sums = PLAIN.sums(&scores, &[0, 1], 1.0, None);
+        assert!((sums.loss - 2.0 * 2f64.ln()).abs() < 1e-6 && sums.count == 2, "{sums:?}");
+        // Far apart in all crops, and still finite.
+        let far = PLAIN.averaged(vec![0.0, 3000.0, 0.0, 3000.0], 2, 2);
+        assert!((far[0] + 3000.0).abs() < 1e-3 && far[1] == 0.0, "{far:?}");
+        assert_eq!(Loss::Mse.averaged(logits.clone(), 3, 2)[..2], [(5.0 + third) / 3.0, (5.0 + third) / 3.0]);
+        assert_eq!(PLAIN.averaged(logits.clone(), 1, 2), logits);
+        assert!(PLAIN.averaged(vec![f32::NAN, 1.0, 2.0, 3.0], 2, 2).iter().all(|score| score.is_nan()));
+    }
+
+    #[test]
+    fn a_mixed_sample_has_both_losses_by_their_shares() {
+        let logits = [0.3f32, -0.7, 1.1, 0.2];
+        for loss in [Loss::CrossEntropy { smoothing: 0.1 }, Loss::Mse, Loss::Margin { delta: 1.15 }] {
+            let of = |label, seconds: &[Second]| {
+                let mut slope = [0.0; 4];
+                (loss.mixed_sums(&logits, &[label], seconds, 0.5, Some(&mut slope)), slope)
+            };
+            let ((first, slope), (second, other)) = (of(2, &[]), of(1, &[]));
+            let (found, mixed) = of(2, &[Second { label: 1, share: 0.25 }]);
+            assert!((found.loss - (0.75 * first.loss + 0.25 * second.loss)).abs() < 1e-6, "{loss:?}");
+            assert_eq!((found.top1, found.top5, found.count), (1, 1, 1));
+            for (mixed, (slope, other)) in mixed.iter().zip(slope.iter().zip(other)) {
+                assert!((mixed - (0.75 * slope + 0.25 * other)).abs() < 1e-6, "{loss:?}");
             }
         }
     }

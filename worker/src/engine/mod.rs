@@ -25,7 +25,7 @@ use common::digest::Digest;
 use common::ring::Span;
 use common::trace;
 
-use crate::data::{BatchName, Inputs, MaskRows};
+use crate::data::{BatchName, Inputs, MaskRows, Second};
 use crate::models::InputShape;
 use crate::optim::{NotFinite, Update, UpdateReport};
 pub use loss::{Loss, Sums};
@@ -94,6 +94,8 @@ pub(crate) struct TrainBatch<'a> {
     pub(crate) images: Images<'a>,
     /// `[n]`
     pub(crate) labels: &'a [i32],
+    /// Of mixed samples, `[n]`; empty if none are mixed.
+    pub(crate) seconds: &'a [Second],
     /// Of all samples.
     pub(crate) masks: MaskRows<'a>,
     /// The loss whose gradient is computed is the sum over the batch times this.
@@ -107,7 +109,13 @@ impl<'a> TrainBatch<'a> {
     /// The samples at these places of it.
     #[cfg(feature = "libtorch")]
     pub(crate) fn part(&self, places: &Range<usize>) -> Self {
-        Self { images: self.images.part(places), labels: &self.labels[places.clone()], masks: self.masks.part(places), ..*self }
+        Self {
+            images: self.images.part(places),
+            labels: &self.labels[places.clone()],
+            seconds: self.seconds.get(places.clone()).unwrap_or_default(),
+            masks: self.masks.part(places),
+            ..*self
+        }
     }
 }
 

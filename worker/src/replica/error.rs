@@ -9,6 +9,8 @@ pub enum ReplicaError {
     Batch { images: usize, labels: usize, per_image: usize },
     #[error("there are masks for {masks} samples of a batch of {labels}, or they are of another model")]
     Masks { masks: usize, labels: usize },
+    #[error("there are second labels for {seconds} samples of a batch of {labels}")]
+    Seconds { seconds: usize, labels: usize },
     #[error("label {label} of sample {index} in the batch is not one of the {classes} classes: check the data set's class list")]
     Label { index: usize, label: i32, classes: usize },
     #[error("the gradient's buckets hold {found} values, the model has {expected} weights")]

@@ -33,7 +33,13 @@ fn step(config: &Config, device: &str, part: usize, factors: bool) -> Vec<f32> {
         .step_by(part)
         .map(|at| {
             let values = &pictures[at * input.values()..(at + part) * input.values()];
-            BatchPart { inputs: values.into(), labels: &labels[at..at + part], masks: masks.rows(&(at..at + part)), name: None }
+            BatchPart {
+                inputs: values.into(),
+                labels: &labels[at..at + part],
+                seconds: &[],
+                masks: masks.rows(&(at..at + part)),
+                name: None,
+            }
         })
         .collect();
     let bf16 = config.train.precision == Precision::Bf16;

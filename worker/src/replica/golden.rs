@@ -8,8 +8,9 @@ use common::metrics::Evaluation;
 use common::recorder::Length;
 use serde::Deserialize;
 
-use super::tests::{devices, gradient, norm};
+use super::tests::{devices, mixed_gradient, norm};
 use super::*;
+use crate::data::Second;
 use crate::optim::{Optimizer, Threads};
 use crate::training::schedule::{learning_rate, reduces};
 
@@ -21,6 +22,7 @@ struct Figures {
     plateaus: Vec<Plateau>,
     average: Vec<f32>,
     alexnet: Steps,
+    alexnet_mixed: Steps,
 }
 
 #[derive(Deserialize)]
@@ -161,11 +163,12 @@ fn the_average_of_the_weights_is_pytorchs() {
 #[test]
 fn losses_and_their_slopes_are_pytorchs() {
     let expected = figures().losses;
-    assert_eq!(expected.len(), 5);
+    assert_eq!(expected.len(), 7);
+    let seconds = [(2, 0.5), (6, 0.25), (1, 0.0), (0, 0.125), (5, 0.4375)].map(|(label, share)| Second { label, share });
     for Lost { name, loss: expected, slope: expected_slope } in expected {
         let loss = match name.as_str() {
-            "cross-entropy" => Loss::CrossEntropy { smoothing: 0.0 },
-            "cross-entropy-smoothed" => Loss::CrossEntropy { smoothing: 0.1 },
+            "cross-entropy" | "cross-entropy-mixed" => Loss::CrossEntropy { smoothing: 0.0 },
+            "cross-entropy-smoothed" | "cross-entropy-mixed-smoothed" => Loss::CrossEntropy { smoothing: 0.1 },
             "mse" => Loss::Mse,
             "margin" => Loss::Margin { delta: 1.5 },
             "perceptron" => Loss::Perceptron,
@@ -175,7 +178,8 @@ fn losses_and_their_slopes_are_pytorchs() {
         let labels = [0, 6, 3, 3, 1].map(|label| label % classes as i32);
         let logits: Vec<f32> = numbers(5 * classes, 2).iter().map(|x| 4.0 * x).collect();
         let mut slope = vec![0.0; logits.len()];
-        let sums = loss.sums(&logits, &labels, 1.0, Some(&mut slope));
+        let seconds = if name.contains("mixed") { &seconds[..] } else { &[] };
+        let sums = loss.mixed_sums(&logits, &labels, seconds, 1.0, Some(&mut slope));
         assert_near(&name, sums.loss, expected, 1e-6);
         for (at, (found, expected)) in slope.iter().zip(&expected_slope).enumerate() {
             assert_near(&format!("{name}, slope {at}"), (*found).into(), (*expected).into(), 1e-6);
@@ -248,6 +252,16 @@ fn plateaus_are_pytorchs() {
 
 #[test]
 fn three_steps_of_alexnet_are_pytorchs() {
+    three_steps(&figures().alexnet, false);
+}
+
+/// On every engine, of samples with two labels.
+#[test]
+fn three_steps_of_alexnet_on_mixed_samples_are_pytorchs() {
+    three_steps(&figures().alexnet_mixed, true);
+}
+
+fn three_steps(Steps { steps, weights }: &Steps, mixed: bool) {
     const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
     const BATCH: usize = 6;
     let model = ModelConfig::Alexnet(AlexnetConfig { width: 0.125, dropout: 0.0, ..AlexnetConfig::default() });
@@ -260,7 +274,6 @@ fn three_steps_of_alexnet_are_pytorchs() {
         threads: Some(2),
         ..TrainConfig::default()
     };
-    let Steps { steps, weights } = figures().alexnet;
     for device in devices() {
         let mut replica = Replica::new(&model, &train, INPUT, 1, device.clone()).unwrap();
         let layout = replica.layout().clone();
@@ -281,10 +294,12 @@ fn three_steps_of_alexnet_are_pytorchs() {
             }
         };
         replica.engine.write_weights(write).unwrap();
-        for (step, expected) in (0u32..).zip(&steps) {
+        for (step, expected) in (0u32..).zip(steps) {
             let images: Vec<f32> = numbers(BATCH * INPUT.values(), 50 + step).iter().map(|x| 4.0 * x).collect();
             let labels: Vec<i32> = (0..BATCH as i32).map(|i| (7 * step as i32 + 3 * i) % 10).collect();
-            let (flat, sums) = gradient(&mut replica, &images, &labels, 1.0 / BATCH as f32, 0);
+            let second = |i: usize| Second { label: (3 * step as i32 + 7 * i as i32 + 1) % 10, share: i as f32 / 12.0 };
+            let seconds: Vec<Second> = (0..if mixed { BATCH } else { 0 }).map(second).collect();
+            let (flat, sums) = mixed_gradient(&mut replica, &images, &labels, &seconds, 1.0 / BATCH as f32, 0);
             let what = |what: &str| format!("{device}, step {step}: {what}");
             assert_near(&what("loss"), sums.loss / BATCH as f64, expected.loss, 1e-5);
             for (param, expected) in layout.params().iter().zip(&expected.gradient_norms) {
@@ -293,7 +308,7 @@ fn three_steps_of_alexnet_are_pytorchs() {
             let update = replica.update(&[flat], Update { step: step.into(), lr: 0.02, factor: 1.0 }).unwrap();
             assert_near(&what("norm"), update.grad_norm, expected.gradient_norm, 1e-4);
         }
-        for (param, expected) in layout.params().iter().zip(&weights) {
+        for (param, expected) in layout.params().iter().zip(weights) {
             let values = &replica.weights().unwrap()[param.range()];
             let sum: f64 = values.iter().map(|&w| f64::from(w)).sum();
             assert_near(&format!("{device}, {}, norm", param.name()), norm(values), expected.norm, 1e-4);

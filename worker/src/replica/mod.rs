@@ -2,6 +2,7 @@
 //! has its engine, which owns the state, work with them. It does not depend on workers,
 //! shards or files.
 
+mod batch;
 mod error;
 #[cfg(all(test, feature = "libtorch"))]
 mod factors;
@@ -11,6 +12,8 @@ mod progress;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_batches;
 #[cfg(test)]
 mod tests_of_freezing;
 #[cfg(all(test, feature = "libtorch"))]
@@ -26,12 +29,13 @@ use common::ring::{Bucket, Span, Values};
 use common::seed;
 use common::trace;
 
-use crate::data::{BatchName, Dropout, Inputs, MaskGroup, MaskRows, Masks};
+use crate::data::{Dropout, Inputs, MaskGroup, Masks};
 use crate::engine::device::Devices;
-use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, Phases, Piece, Sums, TrainBatch};
+use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Loss, Phases, Piece, Sums};
 use crate::models::{InputShape, Model, ParamLayout, ParamSpec, initial_weights};
 use crate::optim::{Update, UpdateReport};
 use crate::weights::{Loaded, ORDER, OWN_ORDER, WeightsFile};
+pub use batch::BatchPart;
 pub use error::ReplicaError;
 pub use progress::Progress;
 pub use state::State;
@@ -53,18 +57,6 @@ pub struct Replica {
     /// Changes a product of this step, to test that others notice.
     #[cfg(all(test, feature = "libtorch"))]
     flips: Option<u64>,
-}
-
-/// Neighbouring samples of a batch whose gradient is computed at once.
-#[derive(Debug, Clone, Copy)]
-pub struct BatchPart<'a> {
-    pub inputs: Inputs<'a>,
-    /// `[n]`
-    pub labels: &'a [i32],
-    /// Of all samples, and of the model's [`dropouts`](Replica::dropouts).
-    pub masks: MaskRows<'a>,
-    /// By which it is known again if it was announced as the next one.
-    pub name: Option<BatchName>,
 }
 
 /// The seed of the factors by whose products workers find out whether they make the same.
@@ -171,7 +163,7 @@ impl Replica {
         // The engine computes what has samples; the other gradients are zeros.
         let (mut filled, mut empty) = (Vec::new(), Vec::new());
         for (number, part) in parts.iter().enumerate() {
-            let batch = self.train_batch(part, scale)?;
+            let batch = batch::train_batch(self.input, &self.dropouts, part, scale)?;
             if part.labels.is_empty() {
                 empty.push(number);
             } else {
@@ -192,7 +184,9 @@ impl Replica {
             (Sums::default(), Phases::default())
         } else {
             // What is wrong with the next batch is said when it is its turn.
-            let next = next.filter(|part| !part.labels.is_empty()).and_then(|part| self.train_batch(part, scale).ok());
+            let next = next
+                .filter(|part| !part.labels.is_empty())
+                .and_then(|part| batch::train_batch(self.input, &self.dropouts, part, scale).ok());
             self.engine.gradients(&batches, next.as_ref(), delivery, &mut |number, piece| sink(filled[number], piece))?
         };
         self.phases = phases;
@@ -285,7 +279,7 @@ impl Replica {
     pub fn rehearse(&mut self, samples: usize) -> Result<(), ReplicaError> {
         let numbers = vec![0.0; samples * self.input.values()];
         let masks = Masks::drawn(&self.dropouts, &[MaskGroup { seed: 0, samples }]);
-        let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], masks: masks.all(), name: None };
+        let part = BatchPart { inputs: Inputs::Numbers(&numbers), labels: &vec![0; samples], seconds: &[], masks: masks.all(), name: None };
         let outcome = self.gradients(&[part], None, 1.0, Delivery::Keep, &mut |_, _| ());
         self.engine.forget()?;
         outcome.map(drop)
@@ -349,11 +343,25 @@ impl Replica {
     /// # Errors
     /// The batch does not fit the model, or the device failed.
     pub fn scores<'a>(&self, inputs: impl Into<Inputs<'a>>, labels: &[i32]) -> Result<(Sums, Vec<f32>), ReplicaError> {
-        let images = self.batch(inputs.into(), labels)?;
-        if labels.is_empty() {
+        self.scores_of_crops(inputs, labels, 1)
+    }
+
+    /// As [`scores`](Self::scores), of samples that have so many inputs each, one after the
+    /// other: crops of a picture, whose predictions are averaged.
+    ///
+    /// # Errors
+    /// The batch does not fit the model, or the device failed.
+    pub fn scores_of_crops<'a>(
+        &self,
+        inputs: impl Into<Inputs<'a>>,
+        labels: &[i32],
+        crops: usize,
+    ) -> Result<(Sums, Vec<f32>), ReplicaError> {
+        let images = batch::images(self.input, inputs.into(), labels, crops)?;
+        if images.n == 0 {
             return Ok((Sums::default(), Vec::new()));
         }
-        let scores = self.engine.logits(images)?;
+        let scores = self.loss.averaged(self.engine.logits(images)?, crops, self.input.classes);
         Ok((self.loss.unsmoothed().sums(&scores, labels, 1.0, None), scores))
     }
 
@@ -468,29 +476,6 @@ impl Replica {
     pub fn weights_blake3(&self) -> Result<Digest, ReplicaError> {
         let average = self.train.ema.and(self.engine.optimizer_state()?.pop()).map(|(_, values)| values);
         Ok(state::weights_blake3(&self.layout, &self.weights()?, average.as_deref()))
-    }
-
-    fn train_batch<'a>(&self, part: &BatchPart<'a>, scale: f32) -> Result<TrainBatch<'a>, ReplicaError> {
-        let BatchPart { inputs, labels, masks, name } = *part;
-        let images = self.batch(inputs, labels)?;
-        let fits = masks.places().map(|(dropout, _)| dropout).eq(self.dropouts.iter().copied());
-        if masks.samples() != labels.len() || !fits {
-            return Err(ReplicaError::Masks { masks: masks.samples(), labels: labels.len() });
-        }
-        Ok(TrainBatch { images, labels, masks, scale, name })
-    }
-
-    fn batch<'a>(&self, inputs: Inputs<'a>, labels: &[i32]) -> Result<Images<'a>, ReplicaError> {
-        let per_image = self.input.values();
-        let finished = if let Inputs::Pictures(pictures) = inputs { pictures.finishes.len() } else { labels.len() };
-        if inputs.len() != labels.len() * per_image || finished != labels.len() {
-            return Err(ReplicaError::Batch { images: inputs.len(), labels: labels.len(), per_image });
-        }
-        let classes = self.input.classes;
-        if let Some(index) = labels.iter().position(|&label| usize::try_from(label).map_or(true, |l| l >= classes)) {
-            return Err(ReplicaError::Label { index, label: labels[index], classes });
-        }
-        Ok(Images { values: inputs, n: labels.len(), input: self.input })
     }
 }
 

@@ -5,6 +5,7 @@ use common::config::{AlexnetConfig, AlexnetPreset, OptimizerKind, Precision};
 use common::seed;
 
 use super::*;
+use crate::data::{MaskRows, Second};
 #[cfg(feature = "libtorch")]
 use crate::engine::device::ComputeDevice;
 use crate::engine::{Sink, device::Share};
@@ -36,12 +37,30 @@ pub(super) fn replica(dropout: f64, train: &TrainConfig, device: &Devices) -> Re
 
 /// The gradient of one batch: to a sink, or added to what the engine holds.
 impl Replica {
-    fn gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>, sink: Sink<'_>) -> Result<Sums, ReplicaError> {
-        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+    pub(super) fn gradient(
+        &mut self,
+        inputs: &[f32],
+        labels: &[i32],
+        scale: f32,
+        masks: MaskRows<'_>,
+        sink: Sink<'_>,
+    ) -> Result<Sums, ReplicaError> {
+        self.mixed_gradient(inputs, labels, &[], scale, masks, sink)
+    }
+    pub(super) fn mixed_gradient(
+        &mut self,
+        inputs: &[f32],
+        labels: &[i32],
+        seconds: &[Second],
+        scale: f32,
+        masks: MaskRows<'_>,
+        sink: Sink<'_>,
+    ) -> Result<Sums, ReplicaError> {
+        let part = BatchPart { inputs: inputs.into(), labels, seconds, masks, name: None };
         self.gradients(&[part], None, scale, Delivery::Sum, &mut |_, piece| _ = piece.values().map(|(offset, span)| sink(offset, span)))
     }
     fn add_gradient(&mut self, inputs: &[f32], labels: &[i32], scale: f32, masks: MaskRows<'_>) -> Result<Sums, ReplicaError> {
-        let part = BatchPart { inputs: inputs.into(), labels, masks, name: None };
+        let part = BatchPart { inputs: inputs.into(), labels, seconds: &[], masks, name: None };
         self.gradients(&[part], None, scale, Delivery::Keep, &mut |_, _| ())
     }
 }
@@ -65,11 +84,23 @@ fn masks(replica: &Replica, groups: &[(u64, usize)]) -> Masks {
 
 /// The flat gradient; also checks that the sink was handed every value once.
 pub(super) fn gradient(replica: &mut Replica, images: &[f32], labels: &[i32], scale: f32, dropout_seed: u64) -> (Vec<f32>, Sums) {
+    mixed_gradient(replica, images, labels, &[], scale, dropout_seed)
+}
+
+/// As [`gradient`], of samples that may be mixed.
+pub(super) fn mixed_gradient(
+    replica: &mut Replica,
+    images: &[f32],
+    labels: &[i32],
+    seconds: &[Second],
+    scale: f32,
+    dropout_seed: u64,
+) -> (Vec<f32>, Sums) {
     let mut flat = vec![f32::NAN; replica.layout().trained_total()];
     let mut handed = 0;
     let masks = masks(replica, &[(dropout_seed, labels.len())]);
     let sums = replica
-        .gradient(images, labels, scale, masks.all(), &mut |at, span| {
+        .mixed_gradient(images, labels, seconds, scale, masks.all(), &mut |at, span| {
             span.read(&mut flat[at..at + span.len()]);
             handed += span.len();
         })
@@ -343,6 +374,7 @@ fn gradients_of_parts_come_by_themselves() {
         let part = |places: std::ops::Range<usize>| BatchPart {
             inputs: inputs.part(&places, BATCH),
             labels: &labels[places.clone()],
+            seconds: &[],
             masks: masks.rows(&places),
             name: None,
         };
@@ -367,19 +399,6 @@ fn gradients_of_parts_come_by_themselves() {
     let of = |name: &str| all.iter().find(|(device, _)| device == name).map(|(_, flat)| flat);
     assert_eq!(of("cpu:resident").is_some(), of("cpu,cpu,cpu").is_some());
     assert!(of("cpu:resident") == of("cpu,cpu,cpu"), "the bits of one device and of three differ");
-}
-
-#[test]
-fn batches_that_do_not_fit_are_refused() {
-    let mut replica = replica(0.0, &train(), &devices()[0]);
-    let (images, labels) = batch(2, 0);
-    let none = Masks::drawn(&[], &[MaskGroup { seed: 0, samples: labels.len() }]);
-    let short = replica.gradient(&images[1..], &labels, 1.0, none.all(), &mut |_, _| ());
-    assert!(matches!(short, Err(ReplicaError::Batch { labels: 2, .. })));
-    let fewer = replica.gradient(&images, &labels, 1.0, none.rows(&(0..1)), &mut |_, _| ());
-    assert!(matches!(fewer, Err(ReplicaError::Masks { masks: 1, labels: 2 })));
-    let unknown = replica.evaluate(&images, &[0, 10]);
-    assert!(matches!(unknown, Err(ReplicaError::Label { index: 1, label: 10, classes: 10 })));
 }
 
 #[test]

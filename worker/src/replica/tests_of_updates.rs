@@ -85,7 +85,7 @@ fn layerwise_updates_with_an_own_gradient_are_those_of_the_handed_one() {
                 let (flat, _) = gradient(&mut handed, &images, &labels, 0.2, 0);
                 handed.update(&[flat], at(step, 0.01)).unwrap();
                 let masks = Masks::drawn(own.dropouts(), &[MaskGroup { seed: 0, samples: labels.len() }]);
-                let part = BatchPart { inputs: (&images).into(), labels: &labels, masks: masks.all(), name: None };
+                let part = BatchPart { inputs: (&images).into(), labels: &labels, seconds: &[], masks: masks.all(), name: None };
                 own.gradients(&[part], None, 0.2, Delivery::Keep, &mut |_, _| ()).unwrap();
                 own.update_with_own(at(step, 0.01)).unwrap();
             }

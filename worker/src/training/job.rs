@@ -87,15 +87,17 @@ impl Job {
 
     /// The validation samples this rank evaluates, and how many at a time: equally many on
     /// every rank, however the shards are owned. In reproducible mode the samples of a batch
-    /// do not depend on the number of ranks, and ranks have whole batches.
+    /// do not depend on the number of ranks, and ranks have whole batches. Of samples with
+    /// several crops fewer are evaluated at a time, but always all crops of one.
     pub fn evaluation(&self) -> (Range<u32>, u32) {
         let (train, val) = (&self.config.train, self.info.val);
+        let samples = |pictures: u32| (pictures / self.config.data.pixels.eval_crops.count() as u32).max(1);
         if train.reproducible {
-            let batch = (train.global_batch / train.shards).max(16);
+            let batch = samples((train.global_batch / train.shards).max(16));
             let batches = evaluation_range(self.rank, self.world, val.div_ceil(batch));
             return ((batches.start * batch).min(val)..(batches.end * batch).min(val), batch);
         }
-        let batch = train.global_batch.div_ceil(self.world).clamp(16, 256).min(self.evaluates_at_a_time());
+        let batch = samples(train.global_batch.div_ceil(self.world).clamp(16, 256).min(self.evaluates_at_a_time()));
         (evaluation_range(self.rank, self.world, val), batch)
     }
 
@@ -126,7 +128,7 @@ impl Job {
         self.shards().len() * (self.config.train.global_batch / self.config.train.shards) as usize
     }
 
-    /// The most samples that an evaluation may compute at a time.
+    /// The most pictures, or rows, that an evaluation may compute at a time.
     fn evaluates_at_a_time(&self) -> u32 {
         // Without a backward pass, far fewer activations are kept.
         if let Some(MicroBatch::Samples(samples)) = self.config.train.micro_batch { samples } else { u32::MAX }
@@ -202,16 +204,19 @@ mod tests {
 
     #[test]
     fn every_validation_sample_is_evaluated_once_and_reproducibly_in_the_same_batches() {
-        for reproducible in [false, true] {
-            let job = job(&["data.val=100", &format!("train.reproducible={reproducible}")]);
+        for (reproducible, crops, expected) in [(false, "centre", 16), (true, "centre", 16), (false, "five", 3), (true, "ten", 1)] {
+            let job = job(&["data.val=100", &format!("train.reproducible={reproducible}"), &format!("data.eval_crops={crops}")]);
             for world in 1..=3 {
                 let rank = |rank| Job::new(job.config.clone(), job.info.clone(), rank, Ownership::equal(world, 3)).unwrap().evaluation();
                 let parts: Vec<(Range<u32>, u32)> = (0..world).map(rank).collect();
                 let all: Vec<u32> = parts.iter().flat_map(|(range, _)| range.clone()).collect();
                 assert_eq!(all, (0..100).collect::<Vec<_>>());
                 if reproducible {
-                    assert!(parts.iter().all(|(range, batch)| *batch == 16 && range.start.is_multiple_of(16)), "{parts:?}");
+                    assert!(parts.iter().all(|(range, batch)| *batch == expected && range.start.is_multiple_of(expected)), "{parts:?}");
                 }
+                // 24 samples of a step, on one worker.
+                let most = if reproducible || world > 1 { expected } else { expected * 3 / 2 };
+                assert!(parts.iter().all(|(_, batch)| *batch <= most), "{parts:?}");
             }
         }
     }

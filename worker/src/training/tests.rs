@@ -174,7 +174,8 @@ fn factors_train_as_sums_do_and_send_less() {
 
 #[test]
 fn reproducible_weights_are_those_of_any_world() {
-    for model in [&[][..], &ALEXNET] {
+    let mixed = ["data.augment=[\"randaugment\", \"mixup\", \"cutmix\", \"erase\"]", "data.eval_crops=ten", "train.label_smoothing=0.1"];
+    for model in [&[][..], &ALEXNET, &mixed] {
         let sets = [model, &["train.reproducible=true", "cluster.dense=factors"]].concat();
         for worlds in [&[&["cpu"][..], &["cpu"; 2], &["cpu"; 3], &["cpu"; 4]][..], &[&["cpu:resident"], &["cpu:resident", "cpu,cpu"]]] {
             let alone = undisturbed(worlds[0], &sets);
@@ -182,6 +183,7 @@ fn reproducible_weights_are_those_of_any_world() {
                 let ranks = undisturbed(devices, &sets);
                 assert_eq!(ranks[0].digest, alone[0].digest, "{devices:?}, {model:?}");
                 assert_eq!(ranks[0].curve.norms, alone[0].curve.norms);
+                assert_eq!(ranks[0].curve.evaluations, alone[0].curve.evaluations);
             }
         }
     }

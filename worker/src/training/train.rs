@@ -229,8 +229,8 @@ fn unlike(step: u64, record: &dyn Record, stored: u64, job: &Job) -> anyhow::Err
 /// The parts of a batch that are computed one after the other.
 fn parts_of<'a>(job: &Job, loader: &TrainLoader, batch: &'a Batch, micro_batch: usize) -> Vec<BatchPart<'a>> {
     let part = |(number, places): (usize, Range<usize>)| {
-        let (inputs, labels) = batch.part(&places);
-        BatchPart { inputs, labels, masks: batch.masks.rows(&places), name: Some(loader.name(batch.step, number)) }
+        let (inputs, labels, seconds) = batch.part(&places);
+        BatchPart { inputs, labels, seconds, masks: batch.masks.rows(&places), name: Some(loader.name(batch.step, number)) }
     };
     job.parts(&batch.shards, micro_batch).into_iter().enumerate().map(part).collect()
 }
@@ -284,7 +284,7 @@ fn evaluate_weights(
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, range, batch, job.loader_options())?;
     let mut mine = StepTotals::default();
     while let Some(batch) = loader.next_batch()? {
-        let sums = replica.evaluate(batch.inputs.all(), &batch.labels)?;
+        let (sums, _) = replica.scores_of_crops(batch.inputs.all(), &batch.labels, job.config.data.pixels.eval_crops.count())?;
         mine.loss += sums.loss;
         mine.checksum = mine.checksum.wrapping_add(fixed(sums.loss));
         mine.top1 += u64::from(sums.top1);

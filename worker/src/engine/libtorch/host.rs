@@ -83,7 +83,7 @@ impl HostEngine {
         let head = |logits: &Tensor, ()| {
             let values = to_host(logits)?;
             let mut slope = vec![0.0; values.len()];
-            let sums = loss.sums(&values, batch.labels, batch.scale, Some(&mut slope));
+            let sums = loss.mixed_sums(&values, batch.labels, batch.seconds, batch.scale, Some(&mut slope));
             Ok((Tensor::f_from_slice(&slope)?.f_view_as(logits)?, sums))
         };
         let take = |finished| match finished {

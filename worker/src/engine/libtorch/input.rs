@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::super::{EngineError, Images};
 use super::slice_mut;
-use crate::data::{Dropout, Finish, Pictures};
+use crate::data::{Dropout, Filling, Finish, Pictures};
 use crate::models::InputShape;
 use crate::optim::Threads;
 
@@ -65,8 +65,14 @@ pub(super) fn finish(bytes: &Tensor, constants: &Tensor, finishes: &[Finish], ki
     let _ = numbers.f_mul_(&scale?)?.f_add_(&offset?)?;
     let numbers = numbers.f_clamp_tensor(Some(low?), Some(high?))?;
     for (at, finish) in finishes.iter().enumerate() {
-        if let Some([left, top, width, height]) = finish.erased.map(|part| part.map(|n| n as i64)) {
-            let _ = numbers.f_select(0, at as i64)?.f_narrow(0, top, height)?.f_narrow(1, left, width)?.f_zero_()?;
+        let Some(erased) = finish.erased else { continue };
+        let [left, top, width, height] = erased.part.map(|n| n as i64);
+        let mut part = numbers.f_select(0, at as i64)?.f_narrow(0, top, height)?.f_narrow(1, left, width)?;
+        if erased.filling == Filling::Numbers([0.0; 3]) {
+            let _ = part.f_zero_()?;
+        } else {
+            let filling = erased.numbers(bytes.size()[3] as usize);
+            part.f_copy_(&Tensor::f_from_slice(&filling)?.f_view_as(&part)?)?;
         }
     }
     Ok(numbers.f_to_kind(kind)?)
@@ -81,17 +87,20 @@ pub(super) fn mask(bytes: &Tensor, dropout: Dropout, kind: Kind) -> Result<Tenso
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::data::Erased;
 
     #[test]
     fn host_and_device_make_the_same_numbers() {
         for channels in [1, 3] {
             let input = InputShape { channels, image_size: 9, classes: 2 };
-            let bytes: Vec<u8> = (0..3 * input.values()).map(|i| (i * 73 % 256) as u8).collect();
+            let bytes: Vec<u8> = (0..4 * input.values()).map(|i| (i * 73 % 256) as u8).collect();
             let finish = |n: usize| Finish {
                 affine: std::array::from_fn(|c| [0.0123 * (n + c + 1) as f32, -0.7 + c as f32 * 0.31, -0.5, 1.9]),
-                erased: (n == 1).then_some([2, 1, 4, 6]),
+                erased: [Filling::Numbers([0.0; 3]), Filling::Numbers([1.5, -2.0, 0.0]), Filling::Noise { seed: 1 }]
+                    .get(n)
+                    .map(|&filling| Erased { part: [2, 1, 4, 6], filling }),
             };
-            let finishes: Vec<Finish> = (0..3).map(finish).collect();
+            let finishes: Vec<Finish> = (0..4).map(finish).collect();
             let pictures = Pictures { bytes: &bytes, finishes: &finishes };
             for kind in [Kind::Float, Kind::BFloat16] {
                 let host = on_host(pictures, input, kind, &Threads::new(2).unwrap()).unwrap();

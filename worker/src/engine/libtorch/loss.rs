@@ -13,21 +13,56 @@ pub(super) struct DeviceSums {
     pub(super) slope: Tensor,
 }
 
-/// As [`Loss::sums`]. `logits` are f32 `[n, classes]`, `labels` int64 `[n]`, both on the
-/// same device.
-pub(super) fn sums(loss: Loss, logits: &Tensor, labels: &Tensor, scale: f32) -> Result<DeviceSums, EngineError> {
+/// What logits are compared with.
+pub(super) struct Target {
+    /// int64, `[n]`.
+    pub(super) labels: Tensor,
+    /// Of mixed samples: the second labels, int64 `[n]`, and their shares, f32 `[n]`.
+    pub(super) seconds: Option<(Tensor, Tensor)>,
+}
+
+/// As [`Loss::mixed_sums`]. `logits` are f32 `[n, classes]`, on the device of the target.
+pub(super) fn sums(loss: Loss, logits: &Tensor, target: &Target, scale: f32) -> Result<DeviceSums, EngineError> {
     let classes = logits.size()[1];
-    let column = labels.f_unsqueeze(1)?;
-    let one_hot = logits.f_zeros_like()?.f_scatter_value(1, &column, 1.0)?;
+    let column = target.labels.f_unsqueeze(1)?;
     let own = logits.f_gather(1, &column, false)?;
-    let (losses, slope) = match loss {
+    let (mut losses, mut slope) = losses_and_slope(loss, logits, &column)?;
+    if let Some((labels, shares)) = &target.seconds {
+        let (other_losses, other_slope) = losses_and_slope(loss, logits, &labels.f_unsqueeze(1)?)?;
+        let share = shares.f_unsqueeze(1)?;
+        let rest = share.f_neg()?.f_add_scalar(1.0)?;
+        losses = losses.f_mul(&rest)?.f_add(&other_losses.f_mul(&share)?)?;
+        slope = slope.f_mul(&rest)?.f_add(&other_slope.f_mul(&share)?)?;
+    }
+    // How many classes come before the label: as `rank` on the host.
+    let places = Tensor::f_arange(classes, (Kind::Int64, logits.device()))?.f_unsqueeze(0)?;
+    let before = logits.f_eq_tensor(&own)?.f_logical_and(&places.f_lt_tensor(&column)?)?;
+    let better = logits.f_gt_tensor(&own)?.f_logical_or(&before)?.f_sum_dim_intlist(1, true, Kind::Int64)?;
+    let ranked = own.f_isnan()?.f_logical_not()?;
+    let first = match loss {
+        Loss::Perceptron => own.f_gt(0.0)?,
+        _ => better.f_eq(0)?.f_logical_and(&ranked)?,
+    };
+    let five = better.f_lt(5)?.f_logical_and(&ranked)?;
+    let total = |tensor: &Tensor| tensor.f_sum(Kind::Double);
+    let sums = Tensor::f_stack(&[total(&losses)?, total(&first)?, total(&five)?], 0)?;
+    Ok(DeviceSums { sums, slope: slope.f_mul_scalar(f64::from(scale))? })
+}
+
+/// The loss of each sample, `[n, 1]`, and its gradient with respect to the logits. `column`
+/// are the labels, int64 `[n, 1]`.
+fn losses_and_slope(loss: Loss, logits: &Tensor, column: &Tensor) -> Result<(Tensor, Tensor), EngineError> {
+    let classes = logits.size()[1];
+    let one_hot = logits.f_zeros_like()?.f_scatter_value(1, column, 1.0)?;
+    let own = logits.f_gather(1, column, false)?;
+    Ok(match loss {
         Loss::CrossEntropy { smoothing } => {
             let smoothing = f64::from(smoothing);
             let logs = logits.f_log_softmax(1, Kind::Float)?;
             let share = smoothing / classes as f64;
             let target = one_hot.f_mul_scalar(1.0 - smoothing)?.f_add_scalar(share)?;
             let slope = logs.f_exp()?.f_sub(&target)?;
-            let losses = logs.f_gather(1, &column, false)?.f_mul_scalar(smoothing - 1.0)?;
+            let losses = logs.f_gather(1, column, false)?.f_mul_scalar(smoothing - 1.0)?;
             let losses =
                 if smoothing > 0.0 { losses.f_sub(&logs.f_sum_dim_intlist(1, true, Kind::Float)?.f_mul_scalar(share)?)? } else { losses };
             (losses, slope)
@@ -51,20 +86,7 @@ pub(super) fn sums(loss: Loss, logits: &Tensor, labels: &Tensor, scale: f32) -> 
             let losses = own.f_neg()?.f_masked_fill(&wrong.f_logical_not()?, 0.0)?;
             (losses, one_hot.f_mul(&wrong.f_to_kind(Kind::Float)?)?.f_neg()?)
         }
-    };
-    // How many classes come before the label: as `rank` on the host.
-    let places = Tensor::f_arange(classes, (Kind::Int64, logits.device()))?.f_unsqueeze(0)?;
-    let before = logits.f_eq_tensor(&own)?.f_logical_and(&places.f_lt_tensor(&column)?)?;
-    let better = logits.f_gt_tensor(&own)?.f_logical_or(&before)?.f_sum_dim_intlist(1, true, Kind::Int64)?;
-    let ranked = own.f_isnan()?.f_logical_not()?;
-    let first = match loss {
-        Loss::Perceptron => own.f_gt(0.0)?,
-        _ => better.f_eq(0)?.f_logical_and(&ranked)?,
-    };
-    let five = better.f_lt(5)?.f_logical_and(&ranked)?;
-    let total = |tensor: &Tensor| tensor.f_sum(Kind::Double);
-    let sums = Tensor::f_stack(&[total(&losses)?, total(&first)?, total(&five)?], 0)?;
-    Ok(DeviceSums { sums, slope: slope.f_mul_scalar(f64::from(scale))? })
+    })
 }
 
 /// Reads [`DeviceSums::sums`] of so many samples, and whatever follows them.
@@ -82,6 +104,7 @@ mod tests {
     use common::seed;
 
     use super::*;
+    use crate::data::Second;
 
     /// Logits with ties and a NaN, of every loss, against the host's sums.
     #[test]
@@ -94,13 +117,21 @@ mod tests {
         let mut spoilt = finite.clone();
         spoilt[3 * CLASSES + labels[3] as usize] = f32::NAN;
         let losses = [0.0, 0.1].map(|smoothing| Loss::CrossEntropy { smoothing });
+        let second = |row: usize| Second { label: ((row * 3) % CLASSES) as i32, share: row as f32 / (2 * ROWS) as f32 };
+        let mixed: Vec<Second> = (0..ROWS).map(second).collect();
         for loss in losses.into_iter().chain([Loss::Mse, Loss::Margin { delta: 1.15 }, Loss::Perceptron]) {
-            for logits in [&finite, &spoilt] {
+            for (logits, seconds) in [(&finite, &[][..]), (&spoilt, &[]), (&finite, &mixed)] {
                 let mut slope = vec![0.0; logits.len()];
-                let host = loss.sums(logits, &labels, 0.25, Some(&mut slope));
+                let host = loss.mixed_sums(logits, &labels, seconds, 0.25, Some(&mut slope));
                 let tensor = Tensor::from_slice(logits).view([ROWS as i64, CLASSES as i64]);
                 let labels: Vec<i64> = labels.iter().map(|&l| l.into()).collect();
-                let found = sums(loss, &tensor, &Tensor::from_slice(&labels), 0.25).unwrap();
+                let columns = || {
+                    let labels: Vec<i64> = seconds.iter().map(|second| second.label.into()).collect();
+                    let shares: Vec<f32> = seconds.iter().map(|second| second.share).collect();
+                    (Tensor::from_slice(&labels), Tensor::from_slice(&shares))
+                };
+                let target = Target { labels: Tensor::from_slice(&labels), seconds: (!seconds.is_empty()).then(columns) };
+                let found = sums(loss, &tensor, &target, 0.25).unwrap();
                 let [total, first, five] = Vec::<f64>::try_from(found.sums).unwrap()[..] else { panic!("not three sums") };
                 assert_eq!((first as u32, five as u32), (host.top1, host.top5), "{loss:?}");
                 assert!((total - host.loss).abs() < 1e-4 || total.is_nan() && host.loss.is_nan(), "{loss:?}: {total} {}", host.loss);

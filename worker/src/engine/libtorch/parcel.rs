@@ -6,6 +6,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::super::{EngineError, TrainBatch};
+use super::loss::Target;
 use super::streams::{Lane, Mark, Streams, Transfer};
 use super::{input, slice_mut};
 use crate::data::{BatchName, Dropout, Finish, Inputs};
@@ -25,6 +26,8 @@ struct Content {
     n: usize,
     input: InputShape,
     labels: Range<usize>,
+    /// The second labels of mixed samples, and their shares.
+    seconds: Option<[Range<usize>; 2]>,
     values: Values,
     masks: Vec<(Dropout, Range<usize>)>,
 }
@@ -38,8 +41,7 @@ enum Values {
 
 /// What a pass needs, on the device.
 pub(super) struct Unpacked {
-    /// int64, `[n]`.
-    pub(super) labels: Tensor,
+    pub(super) target: Target,
     /// `[n, channels, size, size]`, stored with the channels last.
     pub(super) images: Tensor,
     /// For each dropout, what it multiplies by: `[n, values]`.
@@ -84,6 +86,9 @@ impl Parcel {
         let labels: Vec<i64> = batch.labels.iter().map(|&label| label.into()).collect();
         let mut packing = Packing { at: 0 };
         let place_of_labels = packing.place(8 * n);
+        let second_labels: Vec<i64> = batch.seconds.iter().map(|second| second.label.into()).collect();
+        let second_shares: Vec<f32> = batch.seconds.iter().map(|second| second.share).collect();
+        let seconds = (!batch.seconds.is_empty()).then(|| [packing.place(8 * n), packing.place(4 * n)]);
         let constants = if let Inputs::Pictures(pictures) = batch.images.values { input::constants(pictures, input) } else { Vec::new() };
         let values = match batch.images.values {
             Inputs::Numbers(numbers) => Values::Numbers(packing.place(4 * numbers.len())),
@@ -111,6 +116,10 @@ impl Parcel {
         // SAFETY: u8, contiguous, in host memory; by the contract nothing reads it now.
         let packed: &mut [u8] = unsafe { slice_mut(host, len) };
         packed[place_of_labels.clone()].copy_from_slice(bytemuck::cast_slice(&labels));
+        if let Some([labels, shares]) = &seconds {
+            packed[labels.clone()].copy_from_slice(bytemuck::cast_slice(&second_labels));
+            packed[shares.clone()].copy_from_slice(bytemuck::cast_slice(&second_shares));
+        }
         match (&values, batch.images.values) {
             (Values::Numbers(place), Inputs::Numbers(numbers)) => packed[place.clone()].copy_from_slice(bytemuck::cast_slice(numbers)),
             (Values::Pictures { bytes, constants: place, .. }, Inputs::Pictures(pictures)) => {
@@ -124,7 +133,7 @@ impl Parcel {
         }
         let front = |memory: &Tensor| memory.f_narrow(0, 0, len as i64);
         let transfer = streams.copy(Lane::ToDevice, &front(device)?, &front(host)?, after)?;
-        self.content = Some(Content { name: batch.name, transfer, n, input, labels: place_of_labels, values, masks });
+        self.content = Some(Content { name: batch.name, transfer, n, input, labels: place_of_labels, seconds, values, masks });
         Ok(())
     }
 
@@ -147,11 +156,17 @@ impl Parcel {
                 input::finish(&bytes, &constants, finishes, kind)?
             }
         };
+        let seconds = |[labels, shares]: &[Range<usize>; 2]| -> Result<_, EngineError> {
+            Ok((view(labels, Kind::Int64, &[n])?, view(shares, Kind::Float, &[n])?))
+        };
         let mask = |(dropout, place): &(Dropout, Range<usize>)| -> Result<Tensor, EngineError> {
             input::mask(&view(place, Kind::Uint8, &[n, dropout.values as i64])?, *dropout, kind)
         };
         Ok(Unpacked {
-            labels: view(&content.labels, Kind::Int64, &[n])?,
+            target: Target {
+                labels: view(&content.labels, Kind::Int64, &[n])?,
+                seconds: content.seconds.as_ref().map(seconds).transpose()?,
+            },
             images: images.f_permute([0, 3, 1, 2])?,
             masks: content.masks.iter().map(mask).collect::<Result<_, _>>()?,
         })

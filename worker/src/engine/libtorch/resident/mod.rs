@@ -183,11 +183,11 @@ impl ResidentEngine {
         let Self { network, loss, kept, streams, parcels, products, .. } = self;
         let streams = RefCell::new(&mut **streams);
         let feed = || {
-            let Unpacked { images, masks, labels } = parcels[current].unpack(&mut **streams.borrow_mut(), kind)?;
-            Ok(Feed { images, masks, target: labels })
+            let Unpacked { images, masks, target } = parcels[current].unpack(&mut **streams.borrow_mut(), kind)?;
+            Ok(Feed { images, masks, target })
         };
-        let head = |logits: &Tensor, labels: Tensor| {
-            let found = loss::sums(*loss, logits, &labels, batch.scale)?;
+        let head = |logits: &Tensor, target: loss::Target| {
+            let found = loss::sums(*loss, logits, &target, batch.scale)?;
             Ok((found.slope, found.sums))
         };
         let done = network.gradient(batch.labels.len(), taps.then_some(&*products), feed, head, |finished| match finished {

@@ -7,8 +7,8 @@ use common::config::{AlexnetConfig, AlexnetPreset, MlpConfig, ModelConfig, Optim
 use super::super::late::{LateStreams, Waits};
 use super::super::shim::{operator, operators_of};
 use super::*;
-use crate::data::{BatchName, Finish, Inputs, Pictures};
-use crate::data::{MaskGroup, Masks};
+use crate::data::{BatchName, Erased, Filling, Finish, Inputs, Pictures};
+use crate::data::{MaskGroup, Masks, Second};
 use crate::models::{InputShape, Model, initial_weights};
 
 /// What only the CPU's path calls: on a GPU, cuDNN computes instead.
@@ -18,7 +18,8 @@ const CPU_ONLY: [&str; 2] = ["mkldnn", "_nnpack"];
 fn everything() {
     let input = InputShape { channels: 3, image_size: 63, classes: 10 };
     let bytes: Vec<u8> = (0..2 * input.values()).map(|i| (i * 7) as u8).collect();
-    let finish = Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some([1, 2, 3, 4]) };
+    let finish =
+        Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some(Erased { part: [1, 2, 3, 4], filling: Filling::Numbers([0.0; 3]) }) };
     let pictures = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish; 2] });
     let images = Images { values: pictures, n: 2, input };
     for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
@@ -41,9 +42,11 @@ fn everything() {
                 )
                 .unwrap();
                 let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
-                let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
+                let batch = TrainBatch { images, labels: &[1, 2], seconds: &[], masks: masks.all(), scale: 0.5, name: None };
+                let seconds = [Second { label: 0, share: 0.25 }; 2];
+                let mixed = TrainBatch { seconds: &seconds, ..batch };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
-                engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _| ()).unwrap();
+                engine.gradients(&[batch, mixed], None, Delivery::Keep, &mut |_, _| ()).unwrap();
                 engine.update(Gradient::Own, update).unwrap();
                 let mut flat = vec![0.0; layout.total()];
                 engine
@@ -107,10 +110,12 @@ fn run(streams: Box<dyn Streams>, precision: Precision) -> Result<Vec<f32>, Engi
     let masks = Masks::drawn(&[], &[MaskGroup { seed: 0, samples: BATCH }]);
     let name = |step: usize, part| BatchName { loader: 0, step: step as u64, part };
     let labels: Vec<Vec<i32>> = (0..7).map(|step| (0..BATCH).map(|i| ((i + step) % 3) as i32).collect()).collect();
+    let seconds: Vec<Second> = (0..BATCH).map(|i| Second { label: (i % 3) as i32, share: 0.1 * i as f32 }).collect();
     let pictures: Vec<Vec<u8>> = (0..7).map(bytes).collect();
     let batch = |step: usize| TrainBatch {
         images: Images { values: Inputs::Pictures(Pictures { bytes: &pictures[step], finishes: &finishes }), n: BATCH, input: INPUT },
         labels: &labels[step],
+        seconds: if step.is_multiple_of(2) { &[] } else { &seconds },
         masks: masks.all(),
         scale: 0.25,
         name: Some(name(step, 0)),
