@@ -130,7 +130,8 @@ impl Recorder {
         let mut summary = summary.with_dense(layers, config.train.global_batch);
         let (steps, evaluations) = run_dir.metrics()?;
         summary.reload(&steps, &evaluations);
-        let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), ..Status::default() };
+        let skipped = run_dir.skipped().unwrap_or_default();
+        let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), skipped, ..Status::default() };
         for event in run_dir.events()? {
             match event {
                 Event::Generation { workers, shards, dense, .. } => summary.generation(workers, shards, dense.as_ref()),
@@ -308,8 +309,13 @@ impl Recorder {
     pub fn skipped(&mut self, step: u64, name: &str, problem: &str) {
         let sample = SkippedSample { step, sample: name.to_owned(), problem: problem.to_owned() };
         match self.run_dir.write_skipped(&sample) {
-            Ok(Some(count)) if count <= NAMED_SKIPS => tracing::warn!("skipped `{name}` in step {step}: {problem}"),
-            Ok(_) => {}
+            Ok(Some(count)) => {
+                self.status.send_modify(|status| status.skipped = count);
+                if count <= NAMED_SKIPS {
+                    tracing::warn!("skipped `{name}` in step {step}: {problem}");
+                }
+            }
+            Ok(None) => {}
             Err(e) => _ = self.tolerate(Err(e)),
         }
     }
