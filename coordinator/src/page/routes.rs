@@ -132,6 +132,21 @@ async fn guard(State(site): State<Arc<Site>>, mut request: Request, next: Next) 
     response
 }
 
+/// An answer that says why there is no other.
+struct Refusal(Box<Response>);
+
+impl From<Response> for Refusal {
+    fn from(answer: Response) -> Self {
+        Self(Box::new(answer))
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        *self.0
+    }
+}
+
 fn refuse(code: StatusCode, reason: &str) -> Response {
     (code, format!("{reason}\n")).into_response()
 }
@@ -160,13 +175,13 @@ fn query<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
 }
 
 /// The run that a request asks for by `?run=`: the first, if it names none.
-fn feed<'a>(site: &'a Site, uri: &Uri) -> Result<&'a Feed, Response> {
+fn feed<'a>(site: &'a Site, uri: &Uri) -> Result<&'a Feed, Refusal> {
     let number = query(uri, "run").map_or(Ok(0), str::parse::<usize>);
     let feed = number.ok().and_then(|number| site.feeds.get(number));
-    feed.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "there is no such run"))
+    feed.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "there is no such run").into())
 }
 
-fn snapshot(site: &Site, uri: &Uri) -> Result<Arc<Snapshot>, Response> {
+fn snapshot(site: &Site, uri: &Uri) -> Result<Arc<Snapshot>, Refusal> {
     feed(site, uri).map(|feed| Arc::clone(&feed.snapshot.borrow()))
 }
 
@@ -185,20 +200,20 @@ async fn runs(State(site): State<Arc<Site>>, Extension(Trusted(trusted)): Extens
     document(&json!({"runs": runs, "live": site.actions.is_some(), "may_act": trusted && site.actions.is_some()}))
 }
 
-async fn status(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Response> {
+async fn status(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
     Ok(document(&snapshot(&site, &uri)?.status))
 }
 
-async fn curve(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Response> {
+async fn curve(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
     Ok(document(&snapshot(&site, &uri)?.history.curve.columns(0)))
 }
 
-async fn config(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Response> {
+async fn config(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
     let text = feed(&site, &uri)?.config_toml.clone();
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
 
-async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Response> {
+async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
     #[derive(Serialize)]
     struct Facts<'a> {
         facts: u64,
@@ -217,17 +232,17 @@ async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Resp
     Ok(document(&Facts { facts: history.facts, evaluations, events, checkpoints, skipped }))
 }
 
-async fn metrics(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Response> {
+async fn metrics(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
     let text = prometheus::metrics(&snapshot(&site, &uri)?.status);
     Ok(([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], text).into_response())
 }
 
 /// Server-sent events: an update at once, and one with each change.
-async fn events(State(site): State<Arc<Site>>, Extension(among_requests): Extension<Place>, uri: Uri) -> Result<Response, Response> {
+async fn events(State(site): State<Arc<Site>>, Extension(among_requests): Extension<Place>, uri: Uri) -> Result<Response, Refusal> {
     let feed = feed(&site, &uri)?;
     let Ok(place) = Arc::clone(&site.streams).try_acquire_owned() else {
         let (busy, later) = ("too many readers follow this run: ask for /status.json\n", [(header::RETRY_AFTER, "10")]);
-        return Err((StatusCode::SERVICE_UNAVAILABLE, later, busy).into_response());
+        return Err((StatusCode::SERVICE_UNAVAILABLE, later, busy).into_response().into());
     };
     among_requests.give_up();
     let receiver = feed.updates.subscribe();
@@ -245,18 +260,18 @@ async fn events(State(site): State<Arc<Site>>, Extension(among_requests): Extens
     Ok(Sse::new(updates).into_response())
 }
 
-fn actions(site: &Site) -> Result<&Actions, Response> {
-    site.actions.as_ref().ok_or_else(|| refuse(StatusCode::CONFLICT, "this process does not run the run"))
+fn actions(site: &Site) -> Result<&Actions, Refusal> {
+    site.actions.as_ref().ok_or_else(|| refuse(StatusCode::CONFLICT, "this process does not run the run").into())
 }
 
-fn told(sent: Result<(), mpsc::error::TrySendError<LauncherEvent>>, said: &str) -> Result<Response, Response> {
+fn told(sent: Result<(), mpsc::error::TrySendError<LauncherEvent>>, said: &str) -> Result<Response, Refusal> {
     match sent {
         Ok(()) => Ok(document(&json!({"said": said}))),
-        Err(_) => Err(refuse(StatusCode::CONFLICT, "the run is over, or busy: try again")),
+        Err(_) => Err(refuse(StatusCode::CONFLICT, "the run is over, or busy: try again").into()),
     }
 }
 
-async fn stop(State(site): State<Arc<Site>>) -> Result<Response, Response> {
+async fn stop(State(site): State<Arc<Site>>) -> Result<Response, Refusal> {
     let sent = actions(&site)?.events.try_send(LauncherEvent::StopWithCheckpoint);
     told(sent, "the run stops after the step in flight, with a checkpoint")
 }
@@ -267,25 +282,25 @@ struct Leaver {
     worker: String,
 }
 
-async fn leave(State(site): State<Arc<Site>>, body: Bytes) -> Result<Response, Response> {
+async fn leave(State(site): State<Arc<Site>>, body: Bytes) -> Result<Response, Refusal> {
     let actions = actions(&site)?;
     let Ok(Leaver { worker }) = serde_json::from_slice(&body) else {
-        return Err(refuse(StatusCode::BAD_REQUEST, "name the worker: {\"worker\": \"worker-1\"}"));
+        return Err(refuse(StatusCode::BAD_REQUEST, "name the worker: {\"worker\": \"worker-1\"}").into());
     };
     let known = site.feeds.iter().any(|feed| feed.snapshot.borrow().status.workers.iter().any(|w| w.name == worker));
     if !known {
-        return Err(refuse(StatusCode::NOT_FOUND, "no worker of this name is in the ring"));
+        return Err(refuse(StatusCode::NOT_FOUND, "no worker of this name is in the ring").into());
     }
     let said = format!("{worker} leaves after the step in flight");
     told(actions.events.try_send(LauncherEvent::Leave { name: worker }), &said)
 }
 
-async fn token(State(site): State<Arc<Site>>) -> Result<Response, Response> {
+async fn token(State(site): State<Arc<Site>>) -> Result<Response, Refusal> {
     let actions = actions(&site)?;
     let (authority, address) = (Arc::clone(&actions.authority), actions.address.clone());
     // The tokens are in files.
     let made = tokio::task::spawn_blocking(move || authority.tokens().create(LIFETIME, SystemTime::now())).await;
-    let failed = |e: String| refuse(StatusCode::INTERNAL_SERVER_ERROR, &e);
+    let failed = |e: String| Refusal::from(refuse(StatusCode::INTERNAL_SERVER_ERROR, &e));
     let token = made.map_err(|e| failed(e.to_string()))?.map_err(|e| failed(e.to_string()))?;
     tracing::info!("a reader of the page made a token that admits workers for a day");
     let join = format!("worker join {address} --token {token}");
