@@ -45,6 +45,35 @@ pub struct StepMetrics {
     pub images_per_second: f64,
 }
 
+/// Shares of a worker's own time, each from 0 to 1; together at most 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct TimeShares {
+    /// Forward and backward, products of factors, the update.
+    pub computing: f64,
+    /// Waiting for the batch.
+    pub data: f64,
+    /// Waiting for what the other workers send.
+    pub others: f64,
+}
+
+impl TimeShares {
+    /// The shares of one step by the clock of the worker that made it; none of a step that
+    /// took no time.
+    pub fn of(step: &StepMetrics) -> Option<Self> {
+        let others = (step.all_reduce_exposed_ms - step.product_ms).max(0.0);
+        let computing = step.compute_ms + step.product_ms.min(step.all_reduce_exposed_ms) + step.update_ms;
+        let all = computing + step.data_wait_ms + others;
+        let share = |ms: f64| ms / all;
+        (all.is_finite() && all > 0.0).then(|| Self { computing: share(computing), data: share(step.data_wait_ms), others: share(others) })
+    }
+
+    /// A running average, in which `next` weighs this much.
+    pub fn towards(self, next: Self, weight: f64) -> Self {
+        let mix = |old: f64, new: f64| old + weight * (new - old);
+        Self { computing: mix(self.computing, next.computing), data: mix(self.data, next.data), others: mix(self.others, next.others) }
+    }
+}
+
 /// One evaluation of the whole validation set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Evaluation {

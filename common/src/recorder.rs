@@ -13,8 +13,7 @@ use crate::audit::TrainedSamples;
 use crate::config::{Config, Keep, Metric};
 use crate::dataset::{DatasetInfo, SampleSource};
 use crate::dense::dense_layers;
-use crate::metrics::Recovery;
-use crate::metrics::{Evaluation, StepMetrics, best};
+use crate::metrics::{Evaluation, Recovery, StepMetrics, best};
 use crate::plan::Plan;
 use crate::run_dir::{Best, DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
 use crate::status::Status;
@@ -43,8 +42,7 @@ struct RingShare {
 }
 
 impl RingShare {
-    /// Adds a step. Once a generation, after 20 steps: the median share, if it is more than
-    /// half.
+    /// Adds a step. Once a generation, after 20 steps: the median share, if above a half.
     fn add(&mut self, metrics: &StepMetrics) -> Option<f64> {
         if self.world < 2 || self.shares.len() == NOTICED_AFTER {
             return None;
@@ -130,7 +128,8 @@ impl Recorder {
         let mut summary = summary.with_dense(layers, config.train.global_batch);
         let (steps, evaluations) = run_dir.metrics()?;
         summary.reload(&steps, &evaluations);
-        let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), ..Status::default() };
+        let skipped = run_dir.skipped().unwrap_or_default();
+        let mut status = Status { steps: length.steps, epochs, evaluation: evaluations.last().cloned(), skipped, ..Status::default() };
         for event in run_dir.events()? {
             match event {
                 Event::Generation { workers, shards, dense, .. } => summary.generation(workers, shards, dense.as_ref()),
@@ -308,8 +307,13 @@ impl Recorder {
     pub fn skipped(&mut self, step: u64, name: &str, problem: &str) {
         let sample = SkippedSample { step, sample: name.to_owned(), problem: problem.to_owned() };
         match self.run_dir.write_skipped(&sample) {
-            Ok(Some(count)) if count <= NAMED_SKIPS => tracing::warn!("skipped `{name}` in step {step}: {problem}"),
-            Ok(_) => {}
+            Ok(Some(count)) => {
+                self.status.send_modify(|status| status.skipped = count);
+                if count <= NAMED_SKIPS {
+                    tracing::warn!("skipped `{name}` in step {step}: {problem}");
+                }
+            }
+            Ok(None) => {}
             Err(e) => _ = self.tolerate(Err(e)),
         }
     }
@@ -426,8 +430,7 @@ mod tests {
             first.step(&step(reported));
         }
         assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
-        // A new generation repeats step 5; steps that were early before it are invalid
-        // now.
+        // A new generation repeats step 5: steps that were early before it are void.
         first.generation(2, &[], 5, &[], &[], None);
         first.step(&step(6));
         assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));

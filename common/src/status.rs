@@ -2,7 +2,7 @@
 //! it and cannot delay the run.
 
 use crate::metrics::Recovery;
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, StepMetrics, TimeShares};
 use crate::plan::Ownership;
 
 /// Weight of the newest step in the running averages.
@@ -27,12 +27,16 @@ pub struct Status {
     /// Losses of workers that the run has survived, and the last of them.
     pub recoveries: u64,
     pub recovery: Option<Recovery>,
+    /// Different samples that were left out because they do not decode.
+    pub skipped: u64,
 }
 
 /// A member of the newest generation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MemberStatus {
     pub name: String,
+    /// Where it listens for its predecessor in the ring.
+    pub address: String,
     /// The worker's own description; empty until it is known.
     pub device: String,
     /// The first of its shards, and the first shard after them.
@@ -44,6 +48,8 @@ pub struct MemberStatus {
     /// The samples that it computes in a second, waiting for others left out, according
     /// to its last heartbeat.
     pub speed: Option<f64>,
+    /// Where its time goes, according to its last heartbeat.
+    pub shares: Option<TimeShares>,
 }
 
 /// Running averages of the steps' metrics.
@@ -55,7 +61,8 @@ pub struct Rates {
     /// Shares of a step spent waiting for data, and for gradients.
     pub data_wait: f64,
     pub gradient_wait: f64,
-    step_ms: f64,
+    /// How long a step takes.
+    pub step_ms: f64,
     images: f64,
     data_ms: f64,
     reduce_ms: f64,
@@ -114,6 +121,13 @@ impl Status {
         self.step = Some(metrics.clone());
     }
 
+    /// The seconds that the steps which are left take at the present rate, evaluations not
+    /// counted; none before a step was recorded.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let done = self.step.as_ref()?.step.saturating_add(1);
+        Some(self.steps.saturating_sub(done) as f64 * self.rates?.step_ms / 1e3)
+    }
+
     /// How many shards each member owns, if not all own equally many.
     pub fn unequal_shards(&self) -> Option<Ownership> {
         let counts: Vec<u32> = self.members.iter().map(|m| m.shards.1.saturating_sub(m.shards.0)).collect();
@@ -164,6 +178,8 @@ mod tests {
         let rates = status.rates.unwrap_or_else(|| panic!("there are rates after a step"));
         assert!((rates.images_per_second - 40_000.0 / 110.0).abs() < 1e-9, "a tenth of the way: {rates:?}");
         assert_eq!(status.step.as_ref().map(|m| m.step), Some(1));
+        status.steps = 12;
+        assert!(status.seconds_left().is_some_and(|left| (left - 1.1).abs() < 1e-9), "ten steps of 110 ms");
         assert_eq!(status.unequal_shards().map(|shards| shards.to_string()), Some("3, 1".to_owned()));
         status.members = vec![member((0, 2)), member((2, 3))];
         assert_eq!(status.unequal_shards(), None);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use common::audit::TrainedSamples;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, StepMetrics, TimeShares};
 use common::wire::messages::{Generation, ToWorker};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +22,8 @@ pub enum News {
     Membership(Input),
     /// The device that a worker computes on.
     Device(WorkerId, String),
+    /// Where a worker's time goes.
+    Spends(WorkerId, TimeShares),
     Report(WorkerId, Fact, Place),
     /// The worker of this name sends bytes over another connection.
     Alive {
@@ -46,6 +48,20 @@ pub enum News {
         names: Vec<String>,
         tokens: Vec<String>,
     },
+}
+
+/// Events from outside of the run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LauncherEvent {
+    /// A person asks the run to stop; a second request stops it at once.
+    Stop,
+    /// A person asks the run to stop with a checkpoint; asking again changes nothing.
+    StopWithCheckpoint,
+    /// A person asks the worker of this name to leave after the step in flight.
+    Leave { name: String },
+    /// The process of the worker that prefers this rank has ended: the membership
+    /// need not wait for its timeout.
+    Ended { preferred_rank: u32 },
 }
 
 /// The sender to the main loop.

@@ -22,6 +22,9 @@ pub mod inbox;
 // Samples and checkpoints, over connections of their own.
 pub mod bulk;
 
+// A live page of a run, its status and its metrics.
+pub mod page;
+
 // The coordinator of one run.
 pub mod serve;
 

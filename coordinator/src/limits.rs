@@ -3,7 +3,7 @@
 
 use common::config::Config;
 use common::dataset::DatasetInfo;
-use common::metrics::StepMetrics;
+use common::metrics::{StepMetrics, TimeShares};
 use common::wire::messages::ToCoordinator;
 
 /// A generation may be this much newer than the newest one in the journal: a damaged
@@ -56,7 +56,9 @@ impl Limits {
     pub fn check(&self, message: &ToCoordinator) -> Result<(), String> {
         match message {
             ToCoordinator::Hello { .. } | ToCoordinator::Leaving => Ok(()),
-            ToCoordinator::Heartbeat { step, speed, .. } => self.step(*step).and_then(|()| credible(*speed)),
+            ToCoordinator::Heartbeat { step, speed, shares, .. } => {
+                self.step(*step).and_then(|()| credible(*speed)).and_then(|()| whole(*shares))
+            }
             ToCoordinator::Ready { device, step, .. } => self.step(*step).and_then(|()| text(device)),
             ToCoordinator::Step { metrics, .. } => self.metrics(metrics),
             ToCoordinator::Evaluation(evaluation) => self.step(evaluation.step),
@@ -105,6 +107,17 @@ fn credible(speed: Option<f64>) -> Result<(), String> {
     }
 }
 
+/// Checks the shares of a worker's time: parts of a whole, but for rounding.
+fn whole(shares: Option<TimeShares>) -> Result<(), String> {
+    let Some(TimeShares { computing, data, others }) = shares else { return Ok(()) };
+    let parts = [computing, data, others];
+    if parts.iter().all(|part| (0.0..=1.0).contains(part)) && parts.iter().sum::<f64>() <= 1.0 + 1e-6 {
+        Ok(())
+    } else {
+        Err(format!("shares of its time of {computing}, {data} and {others}"))
+    }
+}
+
 fn text(text: &str) -> Result<(), String> {
     if text.len() > TEXT { Err(format!("a text of {} bytes", text.len())) } else { Ok(()) }
 }
@@ -131,7 +144,8 @@ mod tests {
     #[test]
     fn the_truth_passes() {
         let ready = ToCoordinator::Ready { device: "CPU".to_owned(), generation: 7, step: 100, committed: 7, products: None };
-        let beat = |speed| ToCoordinator::Heartbeat { step: 100, waiting: true, speed };
+        let thirds = TimeShares { computing: 0.5, data: 0.25, others: 0.25 };
+        let beat = |speed| ToCoordinator::Heartbeat { step: 100, waiting: true, speed, shares: Some(thirds) };
         for message in
             [trained(99, 3, &[0, 49]), finished(100), ToCoordinator::Leaving, ready, beat(None), beat(Some(1e-4)), beat(Some(1e6))]
         {
@@ -141,7 +155,13 @@ mod tests {
 
     #[test]
     fn lies_are_named() {
-        let beat = |step, speed| ToCoordinator::Heartbeat { step, waiting: false, speed };
+        let beat = |step, speed| ToCoordinator::Heartbeat { step, waiting: false, speed, shares: None };
+        let shares = |computing, data, others| ToCoordinator::Heartbeat {
+            step: 1,
+            waiting: false,
+            speed: None,
+            shares: Some(TimeShares { computing, data, others }),
+        };
         let skipped = |name: String| ToCoordinator::Skipped { step: 1, name, problem: String::new() };
         let cases = [
             (trained(1, 4, &[]), "rank 4"),
@@ -156,6 +176,9 @@ mod tests {
             (beat(1, Some(1e10)), "a speed of 10000000000"),
             (beat(1, Some(f64::INFINITY)), "a speed of inf"),
             (beat(1, Some(f64::NAN)), "a speed of NaN"),
+            (shares(0.9, 0.9, 0.0), "shares of its time of 0.9, 0.9 and 0"),
+            (shares(f64::NAN, 0.0, 0.0), "shares of its time of NaN"),
+            (shares(0.0, -0.1, 0.0), "-0.1"),
             (skipped("x".repeat(5000)), "5000 bytes"),
         ];
         for (message, word) in cases {

@@ -19,7 +19,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::serve::LauncherEvent;
+use crate::inbox::LauncherEvent;
 
 /// How to start the workers.
 #[derive(Debug, Clone)]

@@ -100,6 +100,11 @@ impl Running {
         found
     }
 
+    /// What it has written to stdout so far.
+    pub fn output(&self) -> String {
+        self.readers.first().map(Reader::so_far).unwrap_or_default()
+    }
+
     /// What it has written to stderr so far.
     pub fn log(&self) -> String {
         self.readers.get(1).map(Reader::so_far).unwrap_or_default()

@@ -41,6 +41,16 @@ impl Python {
         Some(Self { program: "python3".into(), packages })
     }
 
+    /// The packages of tests/python/requirements-browser.txt, and the path of a headless
+    /// Chromium.
+    pub fn with_browser() -> Option<(Self, PathBuf)> {
+        let python = Self { program: "python3".into(), packages: installed("requirements-browser.txt")?.into() };
+        let mut command = Command::new(&python.program);
+        let found = command.arg(project().join("tests/python/chromium.py")).env("PYTHONPATH", &python.packages);
+        let path = printed(found.output(), "chromium.py")?;
+        Some((python, path))
+    }
+
     fn imports(&self, modules: &str) -> bool {
         let mut python = Command::new(&self.program);
         let output = python.args(["-c", &format!("import {modules}")]).env("PYTHONPATH", &self.packages).output();
@@ -93,11 +103,16 @@ impl Drop for Served {
 /// it, where they cannot be had.
 fn installed(requirements: &str) -> Option<PathBuf> {
     let outcome = Command::new("python3").arg(project().join("tests/python/install.py")).arg(requirements).output();
+    printed(outcome, "install.py")
+}
+
+/// The path that a script has printed. `None`, and a word about it, where it failed.
+fn printed(outcome: std::io::Result<Output>, script: &str) -> Option<PathBuf> {
     match outcome {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).trim().into()),
         outcome => {
             let why = outcome.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stderr).into_owned());
-            eprintln!("skipped: {why}");
+            eprintln!("skipped: {script}: {why}");
             None
         }
     }

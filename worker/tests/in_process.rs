@@ -57,7 +57,16 @@ async fn start(workers: u32, set: &[&str]) -> Served {
     let outcome = tokio::spawn(async move {
         let _keep = _keep;
         serve(
-            Run { config, source, run_dir, authority: Arc::new(authority), start_workers: workers, may_return: false, quiet: true },
+            Run {
+                config,
+                source,
+                run_dir,
+                authority: Arc::new(authority),
+                start_workers: workers,
+                may_return: false,
+                page: None,
+                quiet: true,
+            },
             endpoint,
             interrupts,
         )

@@ -6,6 +6,8 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -100,6 +102,29 @@ impl Authority {
         Ok(Identity::new(name.to_owned(), certificate, self.certificate.clone(), key))
     }
 
+    /// For a server of browsers on this machine, which is asked by these names and IP
+    /// addresses: TLS 1.3 with a fresh key and a certificate that is good for nothing else.
+    pub fn server_config(&self, names: &[String]) -> Result<Arc<rustls::ServerConfig>, AuthorityError> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(names.to_vec())?;
+        params.distinguished_name = named("ringleader page");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // Some browsers accept no certificate that is good for longer than 825 days.
+        let year = year_of(SystemTime::now());
+        params.not_before = rcgen::date_time_ymd(year - 1, 12, 1);
+        params.not_after = rcgen::date_time_ymd(year + 1, 12, 31);
+        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let chain = vec![certificate, self.certificate.clone()];
+        let mut config = rustls::ServerConfig::builder_with_provider(tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+            .map_err(|e| AuthorityError::Server(e.to_string()))?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
     fn sign(&self, name: &str, key: &impl PublicKeyData) -> Result<CertificateDer<'static>, AuthorityError> {
         let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         if !letters || name.is_empty() || name.len() > 63 || name.starts_with('-') || name.ends_with('-') {
@@ -111,6 +136,12 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
+}
+
+/// The year of the Gregorian calendar, give or take a day.
+fn year_of(now: SystemTime) -> i32 {
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    1970 + i32::try_from(seconds / 31_556_952).unwrap_or_default()
 }
 
 fn named(common_name: &str) -> DistinguishedName {
@@ -177,6 +208,17 @@ mod tests {
         Authority::open(&two).unwrap();
         fs::copy(one.join("ca.key"), two.join("ca.key")).unwrap();
         assert!(Authority::open(&two).err().unwrap().to_string().contains("not the key of"));
+    }
+
+    #[test]
+    fn a_server_of_browsers_is_certified_for_its_names_and_addresses() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let names = ["trainer.example", "192.0.2.7", "2001:db8::7"].map(str::to_owned);
+        assert!(authority.server_config(&names).is_ok());
+        assert!(matches!(authority.server_config(&["häßlich".to_owned()]), Err(AuthorityError::Crypto(_))));
+        let second = |n| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(n);
+        assert_eq!((year_of(second(0)), year_of(second(1_790_000_000))), (1970, 2026));
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub enum AuthorityError {
     Request(String),
     #[error("could not make a key or certificate: {0}")]
     Crypto(#[from] rcgen::Error),
+    #[error("could not set up TLS: {0}")]
+    Server(String),
     #[error("the system gives no random numbers")]
     Random,
 }

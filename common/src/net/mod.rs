@@ -38,5 +38,6 @@ pub use identity::{COORDINATOR, Identity, worker_name};
 pub use peer::Peer;
 pub use protocol::{Alpn, Role};
 pub use socket::BoundSocket;
+pub use tls::random_word;
 pub use token::Token;
 pub use transport::Route;

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use data_encoding::HEXLOWER;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -27,6 +28,14 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 /// Fills `bytes` with random numbers fit for keys.
 pub(super) fn random(bytes: &mut [u8]) -> Option<()> {
     provider().secure_random.fill(bytes).ok()
+}
+
+/// A word that nobody can guess: 128 random bits in hex. `None` where there are no random
+/// numbers.
+pub fn random_word() -> Option<String> {
+    let mut bytes = [0; 16];
+    random(&mut bytes)?;
+    Some(HEXLOWER.encode(&bytes))
 }
 
 /// The fingerprint by which a token pins an authority.

@@ -39,6 +39,12 @@ pub enum Event {
         name: String,
         reason: String,
     },
+    /// A member of the ring was given up: `silent_ms` passed since its last sign of life.
+    WorkerLost {
+        name: String,
+        reason: String,
+        silent_ms: f64,
+    },
     Generation {
         generation: u64,
         workers: u32,
@@ -134,16 +140,17 @@ pub(super) fn last_generation(events: &[Event]) -> LastGeneration {
     last
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Line<E> {
-    unix_seconds: f64,
+/// A line of the journal: what happened, and when.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Dated<E = Event> {
+    pub unix_seconds: f64,
     #[serde(flatten)]
-    event: E,
+    pub event: E,
 }
 
 /// All events of a journal, in order.
 pub(super) fn read(path: &Path) -> Result<Vec<Event>, RunDirError> {
-    Ok(lines::parse::<Line<Event>>(path)?.into_iter().map(|line| line.event).collect())
+    Ok(lines::parse::<Dated>(path)?.into_iter().map(|line| line.event).collect())
 }
 
 #[derive(Debug)]
@@ -157,7 +164,7 @@ impl Journal {
     /// Adds a line, in memory until [`Journal::sync`].
     pub(super) fn push(&mut self, event: &Event) {
         let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        self.0.push(&Line { unix_seconds, event });
+        self.0.push(&Dated { unix_seconds, event });
     }
 
     /// Writes the lines that wait in memory; they are on disk when this returns.

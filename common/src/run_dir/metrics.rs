@@ -35,7 +35,7 @@ struct At {
 /// A whole line of either kind.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Line {
+pub(super) enum Line {
     Step(StepMetrics),
     Evaluation { eval: Evaluation },
 }

@@ -19,6 +19,7 @@ mod checkpoint;
 mod contents;
 mod differences;
 mod error;
+mod follow;
 mod journal;
 mod layout;
 mod lines;
@@ -38,7 +39,8 @@ use std::path::{Path, PathBuf};
 pub use checkpoint::{CHECKPOINT_FILES, Checkpoint, CheckpointFiles, CheckpointMeta, VerifiedFile};
 pub use contents::ContentsCheck;
 pub use error::RunDirError;
-pub use journal::{Dense, Event, LastGeneration};
+pub use follow::{Added, RunFollower};
+pub use journal::{Dated, Dense, Event, LastGeneration};
 pub use layout::CheckpointLayout;
 pub use resume::Resume;
 pub use skipped::SkippedSample;
@@ -59,6 +61,8 @@ use mirror::{InStore, Mirror};
 use skipped::SkippedSamples;
 use tensorboard::TensorBoard;
 
+const JOURNAL: &str = "journal.jsonl";
+const METRICS: &str = "metrics.jsonl";
 const SKIPPED: &str = "skipped.jsonl";
 
 /// One run's directory, locked for this process.
@@ -155,7 +159,7 @@ impl RunDir {
         let mirror = config.run.mirror.as_deref().map(|url| Mirror::start(InStore(url.to_owned()), url, path)).transpose()?;
         Ok(Self {
             path: path.to_owned(),
-            journal: Journal::open(&path.join("journal.jsonl"))?,
+            journal: Journal::open(&path.join(JOURNAL))?,
             metrics_first: false,
             metrics: None,
             tensorboard: TensorBoard::new(path, config.to_toml()),
@@ -221,7 +225,7 @@ impl RunDir {
     /// step and later ones, which are about to be trained again, are removed.
     pub fn start_metrics(&mut self, first_step: u64) -> Result<(), RunDirError> {
         self.metrics_file()?.flush()?;
-        let path = self.path.join("metrics.jsonl");
+        let path = self.path.join(METRICS);
         self.metrics = Some(Metrics::open(&path)?.cut(first_step)?);
         self.tensorboard.goes_on_from(first_step);
         Ok(())
@@ -241,7 +245,7 @@ impl RunDir {
     /// All recorded steps and evaluations.
     pub fn metrics(&mut self) -> Result<(Vec<StepMetrics>, Vec<Evaluation>), RunDirError> {
         self.metrics_file()?.flush()?;
-        metrics::read(&self.path.join("metrics.jsonl"))
+        metrics::read(&self.path.join(METRICS))
     }
 
     /// Appends what a worker trained on to audit.jsonl.
@@ -358,7 +362,7 @@ impl RunDir {
 
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {
         if self.metrics.is_none() {
-            self.metrics = Some(Metrics::open(&self.path.join("metrics.jsonl"))?);
+            self.metrics = Some(Metrics::open(&self.path.join(METRICS))?);
         }
         self.metrics.as_mut().ok_or_else(|| RunDirError::Damaged { path: self.path.clone(), problem: "has no metrics file".to_owned() })
     }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use crate::audit::TrainedSamples;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, StepMetrics, TimeShares};
 
 /// The largest control message. A config and the names of some thousand classes fit
 /// many times over.
@@ -67,8 +67,9 @@ pub enum ToCoordinator {
     Leaving,
     /// Sent every `cluster.heartbeat_ms`. `waiting`: the worker waits for what others
     /// must send round the ring. `speed`: the samples of its own that it computes in a
-    /// second, waiting for others left out; none before it is known.
-    Heartbeat { step: u64, waiting: bool, speed: Option<f64> },
+    /// second, waiting for others left out; none before it is known. `shares`: where its
+    /// time goes, averaged over its last steps; none before its first step.
+    Heartbeat { step: u64, waiting: bool, speed: Option<f64>, shares: Option<TimeShares> },
     /// A step that was committed in this generation, from rank 0; or in an earlier one
     /// whose rank 0 was lost before the coordinator received it.
     Step { generation: u64, metrics: StepMetrics },

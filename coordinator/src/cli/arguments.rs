@@ -8,6 +8,7 @@ use common::run_dir::Resume;
 use common::ui::LogArgs;
 
 use crate::check::CheckArgs;
+use crate::page::Http;
 use crate::slurm::SlurmArgs;
 use crate::token::TokenCommand;
 
@@ -33,6 +34,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Show that each epoch of a run used every sample exactly once.
     Audit(AuditArgs),
+    /// Show runs on a page, finished ones too, and compare several. Changes nothing.
+    Page(ShowArgs),
     /// Make, list and revoke the tokens that admit workers to a run.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -64,10 +67,30 @@ pub struct RunArgs {
     pub accept_data: bool,
 }
 
+/// Where the page of a run is.
+#[derive(Debug, Args)]
+pub struct PageArgs {
+    /// Where to serve a page that shows the run, /metrics and /status.json: IP:PORT, or off. If
+    /// the port is taken, a free one is used.
+    #[arg(long, value_name = "ADDR", default_value = Http::DEFAULT)]
+    pub http: Http,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The directories of the runs; several are compared.
+    #[arg(required = true, value_name = "RUN", num_args = 1..=32)]
+    pub runs: Vec<PathBuf>,
+    #[command(flatten)]
+    pub page: PageArgs,
+}
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    #[command(flatten)]
+    pub page: PageArgs,
     /// Where to listen (UDP).
     #[arg(long, value_name = "ADDR", default_value = "[::]:7474")]
     pub listen: SocketAddr,
@@ -84,6 +107,8 @@ pub struct ServeArgs {
 pub struct LocalArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    #[command(flatten)]
+    pub page: PageArgs,
     /// How many worker processes to start.
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub workers: u32,

@@ -16,9 +16,11 @@ use common::signals::Signals;
 use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
 
-use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs};
+use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs};
+use crate::inbox::LauncherEvent;
 use crate::local::{Launch, Workers, worker_binary};
-use crate::serve::{LauncherEvent, Outcome, Run, serve};
+use crate::page::{Actions, Http, Page, Source};
+use crate::serve::{Outcome, Run, serve};
 use crate::{audit, check, slurm, token};
 
 /// How long local workers get to end by themselves.
@@ -39,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Audit(args) => print_result(audit::run(&args.run)?.trim_end())?,
         Command::Token(command) => print_result(token::run(&command)?.trim_end())?,
         Command::Slurm(args) => print_result(&slurm::run(&args)?)?,
+        Command::Page(args) => runtime.block_on(page_command(args))?,
         Command::Check(args) => print_result(check::report(&args)?.trim_end())?,
     }
     Ok(())
@@ -63,7 +66,7 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
     }
     let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
     let port = endpoint.local_addr()?.port();
-    let host = args.advertise.unwrap_or_else(|| host_part(args.listen));
+    let host = args.advertise.clone().unwrap_or_else(|| host_part(args.listen));
     print_stdout(&format!("run directory: {}", run.run_dir.path().display()));
     let token = run.authority.tokens().standing(SystemTime::now())?;
     let join = run.run_dir.path().join("keys/join");
@@ -71,6 +74,10 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
     tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
     print_stdout(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
+    let run = with_page(run, args.page.http, &host, format!("{host}:{port}"), &send);
+    if let Some(page) = &run.page {
+        print_stdout(&format!("page: {}", page.url));
+    }
     let contents = check_contents(&run, &args.run, send.clone())?;
     interrupts(Signals::listen(false)?, send);
     let outcome = serve(run, endpoint, events).await?;
@@ -109,6 +116,11 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     };
     let path = run.run_dir.path().to_owned();
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
+    let host = host_part(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    let run = with_page(run, args.page.http, &host, endpoint.local_addr()?.to_string(), &send);
+    if let Some(page) = run.page.as_ref().filter(|_| !log.quiet) {
+        print_stderr(&format!("page: {}", page.url));
+    }
     let contents = check_contents(&run, &args.run, send.clone())?;
     interrupts(Signals::listen(false)?, send.clone());
     let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
@@ -127,6 +139,29 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     let outcome = served?;
     contents.finish()?;
     Ok(Some(outcome))
+}
+
+/// The run with its page, if it is to have one. `host` is this machine for others; `join` is
+/// where workers join.
+fn with_page(run: Run, http: Http, host: &str, join: String, events: &mpsc::Sender<LauncherEvent>) -> Run {
+    let actions = Actions { events: events.clone(), authority: Arc::clone(&run.authority), address: join };
+    let page = Page::of_run(http, host, run.run_dir.path(), actions);
+    Run { page, ..run }
+}
+
+/// Shows runs by their records until it is interrupted.
+async fn page_command(args: ShowArgs) -> Result<()> {
+    let Http::At(address) = args.page.http else { bail!("a page that is off shows nothing: name an address after --http") };
+    let sources = args.runs.iter().map(|run| Source::recorded(run)).collect::<Result<Vec<_>>>()?;
+    let keys = args.runs.iter().map(|run| run.join("keys")).find(|keys| keys.join("ca.pem").is_file());
+    let authority = keys.map(|keys| Authority::open(&keys)).transpose()?;
+    let mut signals = Signals::listen(false)?;
+    let page = Page::bind(address, &host_part(address), authority.as_ref())?;
+    print_stdout(&format!("page: {}", page.url));
+    let running = page.start(sources)?;
+    signals.request().await;
+    running.finish().await;
+    Ok(())
 }
 
 /// Has data that was too large to be read before the run read now; the run is stopped if
@@ -178,7 +213,7 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     }
     run_dir.write_dataset(&data)?;
     let authority = Arc::new(Authority::open(&run_dir.path().join("keys"))?);
-    Ok(Run { config, source, run_dir, authority, start_workers, may_return: false, quiet })
+    Ok(Run { config, source, run_dir, authority, start_workers, may_return: false, page: None, quiet })
 }
 
 /// Keeps a token that admits workers in the join line of the run directory: a run may

@@ -169,7 +169,10 @@ async fn translate(shared: &ControlContext, peer: &Peer, worker: WorkerId, messa
             return Ok(vec![News::Device(worker, device), News::Membership(ready)]);
         }
         ToCoordinator::Leaving => Input::Leaving { worker },
-        ToCoordinator::Heartbeat { step, waiting, speed } => Input::Beat { worker, step, waiting, speed },
+        ToCoordinator::Heartbeat { step, waiting, speed, shares } => {
+            let beat = News::Membership(Input::Beat { worker, step, waiting, speed });
+            return Ok(shares.map(|shares| News::Spends(worker, shares)).into_iter().chain([beat]).collect());
+        }
         ToCoordinator::Step { generation, metrics } => return report(Fact::Step { generation, metrics }).await,
         ToCoordinator::Trained(trained) => return report(Fact::Trained(trained)).await,
         ToCoordinator::Evaluation(evaluation) => return report(Fact::Evaluation(evaluation)).await,

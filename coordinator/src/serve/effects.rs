@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::config::{Balance, Config, name_of};
-use common::metrics::Recovery;
+use common::metrics::{Recovery, TimeShares};
 use common::plan::Ownership;
 use common::recorder::Recorder;
 use common::run_dir::{Dense, Event};
@@ -86,6 +86,15 @@ impl Effects {
             self.send(worker, ToWorker::Refused { reason: reason.to_owned() });
         }
         found.into_iter().map(|worker| Input::Left { worker, reason: reason.to_owned() }).collect()
+    }
+
+    /// Shows where a member's time goes.
+    pub(super) fn spends(&self, worker: WorkerId, shares: TimeShares) {
+        let Some(Connected { name, .. }) = self.workers.get(&worker) else { return };
+        self.record.status().send_if_modified(|status| {
+            let member = status.members.iter_mut().find(|m| m.name == *name && m.shares != Some(shares));
+            member.map(|m| m.shares = Some(shares)).is_some()
+        });
     }
 
     /// Journals an input that the membership is about to get.
@@ -173,6 +182,7 @@ impl Effects {
             Output::Store { worker } => self.send(worker, ToWorker::Store),
             Output::Lost { name, reason, silent } => {
                 tracing::warn!("{name} is lost: it {reason}");
+                self.event(Event::WorkerLost { name, reason, silent_ms: silent.as_secs_f64() * 1e3 });
                 self.recovery.lost(at, silent);
             }
             Output::End { members, generation, reason } => self.send_all(&members, &ToWorker::End { generation, reason }),
@@ -240,11 +250,13 @@ impl Effects {
             let device = self.workers.values().find(|w| w.name == member.name).map(|w| w.device.clone()).unwrap_or_default();
             MemberStatus {
                 name: member.name.clone(),
+                address: member.addr.to_string(),
                 device,
                 shards: (start, end),
                 step: generation.first_step,
                 images_per_second: 0.0,
                 speed: *speed,
+                shares: None,
             }
         };
         let members: Vec<MemberStatus> = generation.members.iter().zip(&generation.shards).zip(speeds).map(member).collect();

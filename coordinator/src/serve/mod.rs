@@ -10,7 +10,7 @@
 mod control;
 mod effects;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,14 +24,16 @@ use common::net::rate_limited_log::RateLimitedLog;
 use common::net::{Alpn, Authority, Endpoint, Peer};
 use common::recorder::{Length, Recorder, plan};
 use common::run_dir::{Event, RunDir, Summary};
-use tokio::sync::{mpsc, oneshot};
+use common::status::Status;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admissions::{Admissions, REVOKED};
 use crate::bulk::{self, BulkService};
-use crate::inbox::{Inbox, News, Step, after_news};
+use crate::inbox::{Inbox, LauncherEvent, News, Step, after_news};
 use crate::limits::Limits;
 use crate::membership::{Input, Lineage, Membership, Rules, WorkerId};
+use crate::page::{self, Page, Source};
 use crate::record_writer::RecordWriter;
 use effects::{Effects, RunEnd};
 
@@ -56,17 +58,9 @@ pub struct Run {
     /// Workers of an earlier coordinator may still be training. Workers that the
     /// coordinator process starts itself never are.
     pub may_return: bool,
+    /// Shows the run, if there is one.
+    pub page: Option<Page>,
     pub quiet: bool,
-}
-
-/// Events from outside of the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LauncherEvent {
-    /// A person asks the run to stop; a second request stops it at once.
-    Stop,
-    /// The process of the worker that prefers this rank has ended: the membership
-    /// need not wait for its timeout.
-    Ended { preferred_rank: u32 },
 }
 
 /// How a run went.
@@ -80,7 +74,8 @@ pub struct Outcome {
 
 /// Serves `run` on `endpoint` until it is over.
 pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<LauncherEvent>) -> Result<Outcome> {
-    let Run { config, source, run_dir, authority, start_workers, may_return, quiet } = run;
+    let Run { config, source, run_dir, authority, start_workers, may_return, page, quiet } = run;
+    let path = run_dir.path().to_owned();
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
     let weights = run_dir.keep_weights(&config)?;
@@ -108,6 +103,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     let mut next_worker: WorkerId = expected.len() as u64;
     recorder.event(&Event::RunStarted { name: config.name.clone(), step: first_step });
     let record = RecordWriter::start(recorder)?;
+    let page = page.and_then(|page| show(page, &path, record.status().subscribe()));
 
     let (news, mut inbox) = mpsc::channel(QUEUE);
     let to_loop = Inbox(news.clone());
@@ -161,8 +157,14 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
             _ = tick.tick() => batch = after_news(&mut inbox, Instant::now(), Input::Tick),
             Some(event) = launcher.recv() => match event {
                 LauncherEvent::Ended { preferred_rank } => batch = after_news(&mut inbox, Instant::now(), Input::Ended { preferred_rank }),
+                LauncherEvent::Leave { name } => {
+                    let leaving = effects.worker(&name).map(|worker| Input::Leaving { worker });
+                    tracing::info!("{name} is asked to leave after this step");
+                    batch = leaving.into_iter().flat_map(|input| after_news(&mut inbox, Instant::now(), input)).collect();
+                }
+                LauncherEvent::StopWithCheckpoint if stops > 0 => {}
                 LauncherEvent::Stop if stops > 0 => break Err(anyhow!("stopped at once; {}", membership.kept())),
-                LauncherEvent::Stop => {
+                LauncherEvent::Stop | LauncherEvent::StopWithCheckpoint => {
                     stops += 1;
                     tracing::info!("stopping after this step with a checkpoint; once more to stop at once");
                     batch = after_news(&mut inbox, Instant::now(), Input::StopRequested);
@@ -196,7 +198,6 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
         effects.dismiss();
     }
     let recorder = effects.close().await?;
-    let path = recorder.run_dir().path().to_owned();
     let outcome = match result {
         Ok(reports) => {
             let stopped = stops > 0 && reports.iter().any(|r| r.step < length.steps);
@@ -210,6 +211,9 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
             )))
         }
     };
+    if let Some(page) = page {
+        page.finish().await;
+    }
     // Each conversation ends when its worker has read the last message.
     let farewell = async { while conversations.join_next().await.is_some() {} };
     if tokio::time::timeout(GOODBYE, farewell).await.is_err() {
@@ -217,6 +221,12 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     }
     endpoint.close().await;
     outcome
+}
+
+/// Starts the run's page. A page that fails is missed, and nothing else.
+fn show(page: Page, run: &Path, status: watch::Receiver<Status>) -> Option<page::Running> {
+    let shown = Source::live(run, status).and_then(|source| Ok(page.start(vec![source])?));
+    shown.inspect_err(|e| tracing::warn!("the run goes on without a page: {e:#}")).ok()
 }
 
 /// Gives one input to the membership, and carries out its outputs.
@@ -242,6 +252,10 @@ fn hear(effects: &mut Effects, admissions: &Arc<Admissions>, lineage: &Lineage, 
         News::Membership(input) => vec![input],
         News::Device(worker, device) => {
             effects.describe(worker, device);
+            Vec::new()
+        }
+        News::Spends(worker, shares) => {
+            effects.spends(worker, shares);
             Vec::new()
         }
         News::Report(worker, fact, place) => {

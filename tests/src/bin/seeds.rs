@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cluster_tests::{Running, pictures, project};
 use common::audit::TrainedSamples;
-use common::metrics::Evaluation;
+use common::metrics::{Evaluation, TimeShares};
 use common::net::Authority;
 use common::ring::Encoding;
 use common::ring::header::StreamHeader;
@@ -61,7 +61,12 @@ fn messages(run: &Path) -> Result<()> {
         },
         ToCoordinator::Ready { device: "cpu".to_owned(), generation: 1, step: 7, committed: 1, products: None },
         ToCoordinator::Leaving,
-        ToCoordinator::Heartbeat { step: 9, waiting: true, speed: Some(640.5) },
+        ToCoordinator::Heartbeat {
+            step: 9,
+            waiting: true,
+            speed: Some(640.5),
+            shares: Some(TimeShares { computing: 0.5, data: 0.125, others: 0.375 }),
+        },
         ToCoordinator::Step { generation: 1, metrics },
         ToCoordinator::Evaluation(evaluation),
         ToCoordinator::Skipped { step: 3, name: "cat.jpg".to_owned(), problem: "is cut off".to_owned() },

@@ -127,7 +127,7 @@ async fn stay(hostile: &Arc<HostilePeer>, behaviour: Behaviour, counts: &Counts,
                 Some(_) => continue,
             },
             // It pretends to compute: it does not report that it waits for others.
-            _ = beat.tick() => ToCoordinator::Heartbeat { step: behaviour.claim, waiting: false, speed: None },
+            _ = beat.tick() => ToCoordinator::Heartbeat { step: behaviour.claim, waiting: false, speed: None, shares: None },
         };
         if write_message(&mut send, &say).await.is_err() {
             return false;

@@ -16,7 +16,7 @@ use common::wire::{PROTOCOL, WireError, read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster::link::{self, CurrentRing, KnownSpeed, Order};
+use crate::cluster::link::{self, CurrentRing, KnownShares, KnownSpeed, Order};
 use crate::cluster::probe;
 use crate::cluster::replay_log::Outbox;
 
@@ -104,6 +104,7 @@ pub struct Session {
     pub pause: Arc<AtomicU64>,
     pub step: Arc<AtomicU64>,
     pub speed: KnownSpeed,
+    pub shares: KnownShares,
     pub heartbeat: Duration,
     /// How long this worker tries to reconnect to a coordinator that is out of reach.
     pub orphaned_after: Duration,
@@ -169,7 +170,7 @@ impl Session {
                 _ = beat.tick() => {
                     self.forget_probes(Instant::now());
                     let (step, waiting) = (self.step.load(Ordering::Relaxed), link::waits(&self.ring));
-                    ToCoordinator::Heartbeat { step, waiting, speed: self.speed.get() }
+                    ToCoordinator::Heartbeat { step, waiting, speed: self.speed.get(), shares: self.shares.get() }
                 }
                 Ok(()) = self.shutdown.changed() => {
                     if *self.shutdown.borrow() {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::bulk::Bulk;
 use crate::cluster::control::{ConnectError, Connected, Expected, Greeting, Session, SessionEnd, connect};
-use crate::cluster::link::{self, CurrentRing, KnownSpeed, Link, Order};
+use crate::cluster::link::{self, CurrentRing, KnownShares, KnownSpeed, Link, Order};
 use crate::cluster::member::{self, Member};
 use crate::cluster::replay_log::{Outbox, ReplayLog};
 use crate::cluster::state_transfer::Donor;
@@ -86,6 +86,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         ring: CurrentRing::default(),
         step: Arc::default(),
         speed: KnownSpeed::default(),
+        shares: KnownShares::default(),
         ring_endpoint: Arc::clone(&ring_endpoint),
         bulk,
         donor: Donor::default(),
@@ -101,6 +102,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         pause: Arc::clone(&link.pause),
         step: Arc::clone(&link.step),
         speed: link.speed.clone(),
+        shares: link.shares.clone(),
         heartbeat: Duration::from_millis(run.config.cluster.heartbeat_ms),
         orphaned_after: Duration::from_millis(run.config.cluster.orphan_ms),
         ring_endpoint: Arc::clone(&ring_endpoint),

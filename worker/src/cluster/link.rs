@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, anyhow};
 use common::config::Config;
+use common::metrics::{StepMetrics, TimeShares};
 use common::net::Endpoint;
 use common::ring::{Ring, RingAborter, RingError};
 use common::wire::messages::{Generation, ToCoordinator};
@@ -46,6 +47,28 @@ impl KnownSpeed {
     }
 }
 
+/// Where this worker's time goes, for heartbeats.
+#[derive(Debug, Clone, Default)]
+pub struct KnownShares(Arc<Mutex<Option<TimeShares>>>);
+
+/// How much the newest step weighs in the average.
+const NEWEST: f64 = 0.1;
+
+impl KnownShares {
+    /// Adds a step by this worker's own clock.
+    pub fn add(&self, step: &StepMetrics) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = TimeShares::of(step) {
+            *known = Some(known.map_or(now, |average| average.towards(now, NEWEST)));
+        }
+    }
+
+    /// `None` before the first step.
+    pub fn get(&self) -> Option<TimeShares> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The training thread's side of the link.
 pub struct Link {
     pub runtime: tokio::runtime::Handle,
@@ -61,6 +84,7 @@ pub struct Link {
     /// Steps committed so far, for heartbeats.
     pub step: Arc<AtomicU64>,
     pub speed: KnownSpeed,
+    pub shares: KnownShares,
     pub ring_endpoint: Arc<Endpoint>,
     pub bulk: Bulk,
     pub donor: Donor,

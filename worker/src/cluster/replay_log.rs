@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((outbox.generation(), outbox.again(0)), (Some(4), vec![]));
         (0..100).for_each(|step| outbox.remember(&skipped(step)));
         outbox.remember(&ToCoordinator::Leaving);
-        outbox.remember(&ToCoordinator::Heartbeat { step: 7, waiting: false, speed: None });
+        outbox.remember(&ToCoordinator::Heartbeat { step: 7, waiting: false, speed: None, shares: None });
         let expected: Vec<_> = (90 - OVERLAP..100).map(skipped).chain([ToCoordinator::Leaving]).collect();
         assert_eq!(outbox.again(90), expected);
         outbox.remember(&ready(4));

@@ -53,7 +53,7 @@ fn updates_change_trained_layers_only_and_states_are_handed_on() {
             one.update(&[flat], at(0, 0.05)).unwrap();
             // The gradient stays in the engine.
             let masks = Masks::drawn(one.dropouts(), &[MaskGroup { seed: 0, samples: BATCH }]);
-            let part = BatchPart { inputs: (&images).into(), labels: &labels, masks: masks.all(), name: None };
+            let part = BatchPart { inputs: (&images).into(), labels: &labels, seconds: &[], masks: masks.all(), name: None };
             one.gradients(&[part], None, 0.2, Delivery::Keep, &mut |_, _| ()).unwrap();
             one.update_with_own(at(1, 0.05)).unwrap();
             let after = one.weights().unwrap().into_owned();

@@ -113,6 +113,7 @@ impl<'a> ClusterRecord<'a> {
 impl Record for ClusterRecord<'_> {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()> {
         self.link.step.store(metrics.step + 1, Ordering::Relaxed);
+        self.link.shares.add(metrics);
         // After one step every member has the state that the generation started from.
         self.link.donor.withdraw();
         if self.rank == 0 {
