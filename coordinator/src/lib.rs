@@ -40,5 +40,11 @@ pub mod check;
 // `coordinator token`.
 pub mod token;
 
+// `coordinator init`.
+pub mod init;
+
+// `coordinator runs`.
+pub mod runs;
+
 // The command line.
 pub mod cli;

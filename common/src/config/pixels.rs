@@ -1,6 +1,7 @@
 //! The keys of `[data]` that all kinds of pictures share: from a decoded picture to the
 //! model's input.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
@@ -41,7 +42,7 @@ pub struct Pixels {
     pub max_corrupt: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Augment {
     /// Random resized crop (Szegedy et al. 2015).
@@ -60,7 +61,7 @@ pub enum Augment {
 }
 
 /// What to do about a picture that does not decode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CorruptPolicy {
     /// End the run and name the file.

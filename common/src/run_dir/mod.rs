@@ -8,7 +8,8 @@
 //! audit.jsonl      what each worker trained on, with train.audit
 //! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
-//! events.out.*     steps and evaluations for TensorBoard
+//! events.out.*     steps, evaluations and pictures for TensorBoard
+//! mlflow.json      which run of an MLflow server it is, if there is one
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
 //! ```
@@ -50,7 +51,7 @@ pub use writer::CheckpointWriter;
 use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::files::open_lock;
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, RunPicture, StepMetrics};
 use error::write_whole;
 use journal::Journal;
 use lines::Lines;
@@ -158,7 +159,7 @@ impl RunDir {
             journal: Journal::open(&path.join("journal.jsonl"))?,
             metrics_first: false,
             metrics: None,
-            tensorboard: TensorBoard::new(path, config.to_toml()),
+            tensorboard: TensorBoard::new(path, config.values()),
             trained: None,
             skipped: None,
             checkpoints,
@@ -356,6 +357,11 @@ impl RunDir {
         Ok(())
     }
 
+    /// Shows a picture to those who look at the run's events.
+    pub fn write_picture(&mut self, picture: &RunPicture) {
+        self.tensorboard.picture(picture);
+    }
+
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {
         if self.metrics.is_none() {
             self.metrics = Some(Metrics::open(&self.path.join("metrics.jsonl"))?);
@@ -435,7 +441,7 @@ fn lock(path: &Path) -> Result<File, RunDirError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod tests_of_checkpoints;
 #[cfg(test)]

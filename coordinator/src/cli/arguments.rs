@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::run_dir::Resume;
-use common::ui::LogArgs;
+use common::ui::{CompletionsArgs, LogArgs, ManArgs};
 
 use crate::check::CheckArgs;
+use crate::init::InitArgs;
+use crate::runs::RunsArgs;
 use crate::token::TokenCommand;
 
 /// Shards a dataset across workers, forms their ring and keeps the run's files.
@@ -26,13 +28,23 @@ pub enum Command {
     Serve(ServeArgs),
     /// Start a coordinator and N worker processes here, and train.
     Local(LocalArgs),
+    /// Write a commented config that fits the data at a place.
+    Init(InitArgs),
     /// Validate a config and its data, and print the plan. Changes nothing.
     Check(CheckArgs),
+    /// List the runs of a folder: state, best accuracy, size.
+    Runs(RunsArgs),
     /// Show that each epoch of a run used every sample exactly once.
     Audit(AuditArgs),
     /// Make, list and revoke the tokens that admit workers to a run.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Print the JSON schema of a config, for editors.
+    Schema,
+    /// Print what a shell needs to complete commands and options.
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]

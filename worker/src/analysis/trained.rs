@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use common::config::DataSource;
 use common::dataset::{self, SampleFormat, SampleSource, Split, Table, Unlabelled};
 use common::run_dir::{RunView, Which};
+use common::ui::counter;
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
 use crate::engine::Sums;
@@ -113,6 +114,7 @@ impl TrainedModel {
         let options = LoaderOptions::new(Job::threads(config), 2, BATCH as usize * self.input().values());
         let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH, options)?;
         let mut sums = Sums::default();
+        let bar = counter("evaluating", Some(source.info().len(split).into()));
         while let Some(mut batch) = loader.next_batch()? {
             batch.labels.iter_mut().for_each(|label| *label = labels[*label as usize]);
             let (own, scores) = self.replica.scores(batch.inputs.all(), &batch.labels)?;
@@ -121,16 +123,12 @@ impl TrainedModel {
             for skipped in &batch.skipped {
                 tracing::warn!("skipped `{}`: {}", skipped.name, skipped.problem);
             }
+            bar.inc((batch.labels.len() + batch.skipped.len()) as u64);
             loader.recycle(batch);
         }
+        bar.finish_and_clear();
         Ok(sums)
     }
-}
-
-/// The class with the highest score; the first of several that are equal.
-pub fn best(scores: &[f32]) -> usize {
-    let better = |best: usize, class: usize| if scores[class] > scores[best] { class } else { best };
-    (0..scores.len()).fold(0, better)
 }
 
 /// Scores as probabilities.

@@ -1,14 +1,18 @@
-//! Colours and fonts that all figures share.
+//! Colours, fonts and measures that all figures share.
 
 use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::register_font;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+/// Units of a figure to a pixel.
+pub(super) const UNIT: u32 = 16;
 
 pub(super) const FONT: &str = "sans-serif";
-pub(super) const TITLE: u32 = 26;
-pub(super) const LABEL: u32 = 19;
+pub(super) const TITLE: i32 = 26;
+pub(super) const LABEL: i32 = 19;
 pub(super) const INK: RGBColor = RGBColor(34, 34, 34);
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
@@ -24,6 +28,11 @@ const PALETTE: [RGBColor; 7] = [
     RGBColor(80, 80, 80),
 ];
 
+/// Pixels as units.
+pub(super) const fn px(pixels: i32) -> i32 {
+    pixels * UNIT as i32
+}
+
 pub(super) fn colour(n: usize) -> RGBColor {
     PALETTE[n % PALETTE.len()]
 }
@@ -34,19 +43,29 @@ pub(super) fn tint(colour: RGBColor, share: f64) -> RGBColor {
     RGBColor(mix(colour.0), mix(colour.1), mix(colour.2))
 }
 
-pub(super) fn font(size: u32) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&INK)
+/// A line of so many pixels.
+pub(super) fn stroke(colour: RGBColor, pixels: f64) -> ShapeStyle {
+    colour.stroke_width((pixels * f64::from(UNIT)).round() as u32)
 }
 
-/// Registers the font with the bitmap backend; an SVG uses the viewer's fonts.
-pub(super) fn register_fonts() -> Result<()> {
+/// Text of so many pixels.
+pub(super) fn font(pixels: i32) -> TextStyle<'static> {
+    (FONT, px(pixels)).into_font().color(&INK)
+}
+
+/// Text of a size, centred vertically at its position and aligned by `horizontal`.
+pub(super) fn anchored(pixels: i32, horizontal: HPos) -> TextStyle<'static> {
+    font(pixels).pos(Pos::new(horizontal, VPos::Center))
+}
+
+/// Has the font measured by which axes and legends make room for their texts.
+pub(super) fn fonts() -> Result<()> {
     static DONE: OnceLock<bool> = OnceLock::new();
     let done = *DONE.get_or_init(|| register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT).is_ok());
     if done { Ok(()) } else { Err(anyhow!("the built-in font is damaged")) }
 }
 
-/// Text of a size, centred vertically at its position and aligned by `horizontal`.
-pub(super) fn anchored(size: u32, horizontal: plotters::style::text_anchor::HPos) -> TextStyle<'static> {
-    use plotters::style::text_anchor::{Pos, VPos};
-    font(size).pos(Pos::new(horizontal, VPos::Center))
+/// The room that so many letters of a label take, in pixels.
+pub(super) fn room_for(letters: usize) -> i32 {
+    9 * letters as i32
 }
