@@ -19,8 +19,11 @@ fn request(stream: &mut TcpStream) -> Option<(String, String)> {
     Some((first.trim_end().to_owned(), String::from_utf8(body).ok()?))
 }
 
+/// Requests, by their first lines and bodies.
+type Asked = Arc<Mutex<Vec<(String, String)>>>;
+
 /// A server that notes what it is asked and answers what `answer` says: a status and a body.
-fn serve(answer: fn(&str) -> (u16, &'static str)) -> (Server, Arc<Mutex<Vec<(String, String)>>>) {
+fn serve(answer: fn(&str) -> (u16, &'static str)) -> (Server, Asked) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let asked = Arc::new(Mutex::new(Vec::new()));

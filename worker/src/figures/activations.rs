@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GRID, INK, LABEL, TITLE, colour, font, px, stroke};
+use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, line, px, stroke};
 
 /// Values of one function and of its derivative: (name, x and f(x), x and f'(x)).
 pub(crate) type Function = (&'static str, Vec<(f64, f64)>, Vec<(f64, f64)>);
@@ -25,6 +25,7 @@ impl Figure for Activations {
             let mut chart = ChartBuilder::on(&area)
                 .margin(px(16))
                 .caption(name, font(TITLE))
+                .top_x_label_area_size(px(GAP))
                 .x_label_area_size(px(36))
                 .y_label_area_size(px(46))
                 .build_cartesian_2d(x, low - room..high + room)?;
@@ -39,11 +40,11 @@ impl Figure for Activations {
                 .y_labels(6)
                 .draw()?;
             for (points, n, label) in [(values, 0, "f(x)"), (slopes, 1, "f'(x)")] {
-                let line = stroke(colour(n), 3.0);
+                let style = stroke(colour(n), 3.0);
                 chart
-                    .draw_series(LineSeries::new(points.iter().copied(), line))?
+                    .draw_series(line(points.iter().copied(), style))?
                     .label(label)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + px(24), y)], line));
+                    .legend(move |(x, y)| PathElement::new([(x, y), (x + px(24), y)], style));
             }
             chart
                 .configure_series_labels()
@@ -51,7 +52,6 @@ impl Figure for Activations {
                 .margin(px(10))
                 .legend_area_size(px(32))
                 .background_style(WHITE.mix(0.85))
-                .border_style(stroke(GRID, 1.0))
                 .label_font(font(LABEL))
                 .draw()?;
         }

@@ -81,6 +81,13 @@ impl Figure for Confusion {
         let (cell, side, body) = (self.cell(), self.side(), self.body());
         area.draw(&Text::new(self.title.clone(), (px(side), px(18)), font(TITLE)))?;
         below.push(Placed { corners: [side, TOP, side + body, TOP + body].map(px), tile: self.cells(), smooth: false });
+        // A cell has edges where there is room for them.
+        let every = if self.numbered() { cell } else { body.max(1) };
+        for at in (0..=body).step_by(every as usize) {
+            for ends in [[(side + at, TOP), (side + at, TOP + body)], [(side, TOP + at), (side + body, TOP + at)]] {
+                area.draw(&PathElement::new(ends.map(|(x, y)| (px(x), px(y))), stroke(GRID, 1.0)))?;
+            }
+        }
         if self.numbered() {
             self.numbers(area)?;
             for (n, name) in self.classes.iter().enumerate() {
@@ -90,9 +97,6 @@ impl Figure for Confusion {
                 let turned = anchored(LABEL, HPos::Left).transform(FontTransform::Rotate90);
                 area.draw(&Text::new(name, (px(side + middle), px(TOP + body + 10)), turned))?;
             }
-        } else {
-            let border = [(px(side), px(TOP)), (px(side + body), px(TOP + body))];
-            area.draw(&Rectangle::new(border, stroke(GRID, 1.0)))?;
         }
         let bottom = self.size().1 as i32 - 18;
         area.draw(&Text::new("predicted class", (px(side + body / 2), px(bottom)), anchored(LABEL, HPos::Center)))?;
@@ -108,7 +112,6 @@ impl Confusion {
             let total = row.iter().sum::<u64>().max(1) as f64;
             for (c, &count) in row.iter().enumerate() {
                 let (x, y) = (side + c as i32 * cell, TOP + r as i32 * cell);
-                area.draw(&Rectangle::new([(px(x), px(y)), (px(x + cell), px(y + cell))], stroke(GRID, 1.0)))?;
                 let (_, strength) = strength(r == c, count as f64 / total);
                 let ink = if strength > 0.55 { WHITE } else { INK };
                 let size = if count > 9999 { 14 } else { LABEL - 2 };

@@ -4,7 +4,7 @@ use common::metrics::{Evaluation, StepMetrics};
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GRID, INK, LABEL, TITLE, colour, font, px, stroke, tint};
+use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, line, px, stroke, tint};
 
 /// The most points of one line: more could not be told apart.
 const MAX_POINTS: usize = 600;
@@ -152,6 +152,7 @@ impl Curves {
         let mut chart = ChartBuilder::on(area)
             .margin(px(18))
             .caption(panel.title, font(TITLE))
+            .top_x_label_area_size(px(GAP))
             .x_label_area_size(px(48))
             .y_label_area_size(px(84))
             .build_cartesian_2d(0.0..epochs * 1.01, panel.range.clone())?;
@@ -176,24 +177,24 @@ impl Curves {
         let alone = self.0.len() == 1;
         for (n, run) in self.0.iter().enumerate() {
             let behind = stroke(tint(colour(n), if alone { 0.28 } else { 0.16 }), 1.2);
-            chart.draw_series(LineSeries::new(shown((panel.raw)(run)), behind))?;
+            chart.draw_series(line(shown((panel.raw)(run)), behind))?;
         }
-        let key = |line: ShapeStyle| move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + px(28), y)], line);
+        let key = |style: ShapeStyle| move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + px(28), y)], style);
         for (n, run) in self.0.iter().enumerate() {
             let (thin, thick) = (shown((panel.thin)(run)), shown((panel.thick)(run)));
             let pale = thick.len() > 1 && !alone;
-            let line = stroke(if pale { tint(colour(n), 0.55) } else { colour(n) }, 2.0);
-            let drawn = chart.draw_series(LineSeries::new(thin, line))?;
+            let style = stroke(if pale { tint(colour(n), 0.55) } else { colour(n) }, 2.0);
+            let drawn = chart.draw_series(line(thin, style))?;
             if panel.legend && alone {
-                drawn.label("training").legend(key(line));
+                drawn.label("training").legend(key(style));
             }
             // A single run has a second colour for its validation curve.
             let strong = if alone { colour(1) } else { colour(n) };
-            let line = stroke(strong, 2.6);
-            let drawn = chart.draw_series(LineSeries::new(thick.iter().copied(), line))?;
+            let style = stroke(strong, 2.6);
+            let drawn = chart.draw_series(line(thick.iter().copied(), style))?;
             if panel.legend {
                 let name = if alone { "validation".to_owned() } else { run.name.clone() };
-                drawn.label(name).legend(key(line));
+                drawn.label(name).legend(key(style));
             }
             if thick.len() <= 60 {
                 chart.draw_series(thick.iter().map(|&p| Circle::new(p, px(4), strong.filled())))?;
@@ -206,7 +207,6 @@ impl Curves {
                 .margin(px(14))
                 .legend_area_size(px(38))
                 .background_style(WHITE.mix(0.85))
-                .border_style(stroke(GRID, 1.0))
                 .label_font(font(LABEL))
                 .draw()?;
         }

@@ -13,6 +13,8 @@ pub(super) const UNIT: u32 = 16;
 pub(super) const FONT: &str = "sans-serif";
 pub(super) const TITLE: i32 = 26;
 pub(super) const LABEL: i32 = 19;
+/// Between a chart's title and its plane.
+pub(super) const GAP: i32 = 8;
 pub(super) const INK: RGBColor = RGBColor(34, 34, 34);
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
@@ -46,6 +48,12 @@ pub(super) fn tint(colour: RGBColor, share: f64) -> RGBColor {
 /// A line of so many pixels.
 pub(super) fn stroke(colour: RGBColor, pixels: f64) -> ShapeStyle {
     colour.stroke_width((pixels * f64::from(UNIT)).round() as u32)
+}
+
+/// A line through these points; one point alone is none.
+pub(super) fn line(points: impl IntoIterator<Item = (f64, f64)>, style: ShapeStyle) -> Option<PathElement<(f64, f64)>> {
+    let points: Vec<_> = points.into_iter().collect();
+    (points.len() > 1).then(|| PathElement::new(points, style))
 }
 
 /// Text of so many pixels.
