@@ -73,7 +73,7 @@ fn smoothing_follows_the_curve_and_forgets_single_steps() {
     steps[250].loss = f64::INFINITY;
     let curve = Curve::new("noisy".to_owned(), &steps, &[], 100);
     assert!(curve.raw_loss.iter().any(|p| p.1 == 1.5) && curve.raw_loss[250].1.is_infinite());
-    assert_eq!(curve.train_loss[0].1, 1.5, "there is nothing before the first step");
+    assert!((curve.train_loss[0].1 - 1.5).abs() < 1e-9, "there is nothing before the first step");
     assert!(curve.train_loss[60..].iter().all(|p| (p.1 - 1.0).abs() < 0.1), "{:?}", &curve.train_loss[60..]);
     let (raw, smooth) = (curve.raw_loss[499].0, curve.train_loss[499].0);
     assert_eq!((raw, smooth), (5.0, 5.0));
