@@ -68,7 +68,7 @@ fn curves_of_short_long_and_odd_runs_are_drawn() {
 
 #[test]
 fn smoothing_follows_the_curve_and_forgets_single_steps() {
-    let noisy = |n: u64| StepMetrics { loss: 1.0 + if n % 2 == 0 { 0.5 } else { -0.5 }, ..step(n) };
+    let noisy = |n: u64| StepMetrics { loss: 1.0 + if n.is_multiple_of(2) { 0.5 } else { -0.5 }, ..step(n) };
     let mut steps: Vec<StepMetrics> = (0..500).map(noisy).collect();
     steps[250].loss = f64::INFINITY;
     let curve = Curve::new("noisy".to_owned(), &steps, &[], 100);
