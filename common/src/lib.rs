@@ -75,6 +75,9 @@ pub mod ring;
 // The files of a run.
 pub mod run_dir;
 
+// The record of a run for an MLflow server.
+pub mod mlflow;
+
 // Keeps the record of a run.
 pub mod recorder;
 

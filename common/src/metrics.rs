@@ -89,7 +89,29 @@ pub struct Evaluation {
     pub samples: u64,
 }
 
+impl StepMetrics {
+    /// Its figures by the names that other programs show them under. Their steps are steps
+    /// that are done: the first one is 1.
+    pub fn scalars(&self) -> [(&'static str, f64); 8] {
+        [
+            ("train/loss", self.loss),
+            ("train/top1", self.top1),
+            ("train/lr", self.lr),
+            ("train/grad_norm", self.grad_norm),
+            ("speed/images_per_second", self.images_per_second),
+            ("speed/step_ms", self.step_ms),
+            ("speed/data_wait_ms", self.data_wait_ms),
+            ("speed/ring_wait_ms", self.all_reduce_exposed_ms),
+        ]
+    }
+}
+
 impl Evaluation {
+    /// Its figures by the names that other programs show them under.
+    pub fn scalars(&self) -> [(&'static str, f64); 3] {
+        [("val/loss", self.loss), ("val/top1", self.top1), ("val/top5", self.top5)]
+    }
+
     pub fn value(&self, metric: Metric) -> f64 {
         match metric {
             Metric::Top1 => self.top1,
@@ -106,6 +128,50 @@ pub fn best<'a>(evaluations: impl IntoIterator<Item = &'a Evaluation>, metric: M
     known.reduce(|best, new| if metric.is_better(new.value(metric), best.value(metric), 0.0) { new } else { best })
 }
 
+/// What a picture of a run shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum Shown {
+    /// Samples of the first step as the model sees them: decoded, cut, augmented.
+    FirstBatch,
+    /// The weights of the first layer as small pictures.
+    Filters,
+    /// How often each class was predicted as each other one.
+    Confusion,
+}
+
+/// The most bytes of a picture of a run.
+pub const MAX_PICTURE_BYTES: usize = 4 << 20;
+
+/// A picture of the state after so many steps, for the run's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunPicture {
+    pub shown: Shown,
+    pub step: u64,
+    /// The content of a PNG file.
+    pub png: Vec<u8>,
+}
+
+impl Shown {
+    /// The name that other programs show it under.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FirstBatch => "train/first_batch",
+            Self::Filters => "model/first_layer",
+            Self::Confusion => "val/confusion",
+        }
+    }
+}
+
+impl RunPicture {
+    /// Width and height in pixels, as the PNG file's header says (Portable Network Graphics
+    /// Specification, 11.2.1); none if it has no such header.
+    pub fn size(&self) -> Option<(u32, u32)> {
+        let header = self.png.strip_prefix(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR")?;
+        let number = |at: usize| Some(u32::from_be_bytes(header.get(at..at + 4)?.try_into().ok()?));
+        Some((number(0)?, number(4)?))
+    }
+}
+
 /// One loss of a worker that a run survived.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recovery {
@@ -113,4 +179,19 @@ pub struct Recovery {
     pub detect_ms: f64,
     /// From there to the first step of the next generation.
     pub resume_ms: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_has_the_size_that_its_file_says() {
+        let picture = |png: &[u8]| RunPicture { shown: Shown::Filters, step: 0, png: png.to_vec() };
+        let header = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x02\x80\0\0\x01\xe0";
+        assert_eq!(picture(header).size(), Some((640, 480)));
+        for bad in [&header[..23], b"GIF89a", b""] {
+            assert_eq!(picture(bad).size(), None);
+        }
+    }
 }

@@ -13,7 +13,9 @@ use crate::audit::TrainedSamples;
 use crate::config::{Config, Keep, Metric};
 use crate::dataset::{DatasetInfo, SampleSource};
 use crate::dense::dense_layers;
-use crate::metrics::{Evaluation, Recovery, StepMetrics, best};
+use crate::metrics::Recovery;
+use crate::metrics::{Evaluation, RunPicture, StepMetrics, best};
+use crate::mlflow::{End, MlFlow, Pairs};
 use crate::plan::Plan;
 use crate::run_dir::{Best, DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
 use crate::status::Status;
@@ -63,12 +65,15 @@ pub struct Recorder {
     summary: SummaryBuilder,
     ring_share: RingShare,
     progress: StepProgress,
+    length: Length,
+    eval_epochs: u32,
     status: Arc<watch::Sender<Status>>,
     /// Steps that were reported before an earlier one.
     early: BTreeMap<u64, StepMetrics>,
     /// The evaluations on the record, by their steps.
     evaluations: BTreeMap<u64, Evaluation>,
     keeping: Keeping,
+    mlflow: Option<MlFlow>,
     /// When a disk that takes no lines was last reported.
     complained: Option<Instant>,
 }
@@ -95,6 +100,12 @@ impl Length {
         let steps_per_epoch = plan.steps_per_epoch();
         let steps = steps_per_epoch * u64::from(config.train.epochs);
         Self { steps_per_epoch, steps: config.train.max_steps.map_or(steps, |m| m.min(steps)) }
+    }
+
+    /// Whether an evaluation follows when `steps` steps are committed, where one follows every
+    /// `eval_epochs` epochs.
+    pub fn evaluates_after(&self, steps: u64, eval_epochs: u32) -> bool {
+        steps == self.steps || steps.is_multiple_of(self.steps_per_epoch * u64::from(eval_epochs))
     }
 }
 
@@ -147,7 +158,22 @@ impl Recorder {
         let progress = StepProgress::new(quiet, length.steps, run_dir.recorded()?.0);
         let status = Arc::new(watch::Sender::new(status));
         let (ring_share, early) = (RingShare::default(), BTreeMap::new());
-        Ok(Self { summary, ring_share, progress, status, run_dir, early, evaluations, keeping, complained: None })
+        let mlflow = MlFlow::of_environment(config, run_dir.path(), tags(&run_dir, source.info()));
+        let eval_epochs = train.eval_epochs;
+        Ok(Self {
+            run_dir,
+            summary,
+            ring_share,
+            progress,
+            length,
+            eval_epochs,
+            status,
+            early,
+            evaluations,
+            keeping,
+            mlflow,
+            complained: None,
+        })
     }
 
     /// The status of the run, for displays to watch.
@@ -242,7 +268,8 @@ impl Recorder {
 
     fn take_down(&mut self, metrics: &StepMetrics) {
         self.status.send_modify(|status| status.stepped(metrics));
-        self.progress.show(&self.status.borrow());
+        let evaluates = self.length.evaluates_after(metrics.step + 1, self.eval_epochs);
+        self.progress.show(&self.status.borrow(), evaluates);
         self.summary.step(metrics);
         if let Some(share) = self.ring_share.add(metrics) {
             tracing::warn!(
@@ -252,6 +279,14 @@ impl Recorder {
         }
         let written = self.run_dir.write_step(metrics);
         self.tolerate(written);
+        if let Some(mlflow) = &mut self.mlflow {
+            mlflow.step(metrics);
+        }
+    }
+
+    /// An evaluation has come so far, in samples.
+    pub fn evaluating(&self, done: u64, of: u64) {
+        self.progress.evaluating(done, of);
     }
 
     pub fn evaluation(&mut self, evaluation: &Evaluation) {
@@ -264,6 +299,16 @@ impl Recorder {
         self.summary.evaluation(evaluation);
         let written = self.run_dir.write_evaluation(evaluation);
         self.tolerate(written);
+        if let Some(mlflow) = &mut self.mlflow {
+            mlflow.evaluation(evaluation);
+        }
+    }
+
+    pub fn picture(&mut self, picture: &RunPicture) {
+        self.run_dir.write_picture(picture);
+        if let Some(mlflow) = &mut self.mlflow {
+            mlflow.picture(picture);
+        }
     }
 
     /// Records what a worker trained on.
@@ -340,6 +385,12 @@ impl Recorder {
         let summary = Summary { skipped, best, ..self.summary.finish(steps, digest, sent, peak) };
         self.run_dir.write_summary(&summary)?;
         self.run_dir.record(&Event::RunFinished { step: steps })?;
+        if let Some(mlflow) = self.mlflow {
+            // A run that was stopped lacks its last evaluation.
+            let end = if self.evaluations.contains_key(&steps) { End::Finished } else { End::Killed };
+            let best = summary.best.as_ref().map(|best| ("ringleader.best_step".to_owned(), best.evaluation.step.to_string()));
+            mlflow.ended(end, best.into_iter().chain([("ringleader.weights_blake3".to_owned(), digest.to_string())]).collect());
+        }
         Ok(summary)
     }
 
@@ -350,7 +401,31 @@ impl Recorder {
         if let Err(e) = self.run_dir.record(&Event::RunFailed { reason: reason.to_owned() }) {
             tracing::warn!("could not record the failure: {e}");
         }
+        if let Some(mlflow) = self.mlflow {
+            mlflow.ended(End::Failed, vec![("ringleader.reason".to_owned(), reason.to_owned())]);
+        }
     }
+}
+
+/// What other programs are told of a run beside its config.
+fn tags(run_dir: &RunDir, info: &DatasetInfo) -> Pairs {
+    let path = run_dir.path().canonicalize().unwrap_or_else(|_| run_dir.path().to_owned());
+    let tags = [
+        ("mlflow.source.name", "ringleader".to_owned()),
+        ("ringleader.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("ringleader.run_dir", path.display().to_string()),
+        ("ringleader.data", info.fingerprint.to_string()),
+        ("ringleader.classes", info.classes.len().to_string()),
+    ];
+    tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// What to do with a trained run, on stdout at its end.
+pub fn what_next(run_dir: &std::path::Path) -> String {
+    let run = run_dir.display();
+    format!(
+        "next: worker eval {run}             precision, recall and confusion by class\n      worker predict {run} FILE     what it says of a picture, or of rows of a CSV file"
+    )
 }
 
 /// The lines that end a run on stdout.
@@ -369,131 +444,17 @@ pub fn describe(summary: &Summary, run_dir: &std::path::Path) -> String {
             evaluation.step
         );
     }
+    let run = run_dir.display();
     text += &format!(
-        "{} steps on {} worker{} in {}, {:.1} images/s\nrun directory: {}",
+        "{} steps on {} worker{} in {}, {:.1} images/s\nrun directory: {run}",
         summary.steps,
         summary.world,
         if summary.world == 1 { "" } else { "s" },
         duration(summary.wall_seconds),
         summary.images_per_second,
-        run_dir.display()
     );
     text
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    const CONFIG: &str =
-        "name = \"t\"\n[model]\nkind = \"alexnet\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 10\nval = 10\n[train]\n";
-
-    fn recorder(path: &std::path::Path, resume: bool) -> Recorder {
-        let config = Config::parse(CONFIG, "test", &[]).unwrap();
-        let run_dir = RunDir::open(Some(path), resume, &config).unwrap();
-        let source = crate::dataset::open(&config.data, config.seed, &|_| {}).unwrap();
-        let plan = plan(&config, source.info()).unwrap();
-        Recorder::new(run_dir, &config, source.as_ref(), &plan, 1, true).unwrap()
-    }
-
-    fn step(step: u64) -> StepMetrics {
-        let text = format!(
-            r#"{{"step":{step},"epoch":0,"loss":1,"top1":0,"lr":1,"grad_norm":1,"samples":4,"step_ms":1,"data_wait_ms":0,
-            "compute_ms":0,"all_reduce_exposed_ms":0,"update_ms":0,"images_per_second":1}}"#
-        );
-        serde_json::from_str(&text).unwrap()
-    }
-
-    #[test]
-    fn a_ring_that_takes_most_of_the_time_is_noticed_once() {
-        let waits =
-            |exposed: f64, product: f64| StepMetrics { step_ms: 100.0, all_reduce_exposed_ms: exposed, product_ms: product, ..step(0) };
-        let noticed = |world, metrics: StepMetrics| {
-            let mut share = RingShare { world, shares: Vec::new() };
-            (0..100).filter_map(|_| share.add(&metrics)).collect::<Vec<_>>()
-        };
-        assert_eq!(noticed(2, waits(80.0, 10.0)), [0.7]);
-        assert!(noticed(1, waits(80.0, 0.0)).is_empty() && noticed(3, waits(50.0, 0.0)).is_empty());
-        assert!(noticed(2, waits(80.0, 40.0)).is_empty(), "products are no waiting");
-    }
-
-    fn recorded(recorder: &mut Recorder) -> Vec<u64> {
-        recorder.run_dir.metrics().unwrap().0.iter().map(|m| m.step).collect()
-    }
-
-    #[test]
-    fn steps_are_taken_down_once_and_in_order_whoever_tells_of_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut first = recorder(&dir.path().join("run"), false);
-        for reported in [0, 2, 4, 2, 1, 0, 5, 3, 7] {
-            first.step(&step(reported));
-        }
-        assert_eq!((first.recorded().0, recorded(&mut first)), (6, (0..6).collect()));
-        // A new generation repeats step 5: steps that were early before it are void.
-        first.generation(2, &[], 5, &[], &[], None);
-        first.step(&step(6));
-        assert_eq!((first.recorded().0, recorded(&mut first)), (5, (0..5).collect()));
-        first.step(&step(5));
-        assert_eq!(recorded(&mut first), (0..7).collect::<Vec<_>>());
-        // The coordinator dies and is restarted.
-        drop(first);
-        let mut second = recorder(&dir.path().join("run"), true);
-        assert_eq!(second.recorded().0, 7);
-        second.step(&step(8));
-        second.step(&step(7));
-        assert_eq!(recorded(&mut second), (0..9).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_skipped_sample_counts_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut recorder = recorder(&dir.path().join("run"), false);
-        for (step, name) in [(1, "a.png"), (1, "b.png"), (9, "a.png"), (17, "a.png")] {
-            recorder.skipped(step, name, "it is cut short");
-        }
-        assert_eq!(recorder.run_dir.skipped().unwrap(), 2);
-    }
-
-    #[test]
-    fn a_resumed_run_shows_what_came_before() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("run");
-        let mut first = recorder(&path, false);
-        first.checkpoint(40);
-        first.recovery(Recovery { detect_ms: 1.0, resume_ms: 2.0 });
-        drop(first);
-        let status = recorder(&path, true).status();
-        let status = status.borrow();
-        assert_eq!((status.checkpoint, status.recoveries), (Some(40), 1));
-    }
-
-    #[test]
-    fn the_best_evaluation_is_the_first_of_the_best_that_are_stored() {
-        let evaluation = |step: u64, top1: f64| Evaluation { step, epoch: step, loss: 1.0 - top1, top1, top5: 1.0, samples: 10 };
-        let all = [evaluation(1, f64::NAN), evaluation(2, 0.5), evaluation(3, 0.7), evaluation(4, 0.7), evaluation(5, 0.6)];
-        assert_eq!(best(&all, Metric::Top1).map(|e| e.step), Some(3));
-        assert_eq!(best(&all[..1], Metric::Loss), None);
-        let dir = tempfile::tempdir().unwrap();
-        let mut recorder = recorder(&dir.path().join("run"), false);
-        recorder.keeping.best = Some(Metric::Loss);
-        all.iter().for_each(|evaluation| recorder.evaluation(evaluation));
-        assert!(recorder.best().is_none(), "there is no checkpoint");
-        // The run goes back behind the newest evaluations.
-        recorder.generation(1, &[], 2, &[], &[], None);
-        assert_eq!(recorder.evaluations.keys().copied().collect::<Vec<_>>(), [1, 2]);
-    }
-
-    #[test]
-    fn a_step_that_nobody_knows_holds_the_record_up_for_a_while_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut recorder = recorder(&dir.path().join("run"), false);
-        (1..=EARLY as u64 + 1).for_each(|s| recorder.step(&step(s)));
-        assert_eq!(recorder.recorded().0, EARLY as u64 + 2);
-        // At the end, no step waits.
-        recorder.step(&step(EARLY as u64 + 9));
-        recorder.finish(&[]).unwrap();
-        let text = std::fs::read_to_string(dir.path().join("run/metrics.jsonl")).unwrap();
-        assert_eq!(text.lines().count(), EARLY + 2);
-    }
-}
+mod tests;

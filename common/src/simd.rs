@@ -34,6 +34,17 @@ macro_rules! vectorised {
     };
 }
 
+/// Whether this processor has the bf16 instructions that oneDNN and the Arm Compute
+/// Library look for.
+pub fn cpu_has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
 /// The upper half of an f32, rounded to nearest even. NaN stays NaN.
 #[inline(always)]
 pub fn to_bf16(value: f32) -> u16 {

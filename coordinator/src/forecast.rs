@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use common::config::{Config, InputShape, LayerKind, WireEncoding, name_of};
 use common::ring::sim::{Compute, Costs, Machines, simulate, work};
+use common::ui::busy;
 
 /// The network between machines that are like this one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -168,6 +169,7 @@ pub fn forecast(config: &Config, input: InputShape, network: Network, workers: &
     let most = workers.iter().copied().max().unwrap_or(1).max(2);
     let (few, many) = (config.train.global_batch.div_ceil(most), config.train.global_batch);
     tracing::info!("measuring steps of {few} and {many} samples on this machine");
+    let _busy = busy("measuring steps on this machine");
     let layers = config.model.layers(input);
     let macs = |dense: bool| -> u64 { layers.iter().filter(|l| !dense || matches!(l.kind, LayerKind::Dense { .. })).map(|l| l.macs).sum() };
     let dense = macs(true) as f64 / macs(false).max(1) as f64;

@@ -46,5 +46,11 @@ pub mod token;
 // `coordinator slurm`.
 pub mod slurm;
 
+// `coordinator init`.
+pub mod init;
+
+// `coordinator runs`.
+pub mod runs;
+
 // The command line.
 pub mod cli;

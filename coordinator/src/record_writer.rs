@@ -11,8 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use common::audit::TrainedSamples;
-use common::metrics::Recovery;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, Recovery, RunPicture, StepMetrics};
 use common::recorder::Recorder;
 use common::run_dir::{Dense, Event};
 use common::status::Status;
@@ -26,6 +25,9 @@ const REPORTS: usize = 1 << 16;
 
 /// Other entries that may wait to be written: the main loop decides little at a time.
 const EVENTS: usize = 1 << 14;
+
+/// Pictures that may wait to be written; more are left out.
+const PICTURES: usize = 8;
 
 /// How often a failed write is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -57,6 +59,7 @@ pub enum Entry {
         place: Place,
     },
     Trained(TrainedSamples, Place),
+    Picture(RunPicture, Place),
     Checkpoint {
         step: u64,
     },
@@ -65,6 +68,10 @@ pub enum Entry {
 
 /// A place in the queue, held until a report is written.
 pub type Place = OwnedSemaphorePermit;
+
+/// Takes pictures for the record, for as long as it is written. False for one that is left
+/// out.
+pub type OnPicture = Arc<dyn Fn(RunPicture) -> bool + Send + Sync>;
 
 /// The handle of the thread that writes.
 pub struct RecordWriter {
@@ -95,6 +102,16 @@ impl RecordWriter {
     /// The places in the queue; a report needs one.
     pub fn places(&self) -> Arc<Semaphore> {
         Arc::clone(&self.places)
+    }
+
+    /// Takes pictures for the record.
+    pub fn pictures(&self) -> OnPicture {
+        // The thread ends when all senders are gone, and this one outlives the run.
+        let (entries, places) = (self.entries.downgrade(), Arc::new(Semaphore::new(PICTURES)));
+        Arc::new(move |picture| {
+            let (Some(entries), Ok(place)) = (entries.upgrade(), Arc::clone(&places).try_acquire_owned()) else { return false };
+            entries.try_send(Entry::Picture(picture, place)).is_ok()
+        })
     }
 
     /// The status of the run.
@@ -165,6 +182,7 @@ impl Writer {
             Entry::Evaluation(evaluation, _place) => self.recorder.evaluation(&evaluation),
             Entry::Skipped { step, name, problem, place: _place } => self.recorder.skipped(step, &name, &problem),
             Entry::Trained(trained, _place) => self.recorder.trained(&trained),
+            Entry::Picture(picture, _place) => self.recorder.picture(&picture),
             Entry::Checkpoint { step } => self.recorder.checkpoint(step),
             Entry::Recovery(recovery) => self.recorder.recovery(recovery),
         }

@@ -1,5 +1,7 @@
 //! What Python's packages make of what this project writes, and the other way round.
 
+#[path = "python/records.rs"]
+mod records;
 #[path = "python/stores.rs"]
 mod stores;
 
@@ -96,8 +98,9 @@ fn parquet_files_as_the_hub_has_them_train_to_the_weights_of_the_folder() {
     pictures::class_folders(&data, 3, 12, 4);
     python.run("write_parquet.py", &[&data, &hub]);
     assert_eq!(outcome("parquet", &hub), outcome("images", &data));
-    let [place, out, run] = [&hub, &pack, &hub.with_extension("run")].map(|path| path.display().to_string());
-    let shown = Running::start("worker", &["data", "show", &place]).wait().succeeded();
+    let [place, out, run, sheet] =
+        [&hub, &pack, &hub.with_extension("run"), &folder.path().join("sheet.png")].map(|path| path.display().to_string());
+    let shown = Running::start("worker", &["data", "show", &place, "--out", &sheet]).wait().succeeded();
     let words = ["3 classes, 36 training and 12 validation samples", "class 2"];
     assert!(words.iter().all(|word| shown.stdout.contains(word)), "{}", shown.stdout);
     let packed = Running::start("worker", &["data", "pack", &place, &out]).wait().succeeded();

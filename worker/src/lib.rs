@@ -6,6 +6,9 @@
 // From undecoded samples to batches of normalised numbers.
 pub mod data;
 
+// Curves, matrices and other figures, as PNG or SVG.
+pub mod figures;
+
 // The networks, their parameters and the initial weights.
 pub mod models;
 

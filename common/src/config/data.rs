@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
@@ -9,7 +10,7 @@ use super::pixels::{Augment, CorruptPolicy, EraseValue, EvalCrops, Pixels};
 
 /// Where samples come from, and how they become tensors. In TOML this is one
 /// flat section whose `kind` says which keys belong.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "RawData", into = "RawData")]
 pub struct DataConfig {
     pub source: DataSource,
@@ -111,6 +112,23 @@ impl DataConfig {
         self.path().into_iter().chain(second)
     }
 
+    /// The same, by their keys, to be changed.
+    pub(super) fn places_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut PathBuf)> {
+        let (path, second) = match &mut self.source {
+            DataSource::List { path, root, .. } => (Some(path), root.as_mut().map(|root| ("data.root", root))),
+            DataSource::Webdataset { path, val_path, .. } | DataSource::Parquet { path, val_path, .. } => {
+                (Some(path), val_path.as_mut().map(|path| ("data.val_path", path)))
+            }
+            DataSource::Images { path, .. }
+            | DataSource::Ilsvrc { path, .. }
+            | DataSource::Idx { path }
+            | DataSource::Cifar { path }
+            | DataSource::Csv { path, .. } => (Some(path), None),
+            DataSource::Synthetic { .. } | DataSource::Xor { .. } | DataSource::Separable { .. } => (None, None),
+        };
+        path.map(|path| ("data.path", path)).into_iter().chain(second)
+    }
+
     /// Moves the data to another path, which holds all of it: both splits of shards.
     pub fn set_path(&mut self, to: PathBuf) {
         match &mut self.source {
@@ -188,7 +206,7 @@ impl DataConfig {
 /// ImageNet's channel statistics.
 const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     #[default]
@@ -212,17 +230,19 @@ enum Kind {
 /// that runs of versions without them are still the same runs.
 macro_rules! raw_data {
     (
-        sources { $($source:ident: $source_type:ty,)* }
-        pixels($kind:ident) { $($pixel:ident: $pixel_type:ty = $default:expr,)* }
-        added { $($added:ident: $added_type:ty = $added_default:expr,)* }
+        sources { $($(#[$source_doc:meta])* $source:ident: $source_type:ty,)* }
+        pixels($kind:ident) { $($(#[$pixel_doc:meta])* $pixel:ident: $pixel_type:ty = $default:expr,)* }
+        added { $($(#[$added_doc:meta])* $added:ident: $added_type:ty = $added_default:expr,)* }
     ) => {
-        #[derive(Clone, Default, Serialize, Deserialize)]
+        /// Where samples come from, and how they become tensors.
+        #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
         #[serde(deny_unknown_fields)]
         struct RawData {
+            /// What the data is, which decides the other keys.
             kind: Kind,
-            $(#[serde(skip_serializing_if = "Option::is_none")] $source: Option<$source_type>,)*
-            $(#[serde(skip_serializing_if = "Option::is_none")] $pixel: Option<$pixel_type>,)*
-            $(#[serde(skip_serializing_if = "Option::is_none")] $added: Option<$added_type>,)*
+            $($(#[$source_doc])* #[serde(skip_serializing_if = "Option::is_none")] $source: Option<$source_type>,)*
+            $($(#[$pixel_doc])* #[serde(skip_serializing_if = "Option::is_none")] $pixel: Option<$pixel_type>,)*
+            $($(#[$added_doc])* #[serde(skip_serializing_if = "Option::is_none")] $added: Option<$added_type>,)*
         }
 
         /// The keys shared by all kinds of pictures.
@@ -263,47 +283,92 @@ macro_rules! raw_data {
 
 raw_data! {
     sources {
+        /// The folder, file or pattern that holds the data; for shards and Parquet files also an
+        /// address such as `s3://bucket/folder`. `~` and `$NAME` are the shell's.
         path: PathBuf,
+        /// `webdataset`, `parquet`: the same for validation, where `path` does not hold both.
         val_path: PathBuf,
+        /// `list`: the folder below which the pictures lie, if not the list's own.
         root: PathBuf,
+        /// The share of each class that is kept for validation, where the data is not divided
+        /// by itself.
         val_fraction: f64,
+        /// `synthetic`: how many classes there are.
         classes: u32,
+        /// Generated data: how many training samples there are.
         train: u32,
+        /// Generated data: how many validation samples there are.
         val: u32,
+        /// `parquet`: the column of pictures, where the files do not say it.
         image: String,
+        /// `csv`, `parquet`: the column of labels.
         label: String,
+        /// `csv`: shifts and scales each feature to mean 0 and deviation 1.
         standardize: bool,
+        /// `xor`: the deviation of the normal noise on each coordinate.
         noise: f32,
+        /// `separable`: how many features a point has.
         features: u32,
+        /// `separable`: how far from the separating hyperplane all points are.
         margin: f32,
     }
     pixels(kind) {
+        /// Side of the model's square input, in pixels.
         image_size: u32 = 224,
+        /// What to do to training pictures, in this order. Evaluation never augments.
         augment: Vec<Augment> = Vec::new(),
+        /// `crop`: smallest and largest share of the picture's area.
         crop_scale: [f32; 2] = [0.08, 1.0],
+        /// `crop`: smallest and largest width / height.
         crop_ratio: [f32; 2] = [0.75, 4.0 / 3.0],
+        /// `brightness`: factors are uniform in 1 ± this.
         brightness: f32 = 0.4,
+        /// `contrast`: factors are uniform in 1 ± this.
         contrast: f32 = 0.4,
+        /// `temperature`: red gains and blue loses, or the reverse, up to this share.
         temperature: f32 = 0.2,
+        /// `lighting`: standard deviation of the PCA colour noise.
         lighting: f32 = 0.1,
+        /// `erase`: the share of pictures that lose a part.
         erase: f32 = 0.5,
+        /// Evaluation resizes the shorter side to `image_size * eval_resize` and takes the
+        /// centre.
         eval_resize: f32 = 1.14,
+        /// Channel means of the normalisation, in 0..1 units. By default ImageNet's for picture
+        /// files, and 0 for the other kinds. A single-channel set uses the first.
         mean: [f32; 3] = kind.statistics().0,
+        /// Channel deviations of the normalisation, in 0..1 units. By default ImageNet's for
+        /// picture files, and 1 for the other kinds. A single-channel set uses the first.
         std: [f32; 3] = kind.statistics().1,
+        /// What to do about a picture that does not decode.
         on_corrupt: CorruptPolicy = CorruptPolicy::default(),
+        /// With `on_corrupt = "skip"`: the share of a split that may be left out. A run that
+        /// meets more pictures that do not decode ends.
         max_corrupt: f64 = 0.01,
     }
     added {
+        /// `saturation`: factors are uniform in 1 ± this.
         saturation: f32 = 0.4,
+        /// `hue`: shifts are uniform in ± this, as shares of the colour circle.
         hue: f32 = 0.1,
+        /// `grey`: the share of pictures that lose their colours.
         grey: f32 = 0.1,
+        /// `randaugment`: how many operations a picture gets.
         randaugment_operations: u32 = 2,
+        /// `randaugment`: how strong they are, from 0 to 30.
         randaugment_magnitude: u32 = 9,
+        /// Which parts of a picture are scored in evaluation and prediction. Of several, the
+        /// predictions are averaged.
         eval_crops: EvalCrops = EvalCrops::Centre,
+        /// `mixup`: shares are of the distribution Beta(this, this).
         mixup_alpha: f32 = 0.2,
+        /// `cutmix`: shares are of the distribution Beta(this, this).
         cutmix_alpha: f32 = 1.0,
+        /// `erase`: smallest and largest share of the picture's area.
         erase_scale: [f32; 2] = [0.02, 0.33],
+        /// `erase`: smallest and largest height / width.
         erase_ratio: [f32; 2] = [0.3, 3.3],
+        /// `erase`: what takes the part's place: one number, one for each channel, or "random".
         erase_value: EraseValue = EraseValue::Same(0.0),
     }
 }

@@ -1,6 +1,8 @@
 //! `--set key=value`, and messages for wrong keys and values that say what was
 //! probably meant.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 
 /// The sections of a config, as they stand before a key ("train.", or nothing), and the
@@ -108,4 +110,20 @@ pub(super) fn keys_of<Section: DeserializeOwned>() -> Vec<String> {
     let unknown = toml::Table::from_iter([("?".to_owned(), toml::Value::Boolean(true))]);
     let message = unknown.try_into::<Section>().err().map(|e| e.message().to_owned()).unwrap_or_default();
     message.split('`').skip(1).step_by(2).skip(1).map(str::to_owned).collect()
+}
+
+/// The single values of a config in TOML by their keys, such as `train.lr`. Lists are one
+/// value.
+pub(super) fn single_values(config: &str) -> BTreeMap<String, toml::Value> {
+    fn add(prefix: &str, table: toml::Table, found: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            match value {
+                toml::Value::Table(inner) => add(&format!("{prefix}{key}."), inner, found),
+                value => _ = found.insert(format!("{prefix}{key}"), value),
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    add("", toml::from_str(config).unwrap_or_default(), &mut found);
+    found
 }

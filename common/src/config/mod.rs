@@ -12,13 +12,16 @@ mod error;
 mod freeze;
 mod model;
 mod pixels;
+mod places;
 mod recipe;
 mod run;
 mod train;
 
 use crate::digest::Digest;
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use error::invalid;
@@ -33,7 +36,7 @@ pub use run::*;
 pub use train::*;
 
 /// Everything that defines a run. Serialising it gives the resolved config.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Names the run in its summary and in its default run directory.
@@ -41,11 +44,16 @@ pub struct Config {
     /// Decides shards, orders, augmentation, initial weights and dropout.
     #[serde(default = "default_seed")]
     pub seed: u64,
+    /// Which network, and its own keys.
     pub model: ModelConfig,
+    /// Where samples come from, and how they become tensors.
     pub data: DataConfig,
+    /// How long, how large and how fast to train, and what to keep.
     pub train: TrainConfig,
+    /// How workers talk, and how long they wait for each other.
     #[serde(default)]
     pub cluster: ClusterConfig,
+    /// What becomes of the run's record.
     #[serde(default, skip_serializing_if = "RunConfig::is_default")]
     pub run: RunConfig,
 }
@@ -80,13 +88,16 @@ fn sections() -> [(&'static str, Vec<String>); 6] {
 }
 
 impl Config {
-    /// Reads `path`, lays each `key=value` of `overrides` over it, and validates.
+    /// Reads `path`, lays each `key=value` of `overrides` over it, validates, and puts this
+    /// machine's places where paths have `~` or `$NAME`.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string(), overrides)
+        let mut config = Self::parse(&text, &path.display().to_string(), overrides)?;
+        places::expand(&mut config, |name| std::env::var(name).ok())?;
+        Ok(config)
     }
 
-    /// Like [`Config::load`] from text; error messages name `origin`.
+    /// Like [`Config::load`] from text, but for the places; error messages name `origin`.
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, ConfigError> {
         let invalid = |e: toml::de::Error| ConfigError::Parse { origin: origin.to_owned(), message: edit::explain(&e, &sections()) };
         if overrides.is_empty() {
@@ -134,6 +145,20 @@ impl Config {
     /// The resolved config as TOML: stored in the run directory and sent to workers.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).unwrap_or_else(|e| unreachable!("a config is always representable in TOML: {e}"))
+    }
+
+    /// All values by their keys, such as `train.lr`.
+    pub fn values(&self) -> BTreeMap<String, toml::Value> {
+        edit::single_values(&self.to_toml())
+    }
+
+    /// The JSON schema of a config's file, by which editors complete and check it.
+    pub fn schema() -> String {
+        let mut schema = serde_json::to_value(schemars::schema_for!(Self)).unwrap_or_default();
+        // The one key that has two names.
+        let keys = &mut schema["$defs"]["TrainConfig"]["properties"];
+        keys["max_epochs"] = keys["epochs"].clone();
+        serde_json::to_string_pretty(&schema).unwrap_or_else(|e| unreachable!("a schema is plain data: {e}"))
     }
 
     /// A digest of all keys that decide the weights: a run directory may only be

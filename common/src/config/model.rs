@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::data::DataConfig;
@@ -9,7 +10,7 @@ use super::error::{ConfigError, invalid};
 use super::train::TrainConfig;
 
 /// The network to train, chosen by `kind`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ModelConfig {
     Perceptron(PerceptronConfig),
@@ -23,7 +24,7 @@ pub enum ModelConfig {
 /// Probabilistic Model for Information Storage and Organization in the Brain",
 /// 1958): it starts at w = 0, b = 0, adds y x and y on each mistake, and stops
 /// after an epoch without one. Two classes, one sample a step.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PerceptronConfig {
     /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
@@ -32,9 +33,10 @@ pub struct PerceptronConfig {
 }
 
 /// One dense layer from all inputs to the classes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SoftmaxConfig {
+    /// What is minimised.
     pub loss: LossKind,
     /// `margin`: by how much the score of the right class should beat each other one.
     pub margin: f64,
@@ -50,7 +52,7 @@ impl Default for SoftmaxConfig {
 }
 
 /// What softmax regression minimises, from scores o and the label y.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossKind {
     /// `-log softmax(o)[y]`.
@@ -65,11 +67,12 @@ pub enum LossKind {
 
 /// A multilayer perceptron: hidden dense layers, each followed by `activation`;
 /// none on the output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MlpConfig {
     /// Units of each hidden layer.
     pub hidden: Vec<u32>,
+    /// The activation after each hidden layer.
     pub activation: Activation,
     /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +86,7 @@ impl Default for MlpConfig {
 }
 
 /// The activation after a hidden layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
     Relu,
@@ -95,10 +98,12 @@ pub enum Activation {
 
 /// LeNet-5 as the course notes give it (LeCun, Bottou, Bengio, Haffner,
 /// "Gradient-Based Learning Applied to Document Recognition", 1998).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LenetConfig {
+    /// How its pools make one value of each window.
     pub pool: Pool,
+    /// The activation after each convolution and hidden layer.
     pub activation: Activation,
     /// A file with the weights to begin with, instead of the seed's: see docs/weights.md.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +117,7 @@ impl Default for LenetConfig {
 }
 
 /// How a 2x2 window becomes one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
     Average,
@@ -121,7 +126,7 @@ pub enum Pool {
 
 /// AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep
 /// Convolutional Neural Networks", 2012).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlexnetConfig {
     /// The widths of its layers.
@@ -136,7 +141,7 @@ pub struct AlexnetConfig {
     pub weights: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum AlexnetPreset {
     /// Convolutions of 96, 256, 384, 384, 384 channels: the course notes.
@@ -186,14 +191,18 @@ impl ModelConfig {
         }
     }
 
-    /// Forgets where the weights lie, and not that there are some.
-    pub(super) fn forget_places(&mut self) {
+    pub(super) fn weights_mut(&mut self) -> Option<&mut PathBuf> {
         let (Self::Perceptron(PerceptronConfig { weights })
         | Self::Softmax(SoftmaxConfig { weights, .. })
         | Self::Mlp(MlpConfig { weights, .. })
         | Self::Lenet(LenetConfig { weights, .. })
         | Self::Alexnet(AlexnetConfig { weights, .. })) = self;
-        if let Some(path) = weights {
+        weights.as_mut()
+    }
+
+    /// Forgets where the weights lie, and not that there are some.
+    pub(super) fn forget_places(&mut self) {
+        if let Some(path) = self.weights_mut() {
             path.clear();
         }
     }

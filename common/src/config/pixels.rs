@@ -1,6 +1,7 @@
 //! The keys of `[data]` that all kinds of pictures share: from a decoded picture to the
 //! model's input.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
@@ -63,7 +64,7 @@ pub struct Pixels {
     pub max_corrupt: f64,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Augment {
     /// Random resized crop (Szegedy et al. 2015).
@@ -94,7 +95,7 @@ pub enum Augment {
 }
 
 /// The parts of a picture that evaluation scores.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EvalCrops {
     #[default]
@@ -117,7 +118,7 @@ impl EvalCrops {
 }
 
 /// What takes the place of a part that is erased, in normalised numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "erase_value is a number, an array of three (one for each channel), or \"random\"")]
 pub enum EraseValue {
     /// The same in all channels; 0 is the mean.
@@ -128,14 +129,14 @@ pub enum EraseValue {
 }
 
 /// The word for what is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Random {
     Random,
 }
 
 /// What to do about a picture that does not decode.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CorruptPolicy {
     /// End the run and name the file.

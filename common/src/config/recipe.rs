@@ -1,11 +1,12 @@
 //! What recipes choose from: optimizers, schedules, and what evaluations are compared by.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The name of the weights' moving average among the state.
 pub const AVERAGE: &str = "ema";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// SGD with momentum; weight decay joins the gradient.
@@ -36,7 +37,7 @@ impl OptimizerKind {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScheduleKind {
     Constant,
@@ -55,7 +56,7 @@ pub enum ScheduleKind {
 }
 
 /// Which checkpoints stay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     Newest,
@@ -71,7 +72,7 @@ impl Keep {
 }
 
 /// A figure of evaluations by which they are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Metric {
     Top1,

@@ -337,3 +337,42 @@ fn how_evaluations_are_made_belongs_to_a_run_that_follows_them() {
         assert_ne!(identity(&["train.schedule=plateau"]), identity(&["train.schedule=plateau", change]), "{change}");
     }
 }
+
+/// All objects of a schema that list keys, with the keys.
+fn listed(schema: &serde_json::Value, found: &mut Vec<(String, serde_json::Value)>) {
+    match schema {
+        serde_json::Value::Object(object) => {
+            if let Some(serde_json::Value::Object(keys)) = object.get("properties") {
+                found.extend(keys.iter().map(|(key, value)| (key.clone(), value.clone())));
+            }
+            object.values().for_each(|value| listed(value, found));
+        }
+        serde_json::Value::Array(list) => list.iter().for_each(|value| listed(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_says_what_each_key_is_for_and_configs_name_it() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    assert_eq!(read("schema.json").trim_end(), Config::schema(), "`coordinator schema > configs/schema.json` makes it anew");
+    let mut keys = Vec::new();
+    listed(&serde_json::from_str(&Config::schema()).unwrap(), &mut keys);
+    let known: usize = sections().iter().map(|(_, keys)| keys.len()).sum();
+    assert!(keys.len() + 1 >= known, "{} keys of {known}", keys.len());
+    for (key, value) in keys {
+        // The kind of a model says by itself which one it is.
+        let said = value["description"].as_str().is_some_and(|text| !text.is_empty());
+        assert!(said || (key == "kind" && value["const"].is_string()), "`{key}` says nothing: {value}");
+    }
+    let mut configs = 0;
+    for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if name.ends_with(".toml") {
+            assert!(read(&name).starts_with("#:schema ./schema.json\n"), "{name}");
+            configs += 1;
+        }
+    }
+    assert!(configs > 10);
+}

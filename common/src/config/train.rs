@@ -1,11 +1,12 @@
 //! `[train]` and `[cluster]`: how long, how large, how fast, and how workers talk.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, invalid};
 use super::recipe::{AVERAGE, Keep, Metric, OptimizerKind, ScheduleKind};
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Passes over the training set. For a perceptron, which may finish earlier, the
@@ -21,7 +22,9 @@ pub struct TrainConfig {
     /// `cluster.balance = "speed"` at least eight for each worker, since a worker's part
     /// of a step is a number of shards.
     pub shards: u32,
+    /// The rule by which gradients change the weights.
     pub optimizer: OptimizerKind,
+    /// The learning rate before the schedule: the largest, but for warm-up.
     pub lr: f64,
     /// The batch that `lr` is for: it is multiplied by `global_batch / lr_batch`, the linear
     /// scaling of Goyal et al. 2017. Left out: `lr` is for any batch.
@@ -32,6 +35,7 @@ pub struct TrainConfig {
     /// SGD looks ahead by one step of the momentum (Nesterov 1983, in PyTorch's form).
     #[serde(skip_serializing_if = "is_false")]
     pub nesterov: bool,
+    /// How much of each weight joins its gradient, or is taken from it (AdamW, LAMB).
     pub weight_decay: f64,
     /// Whether weight decay acts on parameters of one dimension too: biases, and the scales
     /// and shifts of norms.
@@ -41,21 +45,24 @@ pub struct TrainConfig {
     /// rate of 1.
     #[serde(skip_serializing_if = "is_default_trust")]
     pub trust_coefficient: f64,
-    /// The decay rates and the epsilon of Adam, AdamW and LAMB.
+    /// Adam, AdamW, LAMB: the decay rate of the mean of gradients.
     pub beta1: f64,
+    /// Adam, AdamW, LAMB: the decay rate of the mean of squared gradients.
     pub beta2: f64,
+    /// Adam, AdamW, LAMB: what is added to the root of that mean.
     pub epsilon: f64,
+    /// How the learning rate changes over the run.
     pub schedule: ScheduleKind,
     /// The learning rate rises linearly over this many epochs first.
     pub warmup_epochs: f64,
     /// `step`: epochs after which the learning rate is multiplied by `decay`.
     pub decay_epochs: Vec<f64>,
-    /// `step` and `plateau`.
+    /// `step` and `plateau`: what the learning rate is multiplied by.
     pub decay: f64,
     /// `cosine`: where the learning rate ends, as a share of `lr`. `plateau`: it falls no
     /// further.
     pub final_lr: f64,
-    /// `polynomial`: of what is left of the run.
+    /// `polynomial`: the exponent of what is left of the run.
     #[serde(skip_serializing_if = "is_one")]
     pub power: f64,
     /// `plateau`: evaluations in a row that may bring no improvement; after one more the
@@ -65,6 +72,7 @@ pub struct TrainConfig {
     /// Scales the gradient down to this norm where it is longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_norm: Option<f64>,
+    /// The share of each label that is spread over all classes (Szegedy et al. 2016).
     pub label_smoothing: f64,
     /// Layers that keep their weights, by name, such as `conv1`; or `features`, all before the
     /// first dense layer, or `classifier`, the rest. Their gradients are neither computed nor
@@ -75,6 +83,7 @@ pub struct TrainConfig {
     /// 0.999, say. Evaluations are of the average; checkpoints have both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
+    /// The number format of forward and backward pass.
     pub precision: Precision,
     /// The same weights, bit for bit, from any number of workers and whatever
     /// happens to them: gradients are computed shard by shard and summed as
@@ -153,7 +162,7 @@ fn is_default_trust(value: &f64) -> bool {
 }
 
 /// How many samples are computed at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "micro_batch is a number of samples, or \"auto\"")]
 pub enum MicroBatch {
     Samples(u32),
@@ -161,7 +170,7 @@ pub enum MicroBatch {
 }
 
 /// The word for what is found out at the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Auto {
     Auto,
@@ -169,7 +178,7 @@ pub enum Auto {
 
 /// The number format of forward and backward. Weights, optimizer state and the
 /// sums over samples are f32 in all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
@@ -347,7 +356,7 @@ impl TrainConfig {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
     /// The run waits while there are fewer workers.
@@ -385,7 +394,7 @@ pub struct ClusterConfig {
 
 /// What workers exchange of a dense layer: its gradient, or the factors of which each
 /// makes the gradient of the whole batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DenseExchange {
     /// For each layer what takes less time.
@@ -406,7 +415,7 @@ impl DenseExchange {
 }
 
 /// What decides how many shards a worker owns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Balance {
     /// The workers' speeds, as measured in the run.
@@ -415,7 +424,7 @@ pub enum Balance {
     Equal,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WireEncoding {
     F32,

@@ -108,7 +108,11 @@ impl Lister<'_> {
         let mut passed_over = PassedOver::default();
         files.iter().for_each(|path| passed_over.add(reason_beside(path), self.relative(path)));
         if folders.len() < 2 {
-            let what = format!("has {} class folders: it needs a folder for each of at least two classes", folders.len());
+            let there = match &folders[..] {
+                [] => "no class folder".to_owned(),
+                [one, ..] => format!("a single class folder, {}", quoted(one.file_name().unwrap_or_default())),
+            };
+            let what = format!("has {there}: it needs a folder for each of at least two classes");
             return Err(DatasetError::invalid(folder, with(what, &passed_over)));
         }
         let classes: Vec<OsString> = folders.iter().map(|class| class.file_name().unwrap_or_default().to_owned()).collect();

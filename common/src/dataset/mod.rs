@@ -181,6 +181,32 @@ pub fn is_divided(kind: &str, place: &Path) -> bool {
     }
 }
 
+/// The `[data]` section of data of which only the place is known; `label` is the label column
+/// of a CSV file. Data that is not divided by itself has a tenth of it validate.
+pub fn section_of(place: &Path, label: &str) -> Result<toml::Table, DatasetError> {
+    expanded(place)?;
+    let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
+    let (kind, divided) = if let Some(kind) = recognised(place) {
+        (kind, is_divided(kind, place))
+    } else if place.is_dir() {
+        let entries = std::fs::read_dir(place).map_err(DatasetError::io(place))?;
+        if entries.flatten().any(|e| idx(&e)) { ("idx", true) } else { ("images", Images::has_splits(place)) }
+    } else if place.exists() {
+        ("csv", true)
+    } else {
+        let what = "does not exist: give a folder, a CSV file, a tar, a Parquet file or a config";
+        return Err(DatasetError::invalid(place, what.to_owned()));
+    };
+    let mut data = toml::Table::from_iter([("kind".to_owned(), kind.into()), ("path".to_owned(), place.display().to_string().into())]);
+    if !divided {
+        data.insert("val_fraction".to_owned(), 0.1.into());
+    }
+    if kind == "csv" {
+        data.insert("label".to_owned(), label.into());
+    }
+    Ok(data)
+}
+
 /// Refuses a path with a `~` that the shell has left as it was, unless there is a
 /// folder of that name.
 fn expanded(path: &Path) -> Result<(), DatasetError> {
@@ -189,8 +215,7 @@ fn expanded(path: &Path) -> Result<(), DatasetError> {
         Some(first) if !Path::new(&first).exists() => Err(DatasetError::invalid(
             path,
             format!(
-                "does not exist: the shell has not expanded `{0}`, as it does at the beginning of a word only, and nothing does in a config: \
-                 write the whole path, or \"$HOME/...\" on a command line",
+                "does not exist: the shell has not expanded `{0}`, as it does at the beginning of a word only: write the whole path, or \"$HOME/...\"",
                 first.as_os_str().display()
             ),
         )),

@@ -95,7 +95,7 @@ fn a_class_without_pictures_is_named_with_what_is_in_it() {
     refused(dir.path(), None, &["train/fish", "2 files were passed over: 1 .txt (train/fish/a.txt), 1 empty (train/fish/b.jpg)"]);
     let flat = tempdir().unwrap();
     put(flat.path(), "1.jpg", b"picture");
-    refused(flat.path(), Some(0.5), &["has 0 class folders", "1 picture in no class folder (1.jpg)"]);
+    refused(flat.path(), Some(0.5), &["has no class folder", "1 picture in no class folder (1.jpg)"]);
 }
 
 #[test]

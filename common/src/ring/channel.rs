@@ -74,11 +74,11 @@ impl Context {
         }
     }
 
-    /// Statistics are few and their sums are reported: they stay exact.
+    /// Statistics are few and their sums are reported: they stay exact, and so do counts.
     pub(super) fn encoding(&self, bucket: usize) -> Encoding {
         match bucket {
             b if self.matrix(b).is_some() => self.gathers.encoding(),
-            b if b == self.layout.statistics() => Encoding::F32,
+            b if b == self.layout.statistics() || b == self.layout.counts() => Encoding::F32,
             b if b == self.layout.exponents() => Encoding::Largest,
             _ => self.encoding,
         }

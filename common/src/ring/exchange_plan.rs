@@ -7,6 +7,15 @@ use super::gather::Gathers;
 use crate::config::{Config, InputShape, Precision};
 use crate::dense::Factored;
 
+/// The most classes whose confusions are counted in evaluations: 4 MB of counts.
+const MOST_CONFUSED: usize = 1024;
+
+/// How many counts an evaluation has beside its sums: how often each class was predicted as
+/// each other, or none of very many classes.
+fn confused(classes: usize) -> usize {
+    if classes <= MOST_CONFUSED { classes * classes } else { 0 }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExchangePlan {
     pub factored: Factored,
@@ -31,7 +40,7 @@ impl ExchangePlan {
         let factored = if factors { Factored::of(config, input) } else { Factored::nothing(trained) };
         let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
         Self {
-            layout: BucketLayout::new(factored.regions.summed_len(), config.cluster.bucket_bytes),
+            layout: BucketLayout::new(factored.regions.summed_len(), config.cluster.bucket_bytes).counting(confused(input.classes)),
             encoding: if config.train.reproducible { Encoding::Fixed } else { config.cluster.wire.into() },
             // In the format in which they are computed, so without loss.
             gathers: Gathers::new(&rows, widths, config.train.precision == Precision::Bf16),

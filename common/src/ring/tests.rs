@@ -350,7 +350,7 @@ fn misuse_is_an_error() {
     let workers = workers(1);
     let layout = BucketLayout::new(10, 20);
     let mut ring = workers.runtime.block_on(Ring::form(&workers.endpoints[0], workers.spec(0, layout, Encoding::F32))).unwrap();
-    assert!(matches!(ring.submit(0, 4, vec![]), Err(RingError::Misuse { .. })));
+    assert!(matches!(ring.submit(0, 5, vec![]), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.submit(0, 0, Values::Bf16(vec![0; 5])), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.submit(0, 0, vec![1.0; 4]), Err(RingError::Misuse { .. })));
     assert!(matches!(ring.wait(0, 0), Err(RingError::Misuse { .. })));

@@ -8,7 +8,8 @@
 //! audit.jsonl      what each worker trained on, with train.audit
 //! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
-//! events.out.*     steps and evaluations for TensorBoard
+//! events.out.*     steps, evaluations and pictures for TensorBoard
+//! mlflow.json      which run of an MLflow server it is, if there is one
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
 //! summary.json     at the end
 //! ```
@@ -52,7 +53,7 @@ pub use writer::CheckpointWriter;
 use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::files::open_lock;
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, RunPicture, StepMetrics};
 use error::write_whole;
 use journal::Journal;
 use lines::Lines;
@@ -162,7 +163,7 @@ impl RunDir {
             journal: Journal::open(&path.join(JOURNAL))?,
             metrics_first: false,
             metrics: None,
-            tensorboard: TensorBoard::new(path, config.to_toml()),
+            tensorboard: TensorBoard::new(path, config.values()),
             trained: None,
             skipped: None,
             checkpoints,
@@ -360,6 +361,11 @@ impl RunDir {
         Ok(())
     }
 
+    /// Shows a picture to those who look at the run's events.
+    pub fn write_picture(&mut self, picture: &RunPicture) {
+        self.tensorboard.picture(picture);
+    }
+
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {
         if self.metrics.is_none() {
             self.metrics = Some(Metrics::open(&self.path.join(METRICS))?);
@@ -439,7 +445,7 @@ fn lock(path: &Path) -> Result<File, RunDirError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod tests_of_checkpoints;
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The record of a run as TensorBoard reads it: `events.out.tfevents.*`, a file for each
-//! start of the run, with scalars of every step and evaluation and the config's values as
-//! hyper-parameters. Its steps are steps that are done: the first one is 1, as an evaluation
+//! start of the run, with scalars of every step and evaluation, pictures of what is trained
+//! on and of what comes of it, and the config's values as hyper-parameters. Its steps are steps that are done: the first one is 1, as an evaluation
 //! after it. It is made from what metrics.jsonl has too: nothing reads it back, and
 //! one that cannot be written is given up with a warning.
 //!
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-use crate::metrics::{Evaluation, StepMetrics};
+use crate::metrics::{Evaluation, RunPicture, StepMetrics};
 
 /// How long an event may wait in memory, and how many bytes of them.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
@@ -67,8 +67,23 @@ mod messages {
         pub tag: String,
         #[prost(float, optional, tag = "2")]
         pub simple_value: Option<f32>,
+        #[prost(message, optional, tag = "4")]
+        pub image: Option<Image>,
         #[prost(message, optional, tag = "9")]
         pub metadata: Option<Metadata>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Image {
+        #[prost(int32, tag = "1")]
+        pub height: i32,
+        #[prost(int32, tag = "2")]
+        pub width: i32,
+        /// 3: RGB.
+        #[prost(int32, tag = "3")]
+        pub colorspace: i32,
+        #[prost(bytes = "vec", tag = "4")]
+        pub encoded_image_string: Vec<u8>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -117,14 +132,14 @@ mod messages {
     }
 }
 
-use messages::{AnyValue, Event, HParamsPluginData, Kind, Metadata, PluginData, SessionLog, SessionStartInfo, Summary, Value};
+use messages::{AnyValue, Event, HParamsPluginData, Image, Kind, Metadata, PluginData, SessionLog, SessionStartInfo, Summary, Value};
 
 /// The events of a run. A file is made when there is something to write.
 #[derive(Debug)]
 pub(super) struct TensorBoard {
     folder: PathBuf,
-    /// The config as TOML.
-    config: String,
+    /// The config's values.
+    values: BTreeMap<String, toml::Value>,
     /// What was recorded after so many steps does not count.
     void_from: Option<u64>,
     file: Option<File>,
@@ -134,9 +149,9 @@ pub(super) struct TensorBoard {
 }
 
 impl TensorBoard {
-    pub(super) fn new(folder: &Path, config: String) -> Self {
+    pub(super) fn new(folder: &Path, values: BTreeMap<String, toml::Value>) -> Self {
         let (folder, waiting) = (folder.to_owned(), Vec::new());
-        Self { folder, config, void_from: None, file: None, waiting, flushed: Instant::now(), given_up: false }
+        Self { folder, values, void_from: None, file: None, waiting, flushed: Instant::now(), given_up: false }
     }
 
     /// Says that the run goes on after so many steps, and that what it recorded of later ones
@@ -146,26 +161,28 @@ impl TensorBoard {
     }
 
     pub(super) fn step(&mut self, metrics: &StepMetrics) {
-        let scalars = [
-            ("train/loss", metrics.loss),
-            ("train/top1", metrics.top1),
-            ("train/lr", metrics.lr),
-            ("train/grad_norm", metrics.grad_norm),
-            ("speed/images_per_second", metrics.images_per_second),
-            ("speed/step_ms", metrics.step_ms),
-            ("speed/data_wait_ms", metrics.data_wait_ms),
-            ("speed/ring_wait_ms", metrics.all_reduce_exposed_ms),
-        ];
-        self.scalars(metrics.step + 1, &scalars);
+        self.scalars(metrics.step + 1, &metrics.scalars());
     }
 
     pub(super) fn evaluation(&mut self, evaluation: &Evaluation) {
-        let scalars = [("val/loss", evaluation.loss), ("val/top1", evaluation.top1), ("val/top5", evaluation.top5)];
-        self.scalars(evaluation.step, &scalars);
+        self.scalars(evaluation.step, &evaluation.scalars());
         self.flush();
     }
 
+    /// A picture that is no PNG file is left out.
+    pub(super) fn picture(&mut self, picture: &RunPicture) {
+        let Some((width, height)) = picture.size() else { return };
+        let encoded_image_string = picture.png.clone();
+        let image = Image { height: height as i32, width: width as i32, colorspace: 3, encoded_image_string };
+        self.values(picture.step, vec![Value { tag: picture.shown.name().to_owned(), image: Some(image), ..Value::default() }]);
+    }
+
     fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) {
+        let value = |(tag, value): &(&str, f64)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32), ..Value::default() };
+        self.values(step, scalars.iter().map(value).collect());
+    }
+
+    fn values(&mut self, step: u64, value: Vec<Value>) {
         if self.given_up {
             return;
         }
@@ -177,19 +194,18 @@ impl TensorBoard {
         if let Some(from) = self.void_from.take() {
             self.push(&Event { wall_time: now(), step: from as i64 + 1, session_log: Some(SessionLog { status: 1 }), ..Event::default() });
         }
-        let value = |(tag, value): &(&str, f64)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32), metadata: None };
-        let summary = Summary { value: scalars.iter().map(value).collect() };
-        self.push(&Event { wall_time: now(), step: step as i64, summary: Some(summary), ..Event::default() });
+        self.push(&Event { wall_time: now(), step: step as i64, summary: Some(Summary { value }), ..Event::default() });
         if self.waiting.len() >= FLUSH_BYTES || self.flushed.elapsed() >= FLUSH_EVERY {
             self.flush();
         }
     }
 
     fn hyper_parameters(&self) -> Event {
-        let info = SessionStartInfo { hparams: values_of(&self.config), start_time_secs: now() };
+        let hparams = self.values.iter().map(|(key, value)| (key.clone(), value_of(value))).collect();
+        let info = SessionStartInfo { hparams, start_time_secs: now() };
         let content = HParamsPluginData { session_start_info: Some(info) }.encode_to_vec();
         let metadata = Metadata { plugin_data: Some(PluginData { plugin_name: HPARAMS.to_owned(), content }) };
-        let value = Value { tag: SESSION_START.to_owned(), simple_value: None, metadata: Some(metadata) };
+        let value = Value { tag: SESSION_START.to_owned(), metadata: Some(metadata), ..Value::default() };
         Event { wall_time: now(), summary: Some(Summary { value: vec![value] }), ..Event::default() }
     }
 
@@ -248,36 +264,23 @@ fn masked(content: &[u8]) -> u32 {
     crc32c::crc32c(content).rotate_right(15).wrapping_add(MASK)
 }
 
-/// The single values of a config by their keys, such as `train.lr`.
-fn values_of(config: &str) -> BTreeMap<String, AnyValue> {
-    let mut found = BTreeMap::new();
-    let table: toml::Table = toml::from_str(config).unwrap_or_default();
-    add_values("", &table, &mut found);
-    found
-}
-
-fn add_values(prefix: &str, table: &toml::Table, found: &mut BTreeMap<String, AnyValue>) {
-    for (key, value) in table {
-        let key = format!("{prefix}{key}");
-        let kind = match value {
-            toml::Value::Table(inner) => {
-                add_values(&format!("{key}."), inner, found);
-                continue;
-            }
-            toml::Value::Integer(number) => Kind::Number(*number as f64),
-            toml::Value::Float(number) => Kind::Number(*number),
-            toml::Value::Boolean(truth) => Kind::Truth(*truth),
-            toml::Value::String(text) => Kind::Text(text.clone()),
-            other => Kind::Text(other.to_string()),
-        };
-        found.insert(key, AnyValue { kind: Some(kind) });
-    }
+/// A value of the config as the plugin takes it.
+fn value_of(value: &toml::Value) -> AnyValue {
+    let kind = match value {
+        toml::Value::Integer(number) => Kind::Number(*number as f64),
+        toml::Value::Float(number) => Kind::Number(*number),
+        toml::Value::Boolean(truth) => Kind::Truth(*truth),
+        toml::Value::String(text) => Kind::Text(text.clone()),
+        other => Kind::Text(other.to_string()),
+    };
+    AnyValue { kind: Some(kind) }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::metrics::Shown;
     use crate::run_dir::tests::{config, step};
 
     fn lossy(number: u64, loss: f64) -> StepMetrics {
@@ -311,7 +314,7 @@ mod tests {
     #[test]
     fn steps_evaluations_and_the_config_are_events() {
         let dir = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::new(dir.path(), config(&[]).to_toml());
+        let mut board = TensorBoard::new(dir.path(), config(&[]).values());
         board.step(&lossy(0, 2.5));
         board.evaluation(&evaluation(1, 0.5));
         board.goes_on_from(1);
@@ -335,9 +338,24 @@ mod tests {
     }
 
     #[test]
+    fn pictures_are_events_and_what_is_no_picture_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::new(dir.path(), BTreeMap::new());
+        let png = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x07\0\0\0\x05".to_vec();
+        board.picture(&RunPicture { shown: Shown::Confusion, step: 4, png: b"none".to_vec() });
+        board.picture(&RunPicture { shown: Shown::Confusion, step: 4, png: png.clone() });
+        drop(board);
+        let found = events(dir.path());
+        let value = &found[2].summary.as_ref().unwrap().value[0];
+        let image = value.image.as_ref().unwrap();
+        assert_eq!((found.len(), found[2].step, value.tag.as_str()), (3, 4, "val/confusion"));
+        assert_eq!((image.width, image.height, &image.encoded_image_string), (7, 5, &png));
+    }
+
+    #[test]
     fn a_folder_that_takes_no_file_ends_the_events_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let mut board = TensorBoard::new(&dir.path().join("gone"), String::new());
+        let mut board = TensorBoard::new(&dir.path().join("gone"), BTreeMap::new());
         board.evaluation(&evaluation(1, 0.5));
         assert!(board.given_up);
         board.step(&lossy(1, 1.0));

@@ -7,13 +7,13 @@ use tempfile::{TempDir, tempdir};
 
 use super::*;
 
-pub(super) fn config(set: &[&str]) -> Config {
+pub(crate) fn config(set: &[&str]) -> Config {
     let text = "name = \"t\"\n[model]\nkind = \"alexnet\"\n[data]\nkind = \"synthetic\"\nclasses = 2\ntrain = 10\nval = 10\n[train]\n";
     let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
     Config::parse(text, "test", &set).unwrap()
 }
 
-pub(super) fn step(step: u64) -> StepMetrics {
+pub(crate) fn step(step: u64) -> StepMetrics {
     StepMetrics {
         step,
         epoch: 0,

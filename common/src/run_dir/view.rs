@@ -115,7 +115,8 @@ impl RunView {
             return Err(RunDirError::NoRun(path.to_owned()));
         }
         let damaged = |path: PathBuf, problem: String| RunDirError::Damaged { path, problem };
-        let config = Config::load(&file, &[]).map_err(|e| damaged(file, e.to_string()))?;
+        let text = std::fs::read_to_string(&file).map_err(RunDirError::io("read", &file))?;
+        let config = Config::parse(&text, &file.display().to_string(), &[]).map_err(|e| damaged(file, e.to_string()))?;
         let file = path.join(DATASET);
         let bytes = std::fs::read(&file).map_err(RunDirError::io("read", &file))?;
         let data = serde_json::from_slice(&bytes).map_err(|e| damaged(file, e.to_string()))?;

@@ -40,8 +40,11 @@ pub fn print_stdout(text: &str) {
 pub fn print_result(text: &str) -> anyhow::Result<()> {
     flush();
     let text = for_stdout(text) + "\n";
-    let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let mut written = Ok(());
+    screen::above_the_bar(|| {
+        let mut stdout = io::stdout().lock();
+        written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    });
     written.map_err(|e| match e.kind() {
         ErrorKind::BrokenPipe => Unread.into(),
         _ => anyhow::Error::new(e).context("could not write to stdout"),

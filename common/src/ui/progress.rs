@@ -13,11 +13,16 @@ use crate::status::Status;
 /// How often a plain line is printed.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
+/// How often a bar's clock is drawn while nothing is counted.
+const TICK: Duration = Duration::from_millis(500);
+
 /// Shows the progress of a run's steps.
 pub struct StepProgress {
     bar: Option<ProgressBar>,
     quiet: bool,
     last_line: Option<Instant>,
+    /// What the bar says of the newest step.
+    text: String,
 }
 
 impl StepProgress {
@@ -32,11 +37,11 @@ impl StepProgress {
             bar.reset_eta();
             bar
         });
-        Self { bar, quiet, last_line: None }
+        Self { bar, quiet, last_line: None, text: String::new() }
     }
 
-    /// Shows the current step.
-    pub fn show(&mut self, status: &Status) {
+    /// Shows the current step. `evaluates`: an evaluation follows it.
+    pub fn show(&mut self, status: &Status, evaluates: bool) {
         let (Some(m), Some(rates)) = (&status.step, &status.rates) else { return };
         let text = format!(
             "epoch {}/{}  loss {:.3}  top1 {:.1}%{}  {:.1} images/s  waiting: data {:.0}% gradients {:.0}%{}",
@@ -52,10 +57,25 @@ impl StepProgress {
         );
         if let Some(bar) = &self.bar {
             bar.set_position(m.step + 1);
-            bar.set_message(text);
+            // An evaluation takes its time, and the bar's clock goes on meanwhile.
+            if evaluates {
+                bar.enable_steady_tick(TICK);
+                bar.set_message(format!("evaluating  {text}"));
+            } else {
+                bar.disable_steady_tick();
+                bar.set_message(text.clone());
+            }
+            self.text = text;
         } else if !self.quiet && (m.step + 1 == status.steps || self.last_line.is_none_or(|t| t.elapsed() >= PLAIN_EVERY)) {
             self.last_line = Some(Instant::now());
             print_stderr(&format!("step {}/{}  {text}", m.step + 1, status.steps));
+        }
+    }
+
+    /// Shows how far an evaluation is, in samples.
+    pub fn evaluating(&self, done: u64, of: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("evaluating {done}/{of}  {}", self.text));
         }
     }
 
@@ -98,6 +118,18 @@ pub fn counter(label: &str, total: Option<u64>) -> ProgressBar {
     }
     bar.set_message(label.to_owned());
     bar
+}
+
+/// Shows that something is under way whose length nobody knows, until it is dropped; hidden
+/// where there is no terminal.
+pub fn busy(label: &str) -> impl Drop {
+    let bar = screen().add(ProgressBar::new_spinner());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar.set_message(label.to_owned());
+    bar.enable_steady_tick(TICK);
+    ClearOnDrop(bar)
 }
 
 /// `95 s` as `1 min 35 s`.

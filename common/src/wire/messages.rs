@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use crate::audit::TrainedSamples;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
-use crate::metrics::{Evaluation, StepMetrics, TimeShares};
+use crate::metrics::{Evaluation, Shown, StepMetrics, TimeShares};
 
 /// The largest control message. A config and the names of some thousand classes fit
 /// many times over.
@@ -230,6 +230,9 @@ pub enum BulkRequest {
     Samples { val: bool, ids: Vec<u32> },
     /// Followed by the files' bytes end to end; answered by [`BulkReply::Stored`].
     PutCheckpoint { step: u64, weights_blake3: Digest, files: Vec<FileSize> },
+    /// A picture of the run, for its record: followed by the bytes of a PNG file; answered by
+    /// [`BulkReply::Stored`].
+    PutPicture { shown: Shown, step: u64, bytes: u64 },
     /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
     GetCheckpoint { step: u64 },
     /// The file of `model.weights`, with which the run began: answered by

@@ -1,9 +1,10 @@
-//! The coordinator's bulk service: samples for workers without a local copy, and
-//! checkpoints to and from the run directory. Each stream carries one request.
+//! The coordinator's bulk service: samples for workers without a local copy, checkpoints
+//! to and from the run directory, and pictures for its record. Each stream carries one request.
 
 mod budget;
 mod checkpoints;
 mod clients;
+mod pictures;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -66,6 +67,13 @@ async fn respond(service: &BulkService, client: &Client, mut send: SendStream, m
                     tracing::error!("could not store the checkpoint of step {step} from {}: {reason}", client.name);
                     BulkReply::Failed { reason }
                 }
+            };
+            within(write_message(&mut send, &reply)).await
+        }
+        BulkRequest::PutPicture { shown, step, bytes } => {
+            let reply = match pictures::put(service, client, &mut recv, shown, step, bytes).await {
+                Ok(()) => BulkReply::Stored,
+                Err(reason) => BulkReply::Failed { reason },
             };
             within(write_message(&mut send, &reply)).await
         }

@@ -14,6 +14,7 @@ use super::clients::{Clients, OnAlive};
 use crate::admissions::Admissions;
 use crate::inbox::Inbox;
 use crate::limits::Limits;
+use crate::record_writer::OnPicture;
 
 /// Requests that are read from disk at the same time, over all workers.
 const CONCURRENT_READS: usize = 8;
@@ -34,6 +35,7 @@ pub struct BulkService {
     pub(super) budget: Budget,
     pub(super) clients: Clients,
     pub(super) on_alive: OnAlive,
+    pub(super) on_picture: OnPicture,
 }
 
 impl BulkService {
@@ -63,6 +65,7 @@ impl BulkService {
             budget: Budget::default(),
             clients: Clients::default(),
             on_alive: Arc::new(|_| ()),
+            on_picture: Arc::new(|_| false),
         }
     }
 
@@ -75,5 +78,10 @@ impl BulkService {
     /// arrive, at most every 100 ms.
     pub fn reporting_to(self, on_alive: OnAlive) -> Self {
         Self { on_alive, ..self }
+    }
+
+    /// Hands pictures of the run to `on_picture`.
+    pub fn showing_to(self, on_picture: OnPicture) -> Self {
+        Self { on_picture, ..self }
     }
 }

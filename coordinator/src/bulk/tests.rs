@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::config::Config;
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource};
+use common::metrics::{MAX_PICTURE_BYTES, RunPicture, Shown};
 use common::net::{Alpn, Authority, COORDINATOR, Endpoint, Role};
 use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta, InitialWeights};
 use common::wire::messages::{FileSize, Member};
@@ -86,6 +87,7 @@ struct World {
     held: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     heard: Arc<Mutex<Vec<String>>>,
+    pictures: Arc<Mutex<Vec<RunPicture>>>,
     news: mpsc::Receiver<(Instant, News)>,
     endpoints: Vec<Endpoint>,
 }
@@ -112,9 +114,15 @@ impl World {
         let files = CheckpointFiles::new(dir.path().join("checkpoints"));
         let heard = Arc::<Mutex<Vec<String>>>::default();
         let ear = Arc::clone(&heard);
+        let pictures = Arc::<Mutex<Vec<RunPicture>>>::default();
+        let album = Arc::clone(&pictures);
         let service = BulkService::new(&config, source, files, Inbox(send), admissions, limits, Arc::clone(&committed))
             .beginning_with(Some(weights(dir.path())))
-            .reporting_to(Arc::new(move |name| ear.lock().unwrap().push(name.to_owned())));
+            .reporting_to(Arc::new(move |name| ear.lock().unwrap().push(name.to_owned())))
+            .showing_to(Arc::new(move |picture| {
+                album.lock().unwrap().push(picture);
+                album.lock().unwrap().len() < 2
+            }));
         let service = Arc::new(service);
         let endpoint =
             Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &authority.identity(COORDINATOR).unwrap(), Role::Coordinator).unwrap();
@@ -125,7 +133,7 @@ impl World {
                 tokio::spawn(serve(Arc::clone(&serving), peer));
             }
         });
-        Self { dir, authority, service, address, committed, held, most, heard, news, endpoints: Vec::new() }
+        Self { dir, authority, service, address, committed, held, most, heard, pictures, news, endpoints: Vec::new() }
     }
 
     async fn connect(&mut self, name: &str) -> Connection {
@@ -380,4 +388,26 @@ async fn whoever_sends_slowly_is_heard_all_the_while_and_no_oftener() {
     let heard = world.heard.lock().unwrap().clone();
     assert!(heard.iter().all(|name| name == "worker-1"));
     assert!((4..=2 + took / 100).contains(&heard.len()), "{} times in {took} ms", heard.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_of_members_are_recorded_and_others_are_refused() {
+    let mut world = World::new(1);
+    let (member, stranger) = (world.connect("worker-1").await, world.connect("worker-2").await);
+    let png = Bytes::from_static(b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x07\0\0\0\x05");
+    let put = |step, bytes: u64| BulkRequest::PutPicture { shown: Shown::Filters, step, bytes };
+    let size = png.len() as u64;
+    for (connection, request, content, word) in [
+        (&stranger, put(5, size), png.clone(), "not in the run's ring"),
+        (&member, put(10_001, size), png.clone(), "step 10001"),
+        (&member, put(5, MAX_PICTURE_BYTES as u64 + 1), png.clone(), "at most"),
+        (&member, put(5, 6), Bytes::from_static(b"GIF89a"), "no PNG"),
+    ] {
+        let BulkReply::Failed { reason } = reply(&mut ask(connection, &request, &[content]).await).await else { panic!("{word}") };
+        assert!(reason.contains(word), "{reason}");
+    }
+    assert_eq!(reply(&mut ask(&member, &put(5, size), std::slice::from_ref(&png)).await).await, BulkReply::Stored);
+    assert_eq!(*world.pictures.lock().unwrap(), [RunPicture { shown: Shown::Filters, step: 5, png: png.to_vec() }]);
+    let full = reply(&mut ask(&member, &put(6, size), &[png]).await).await;
+    assert!(matches!(&full, BulkReply::Failed { reason } if reason.contains("no more pictures")), "{full:?}");
 }

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::run_dir::Resume;
-use common::ui::LogArgs;
+use common::ui::{CompletionsArgs, LogArgs, ManArgs};
 
 use crate::check::CheckArgs;
+use crate::init::InitArgs;
 use crate::page::Http;
+use crate::runs::RunsArgs;
 use crate::slurm::SlurmArgs;
 use crate::token::TokenCommand;
 
@@ -30,8 +32,12 @@ pub enum Command {
     Local(LocalArgs),
     /// Write a batch file that trains on the nodes of a Slurm cluster.
     Slurm(SlurmArgs),
+    /// Write a commented config that fits the data at a place.
+    Init(InitArgs),
     /// Validate a config and its data, and print the plan. Changes nothing.
     Check(CheckArgs),
+    /// List the runs of a folder: state, best accuracy, size.
+    Runs(RunsArgs),
     /// Show that each epoch of a run used every sample exactly once.
     Audit(AuditArgs),
     /// Show runs on a page, finished ones too, and compare several. Changes nothing.
@@ -39,6 +45,12 @@ pub enum Command {
     /// Make, list and revoke the tokens that admit workers to a run.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Print the JSON schema of a config, for editors.
+    Schema,
+    /// Print what a shell needs to complete commands and options.
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::CommandFactory;
 use common::config::Config;
 use common::dataset;
 use common::files::replace_private;
 use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
-use common::recorder::{Length, describe, plan};
+use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
-use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
+use common::ui::{busy, exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
 
 use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs};
@@ -21,7 +22,7 @@ use crate::inbox::LauncherEvent;
 use crate::local::{Launch, Workers, worker_binary};
 use crate::page::{Actions, Http, Page, Source};
 use crate::serve::{Outcome, Run, serve};
-use crate::{audit, check, slurm, token};
+use crate::{audit, check, init, runs, slurm, token};
 
 /// How long local workers get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
@@ -38,11 +39,19 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => report(runtime.block_on(serve_command(args, cli.log.quiet))?.as_ref()),
         Command::Local(args) => report(runtime.block_on(local_command(args, &cli.log))?.as_ref()),
-        Command::Audit(args) => print_result(audit::run(&args.run)?.trim_end())?,
+        Command::Audit(args) => {
+            let _busy = busy("auditing");
+            print_result(audit::run(&args.run)?.trim_end())?;
+        }
         Command::Token(command) => print_result(token::run(&command)?.trim_end())?,
         Command::Slurm(args) => print_result(&slurm::run(&args)?)?,
         Command::Page(args) => runtime.block_on(page_command(args))?,
         Command::Check(args) => print_result(check::report(&args)?.trim_end())?,
+        Command::Init(args) => print_result(init::run(&args, cli.log.quiet)?.trim_end())?,
+        Command::Runs(args) => print_result(runs::run(&args)?.trim_end())?,
+        Command::Schema => print_result(&Config::schema())?,
+        Command::Completions(args) => print_result(&args.script(Cli::command()))?,
+        Command::Man(args) => print_result(&format!("{} pages", args.write(Cli::command())?))?,
     }
     Ok(())
 }
@@ -53,6 +62,7 @@ fn report(outcome: Option<&Outcome>) {
         print_stdout(&format!("stopped; go on with --resume --run-dir {}", outcome.run_dir.display()));
     }
     print_stdout(&describe(&outcome.summary, &outcome.run_dir));
+    print_stdout(&what_next(&outcome.run_dir));
 }
 
 /// Serves a run; returns `None` for a run that was complete before.

@@ -124,7 +124,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
         Arc::new(move |name: &str| to_loop.try_send(News::Alive { name: name.to_owned() }))
     };
     let bulk = BulkService::new(&config, source, files, to_loop.clone(), Arc::clone(&admissions), limits, Arc::clone(&committed));
-    let bulk = Arc::new(bulk.beginning_with(weights).reporting_to(on_alive));
+    let bulk = Arc::new(bulk.beginning_with(weights).reporting_to(on_alive).showing_to(record.pictures()));
     let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), &config);
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

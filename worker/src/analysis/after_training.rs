@@ -9,11 +9,11 @@ use common::dataset::SampleSource;
 use common::run_dir::{RunView, Which};
 use safetensors::SafeTensors;
 
-use crate::analysis::figures::of_runs;
-use crate::analysis::figures::save;
 use crate::analysis::perceptron::{Point, report};
+use crate::analysis::plot;
 use crate::analysis::show::rows;
 use crate::engine::device::ComputeDevice;
+use crate::figures::save;
 
 /// Draws the figures of the run in `run`; returns lines for stdout that report on it.
 pub fn results(run: &Path, source: &dyn SampleSource, device: ComputeDevice) -> Result<Vec<String>> {
@@ -25,9 +25,9 @@ pub fn results(run: &Path, source: &dyn SampleSource, device: ComputeDevice) -> 
         lines.push(perceptron(&view, source, columns.iter().map(|c| c.name.clone()).collect())?.trim_end().to_owned());
     }
     let file = run.join("curves.png");
-    save(&of_runs::curves(&[run.to_owned()])?, &file)?;
+    save(&plot::curves(&[run.to_owned()])?, &file)?;
     lines.push(format!("curves: {}", file.display()));
-    if let Some(figure) = of_runs::regions(run, device)? {
+    if let Some(figure) = plot::regions(run, device)? {
         let file = run.join("regions.png");
         save(&figure, &file)?;
         lines.push(format!("decision regions: {}", file.display()));

@@ -8,9 +8,10 @@ use common::dataset::Split;
 use common::run_dir::Which;
 use serde::Serialize;
 
-use crate::analysis::figures::{Confusion, save};
-use crate::analysis::trained::{TrainedModel, Weights, best};
+use crate::analysis::trained::{TrainedModel, Weights};
 use crate::engine::device::ComputeDevice;
+use crate::figures::{Confusion, save};
+use crate::training::confusion::best;
 
 /// What to evaluate.
 #[derive(Debug)]

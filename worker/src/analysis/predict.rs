@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use common::dataset::{SampleFormat, Split, Table, Unlabelled};
+use common::ui::counter;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::analysis::trained::{TrainedModel, softmax};
@@ -32,10 +34,14 @@ pub struct Prediction {
 pub fn run(trained: &TrainedModel, paths: &[PathBuf], top: usize, invert: bool) -> Vec<Result<Vec<Prediction>>> {
     let mut renderer = Renderer::default();
     let table = matches!(trained.view.data().info.format, SampleFormat::Features { .. });
+    let bar = if table { ProgressBar::hidden() } else { counter("predicting", Some(paths.len() as u64)) };
     let one = |path: &PathBuf| {
+        bar.inc(1);
         if table { rows(trained, path, top) } else { picture(trained, path, top, invert, &mut renderer).map(|p| vec![p]) }
     };
-    paths.iter().map(one).collect()
+    let predictions = paths.iter().map(one).collect();
+    bar.finish_and_clear();
+    predictions
 }
 
 fn picture(trained: &TrainedModel, path: &Path, top: usize, invert: bool, renderer: &mut Renderer) -> Result<Prediction> {

@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use common::config::{Config, DataConfig, DataSource};
-use common::dataset::{self, Images, IndexProgress, SampleFormat, SampleSource, Split};
+use common::dataset::{self, IndexProgress, SampleFormat, SampleSource, Split};
 use common::seed;
 use indicatif::HumanCount;
 
-use crate::analysis::figures::{Regions, Tile, Tiles, save};
 use crate::data::{Picture, Recipe, Renderer, decode};
+use crate::figures::{Regions, Tile, Tiles, save};
 
 /// Samples of a class on the contact sheet, classes on it, and the side of a sample.
 const SAMPLES: usize = 10;
@@ -55,33 +55,12 @@ pub(crate) fn open_as_it_lies(
     Ok((source, config, one))
 }
 
-/// A `[data]` section for data of which only the place is known.
+/// A `[data]` section for data of which only the place is known; the columns of a table are as
+/// they stand there.
 pub(crate) fn guess(place: &Path, label: &str) -> Result<DataConfig> {
-    let idx = |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("train-images");
-    let mut data = toml::Table::new();
-    let mut set = |key: &str, value: toml::Value| _ = data.insert(key.to_owned(), value);
-    set("path", place.display().to_string().into());
-    if let Some(kind) = dataset::recognised(place) {
-        set("kind", kind.into());
-        if !dataset::is_divided(kind, place) {
-            set("val_fraction", 0.1.into());
-        }
-    } else if place.is_dir() {
-        let entries = std::fs::read_dir(place).with_context(|| format!("could not read `{}`", place.display()))?;
-        if entries.flatten().any(|e| idx(&e)) {
-            set("kind", "idx".into());
-        } else {
-            set("kind", "images".into());
-            if !Images::has_splits(place) {
-                set("val_fraction", 0.1.into());
-            }
-        }
-    } else if place.exists() {
-        set("kind", "csv".into());
-        set("standardize", false.into());
-        set("label", label.into());
-    } else {
-        bail!("`{}` does not exist: give a folder, a CSV file, a tar, a Parquet file or a config", place.display());
+    let mut data = dataset::section_of(place, label)?;
+    if data.get("kind").and_then(|kind| kind.as_str()) == Some("csv") {
+        data.insert("standardize".to_owned(), false.into());
     }
     Ok(data.try_into()?)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use common::config::DataSource;
 use common::dataset::{self, SampleFormat, SampleSource, Split, Table, Unlabelled};
 use common::run_dir::{RunView, Which};
+use common::ui::counter;
 
 use crate::data::{EvalLoader, Input, LoaderOptions};
 use crate::engine::Sums;
@@ -118,6 +119,7 @@ impl TrainedModel {
         let crops = config.data.pixels.eval_crops.count();
         let mut loader = EvalLoader::start(input, split, 0..source.info().len(split), BATCH / crops as u32, options)?;
         let mut sums = Sums::default();
+        let bar = counter("evaluating", Some(source.info().len(split).into()));
         while let Some(mut batch) = loader.next_batch()? {
             batch.labels.iter_mut().for_each(|label| *label = labels[*label as usize]);
             let (own, scores) = self.replica.scores_of_crops(batch.inputs.all(), &batch.labels, crops)?;
@@ -126,16 +128,12 @@ impl TrainedModel {
             for skipped in &batch.skipped {
                 tracing::warn!("skipped `{}`: {}", skipped.name, skipped.problem);
             }
+            bar.inc((batch.labels.len() + batch.skipped.len()) as u64);
             loader.recycle(batch);
         }
+        bar.finish_and_clear();
         Ok(sums)
     }
-}
-
-/// The class with the highest score; the first of several that are equal.
-pub fn best(scores: &[f32]) -> usize {
-    let better = |best: usize, class: usize| if scores[class] > scores[best] { class } else { best };
-    (0..scores.len()).fold(0, better)
 }
 
 /// Scores as probabilities.

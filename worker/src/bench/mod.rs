@@ -9,6 +9,7 @@ pub mod step;
 
 use anyhow::Result;
 use clap::Subcommand;
+use common::ui::busy;
 
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
@@ -27,6 +28,7 @@ pub enum BenchCommand {
 
 /// Carries out one of the commands.
 pub fn run(command: BenchCommand) -> Result<()> {
+    let _busy = (!matches!(command, BenchCommand::RingRank)).then(|| busy("measuring"));
     match command {
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Data(args) => data::run(&args),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use common::config::CorruptPolicy;
 use common::run_dir::{Resume, Which};
-use common::ui::LogArgs;
+use common::ui::{CompletionsArgs, LogArgs, ManArgs};
 
 use crate::analysis::trained::Weights;
 use crate::engine::device::Share;
@@ -54,6 +54,10 @@ pub enum Command {
     Bench(crate::bench::BenchCommand),
     /// Say what this machine and this build can do.
     Doctor,
+    /// Print what a shell needs to complete commands and options.
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -219,15 +223,15 @@ pub struct ExportArgs {
 pub struct PlotArgs {
     /// Run directories; several share one picture of curves.
     pub runs: Vec<PathBuf>,
-    /// FigureKind to draw [default: of one run all that it has, of several the curves,
+    /// What to draw [default: of one run all that it has, of several the curves,
     /// without a run the activation functions].
     #[arg(long, value_enum, value_delimiter = ',')]
-    pub what: Vec<crate::analysis::figures::of_runs::FigureKind>,
+    pub what: Vec<crate::analysis::plot::FigureKind>,
     /// Where the pictures go [default: the run directory if there is one run].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "png")]
-    pub format: crate::analysis::figures::Format,
+    pub format: crate::figures::Format,
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -241,7 +245,7 @@ pub struct SummaryArgs {
     /// Print the ratios of a second config's model to a first one's.
     #[arg(long, num_args = 2, value_names = ["FIRST", "SECOND"])]
     pub compare: Vec<PathBuf>,
-    /// FigureKind one hidden layer would take on a colour picture of so many megapixels.
+    /// What one hidden layer would take on a colour picture of so many megapixels.
     #[arg(long, value_name = "N")]
     pub megapixels: Option<f64>,
     /// Units of that hidden layer.

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow};
+use clap::CommandFactory;
 use common::config::Config;
 use common::dataset;
 use common::net::Token;
 use common::objects;
-use common::recorder::{Length, describe, plan};
+use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
 use common::trace;
-use common::ui::{exit, index_progress, print_stderr, print_stdout};
+use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
 
 use super::arguments::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
 use super::inspect;
@@ -52,7 +53,9 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Data(DataCommand::Verify { data, label }) => inspect::verify(&data, &label),
         Command::Data(DataCommand::Show { data, label, out }) => inspect::show(&data, &label, out),
         Command::Bench(command) => bench::run(command),
-        Command::Doctor => common::ui::print_result(doctor::report().trim_end()),
+        Command::Doctor => print_result(doctor::report().trim_end()),
+        Command::Completions(args) => print_result(&args.script(Cli::command())),
+        Command::Man(args) => print_result(&format!("{} pages", args.write(Cli::command())?)),
     }
 }
 
@@ -102,6 +105,7 @@ fn train(args: TrainArgs, quiet: bool) -> Result<()> {
         Ok(more) => lines.extend(more),
         Err(e) => tracing::warn!("the run is complete, but could not be drawn: {e:#}"),
     }
+    lines.push(what_next(&path));
     print_stdout(&lines.join("\n"));
     Ok(())
 }

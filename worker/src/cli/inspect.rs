@@ -9,9 +9,8 @@ use common::ui::{print_result, print_stderr, print_stdout};
 use indicatif::{HumanBytes, HumanCount};
 
 use super::arguments::{EvalArgs, ExportArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
-use crate::analysis::figures::of_runs;
 use crate::analysis::trained::TrainedModel;
-use crate::analysis::{evaluate, export, filter, pack, predict, show, summary};
+use crate::analysis::{evaluate, export, filter, pack, plot, predict, show, summary};
 use crate::engine::device::ComputeDevice;
 
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
@@ -85,7 +84,7 @@ pub(super) fn plot(args: PlotArgs) -> Result<()> {
         (None, _) => PathBuf::from("."),
     };
     let device = ComputeDevice::parse(&args.device)?;
-    for file in of_runs::run(&args.runs, &args.what, &out, args.format, device)? {
+    for file in plot::run(&args.runs, &args.what, &out, args.format, device)? {
         print_stdout(&file.display().to_string());
     }
     Ok(())

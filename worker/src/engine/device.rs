@@ -4,6 +4,7 @@
 //! another burn backend can take its place.
 
 use common::config::{Precision, TrainConfig};
+pub use common::simd::cpu_has_bf16;
 
 #[cfg(feature = "flex")]
 use super::autodiff;
@@ -265,17 +266,6 @@ impl std::fmt::Display for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.all().map(|device| device.to_string()).collect::<Vec<_>>().join(","))
     }
-}
-
-/// Whether this processor has the bf16 instructions that oneDNN and the Arm Compute
-/// Library look for.
-pub fn cpu_has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
 }
 
 /// The name that [`ComputeDevice::parse`] reads.

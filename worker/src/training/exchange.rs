@@ -342,12 +342,22 @@ impl Exchange {
         Ok(scales)
     }
 
-    /// Sums statistics alone, as a round of its own.
-    pub fn totals(&mut self, mine: StepTotals) -> Result<StepTotals, RingError> {
+    /// The round of an evaluation: sums statistics, and counts of which f32 has all exactly.
+    pub fn evaluation(&mut self, mine: StepTotals, mut counts: Vec<f32>) -> Result<(StepTotals, Vec<f32>), RingError> {
         self.submit_statistics(mine)?;
+        let bucket = self.plan.layout.counts();
+        if let Some(ring) = self.ring.as_mut().filter(|_| !counts.is_empty()) {
+            ring.submit(self.round, bucket, counts)?;
+            counts = ring.wait(self.round, bucket)?.into_f32();
+        }
         let totals = self.statistics(mine)?;
         self.round += 1;
-        Ok(totals)
+        Ok((totals, counts))
+    }
+
+    /// How many counts the round of an evaluation sums.
+    pub fn counts(&self) -> usize {
+        self.plan.layout.range(self.plan.layout.counts()).len()
     }
 
     fn submit_statistics(&self, mine: StepTotals) -> Result<(), RingError> {

@@ -136,8 +136,7 @@ impl Job {
 
     /// Whether an evaluation follows when `steps` steps are committed.
     pub fn evaluates_after(&self, steps: u64) -> bool {
-        let every = self.length.steps_per_epoch * u64::from(self.config.train.eval_epochs);
-        steps == self.length.steps || steps.is_multiple_of(every)
+        self.length.evaluates_after(steps, self.config.train.eval_epochs)
     }
 
     /// Steps from one checkpoint to the next.

@@ -4,7 +4,7 @@ use common::digest::Digest;
 use std::time::Duration;
 
 use anyhow::Result;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, RunPicture, StepMetrics};
 use common::trace;
 
 use crate::data::Batch;
@@ -25,12 +25,20 @@ pub struct Snapshot {
 /// Receives the training loop's reports: for the coordinator, or for this process itself.
 pub trait Record {
     fn step(&mut self, metrics: &StepMetrics) -> Result<()>;
+    /// An evaluation has come so far, in samples of this rank.
+    fn evaluating(&mut self, _done: u64, _of: u64) {}
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()>;
     /// The samples of its own that this rank computed in a second of a committed step.
     fn own_speed(&mut self, _samples_per_second: f64) {}
     /// The samples of this rank that went into a committed step.
     fn trained(&mut self, step: u64, batch: &Batch) -> Result<()>;
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()>;
+    /// Whether this rank draws pictures for the record.
+    fn draws(&self) -> bool {
+        false
+    }
+    /// Hands over a picture; one that cannot be recorded is left out.
+    fn picture(&mut self, _picture: RunPicture) {}
     /// Stores a checkpoint, if this rank is the one that stores it; may return before
     /// it is stored. `best`: of this very state, whose evaluation is the best so far; else a
     /// later one will do.

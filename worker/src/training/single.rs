@@ -10,7 +10,7 @@ use common::audit::TrainedSamples;
 use common::config::Config;
 use common::dataset::SampleSource;
 use common::dense::Factored;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, RunPicture, StepMetrics};
 use common::plan::Ownership;
 use common::recorder::Recorder;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Dense, Event, LastGeneration, RunDir, RunDirError, Summary, peak_rss_bytes};
@@ -166,6 +166,10 @@ impl Record for LocalRecord {
         Ok(())
     }
 
+    fn evaluating(&mut self, done: u64, of: u64) {
+        self.recorder.evaluating(done, of);
+    }
+
     fn evaluation(&mut self, evaluation: &Evaluation) -> Result<()> {
         self.evaluated = evaluation.step;
         self.recorder.evaluation(evaluation);
@@ -183,6 +187,14 @@ impl Record for LocalRecord {
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()> {
         self.recorder.skipped(step, name, problem);
         Ok(())
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn picture(&mut self, picture: RunPicture) {
+        self.recorder.picture(&picture);
     }
 
     /// A checkpoint that cannot be stored does not fail the run, unless it is the last one.

@@ -9,7 +9,7 @@ use common::config::Config;
 use common::dataset;
 use common::dense::Factored;
 use common::digest::Digest;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, RunPicture, Shown, StepMetrics};
 use common::net::{Authority, Endpoint, Role, worker_name};
 use common::plan::Ownership;
 use common::ring::{Ring, RingPeer, RingSpec};
@@ -52,6 +52,7 @@ struct Curve {
     rates: Vec<f64>,
     evaluations: Vec<Evaluation>,
     norms: Vec<f64>,
+    pictures: Vec<RunPicture>,
 }
 
 impl Record for Curve {
@@ -70,6 +71,12 @@ impl Record for Curve {
     }
     fn skipped(&mut self, _: u64, name: &str, problem: &str) -> anyhow::Result<()> {
         panic!("{name}: {problem}")
+    }
+    fn draws(&self) -> bool {
+        true
+    }
+    fn picture(&mut self, picture: RunPicture) {
+        self.pictures.push(picture);
     }
     fn checkpoint(&mut self, _: bool, _: &mut dyn FnMut() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
         Ok(())
@@ -220,6 +227,23 @@ fn evaluations_decide_alike_on_all_ranks_and_in_any_world() {
         }
         of(&["cpu", "cpu:resident", "cpu,cpu"], "train.reproducible=false");
     }
+}
+
+#[test]
+fn a_ring_draws_what_one_process_draws() {
+    let last = |devices: &[&str], shown: Shown| {
+        let ranks = undisturbed(devices, &["data.classes=7", "data.val=57", "train.reproducible=true"]);
+        let of = |rank: &Trained| rank.curve.pictures.iter().rfind(|picture| picture.shown == shown).unwrap().clone();
+        let first = of(&ranks[0]);
+        assert!(ranks.iter().all(|rank| of(rank) == first), "{devices:?}, {shown:?}");
+        assert!(first.size().is_some_and(|(width, height)| width > 200 && height > 200), "{:?}", first.size());
+        first
+    };
+    for shown in [Shown::Confusion, Shown::Filters] {
+        assert_eq!(last(&["cpu"], shown), last(&["cpu"; 3], shown));
+    }
+    let alone = &undisturbed(&["cpu"], &[])[0].curve.pictures;
+    assert_eq!(alone.iter().map(|picture| (picture.shown, picture.step)).next(), Some((Shown::FirstBatch, 1)));
 }
 
 #[test]

@@ -16,11 +16,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::clock::StepClock;
+use super::confusion::Confusions;
 use super::early_stop::EarlyStop;
 use super::exchange::{Exchange, Receiver};
 use super::job::Job;
 use super::left_out::{self, LeftOut};
 use super::micro_batch::micro_batch;
+use super::pictures::RunPictures;
 use super::record::{Record, snapshot};
 use super::totals::StepTotals;
 use crate::data::{Batch, EvalLoader, TrainLoader};
@@ -84,14 +86,16 @@ pub fn train(
     let (mut step, mut stored) = (first, start.stored);
     let settings = &job.config.train;
     let mut progress = replica.progress();
+    let mut pictures = RunPictures::new(record.draws());
     // The evaluation and the checkpoint after the last step of an earlier generation,
     // if that generation ended before it made them. What an evaluation decides is not in the
     // state before the next step, so that none of the ranks can have it before the others: it
     // is made again.
     if job.evaluates_after(step) && (step > start.evaluated || (settings.follows_evaluations() && step > 0)) {
-        let evaluation = evaluate(job, replica, exchange, source, record, step)?;
+        let (evaluation, confusions) = evaluate(job, replica, exchange, source, record, step)?;
         progress = job.progress(progress, &evaluation);
         record.evaluation(&evaluation)?;
+        pictures.evaluation(job, replica, &evaluation, &confusions, step == job.length.steps, record);
     }
     let is_best = |progress: &Progress| settings.keep == Keep::Best && progress.is_best();
     let again = progress != replica.progress();
@@ -167,8 +171,9 @@ pub fn train(
             record.own_speed(speed);
         }
         record.trained(step, &batch)?;
-        loader.recycle(batch);
         record.step(&clock.metrics(job.plan.position(step).epoch, all, lr, updated.grad_norm))?;
+        pictures.first_batch(job, &batch, record);
+        loader.recycle(batch);
         step += 1;
 
         let mut over = early_stop.reached(step, all.top1, all.count) || step == job.length.steps;
@@ -176,11 +181,12 @@ pub fn train(
         // A run that is asked to stop does not wait for an evaluation, which is made
         // when the run is resumed. A run that is over is not resumed.
         if over || (job.evaluates_after(step) && !all.stop) {
-            let evaluation = evaluate(job, replica, exchange, source, record, step)?;
+            let (evaluation, confusions) = evaluate(job, replica, exchange, source, record, step)?;
             progress = job.progress(progress, &evaluation);
             record.evaluation(&evaluation)?;
             best = is_best(&progress);
             over |= progress.is_exhausted(settings);
+            pictures.evaluation(job, replica, &evaluation, &confusions, over, record);
         }
         if job.checkpoints_after(step) || best || over || all.stop || record.checkpoint_due() {
             record.checkpoint(best, &mut || snapshot(replica))?;
@@ -256,7 +262,7 @@ fn correction(planned: u32, counted: u64) -> f64 {
     if counted == 0 { 1.0 } else { f64::from(planned) / counted as f64 }
 }
 
-/// Evaluates the whole validation set, each rank a part of its own: exact sums,
+/// Evaluates the whole validation set, each rank a part of its own: exact sums and counts,
 /// no padding. Every rank returns the same result. In reproducible mode it is the same in any
 /// world: the same samples are computed at a time, and their losses are summed as integers.
 /// With `train.ema` the moving average of the weights is evaluated.
@@ -267,7 +273,7 @@ pub fn evaluate(
     source: &Arc<dyn SampleSource>,
     record: &mut dyn Record,
     step: u64,
-) -> Result<Evaluation> {
+) -> Result<(Evaluation, Confusions)> {
     replica.averaged(|replica| evaluate_weights(job, replica, exchange, source, record, step))?
 }
 
@@ -278,24 +284,28 @@ fn evaluate_weights(
     source: &Arc<dyn SampleSource>,
     record: &mut dyn Record,
     step: u64,
-) -> Result<Evaluation> {
+) -> Result<(Evaluation, Confusions)> {
     let _span = trace::span("evaluation", Some(step));
     let (range, batch) = job.evaluation();
+    let of = range.len() as u64;
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, range, batch, job.loader_options())?;
     let mut mine = StepTotals::default();
+    let mut confusions = Confusions::new(job.info.classes.len(), exchange.counts());
     while let Some(batch) = loader.next_batch()? {
-        let (sums, _) = replica.scores_of_crops(batch.inputs.all(), &batch.labels, job.config.data.pixels.eval_crops.count())?;
+        let (sums, scores) = replica.scores_of_crops(batch.inputs.all(), &batch.labels, job.config.data.pixels.eval_crops.count())?;
+        confusions.add(&batch.labels, &scores);
         mine.loss += sums.loss;
         mine.checksum = mine.checksum.wrapping_add(fixed(sums.loss));
         mine.top1 += u64::from(sums.top1);
         mine.top5 += u64::from(sums.top5);
         mine.count += u64::from(sums.count);
+        record.evaluating(mine.count, of);
         for skipped in &batch.skipped {
             record.skipped(step, &skipped.name, &skipped.problem)?;
         }
         loader.recycle(batch);
     }
-    let all = exchange.totals(mine)?;
+    let (all, counts) = exchange.evaluation(mine, confusions.into_counts())?;
     if exchange.differs(&all) {
         return Err(Diverged(format!("workers have different weights after {step} steps: a processor or a memory makes errors")).into());
     }
@@ -304,14 +314,15 @@ fn evaluate_weights(
     // A loss that is not finite, or too large for its integer, is the rounded sum.
     let exact = job.config.train.reproducible && all.loss.abs() < LARGEST_FIXED;
     let loss = if exact { all.checksum.cast_signed() as f64 / FIXED } else { all.loss };
-    Ok(Evaluation {
+    let evaluation = Evaluation {
         step,
         epoch: step / job.length.steps_per_epoch,
         loss: loss / all.count.max(1) as f64,
         top1: share(all.top1),
         top5: share(all.top5),
         samples: all.count,
-    })
+    };
+    Ok((evaluation, Confusions::summed(job.info.classes.len(), counts)))
 }
 
 /// By what a batch's loss is multiplied before it becomes an integer, which needs no more

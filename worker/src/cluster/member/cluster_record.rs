@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Result;
 use common::audit::TrainedSamples;
-use common::metrics::{Evaluation, StepMetrics};
+use common::metrics::{Evaluation, RunPicture, StepMetrics};
 use common::wire::messages::{Generation, ToCoordinator};
 
 use crate::cluster::checkpoints::Upload;
 use crate::cluster::link::Link;
+use crate::cluster::pictures::Pictures;
 use crate::data::Batch;
 use crate::replica::Replica;
 use crate::training::clock::OwnSpeed;
@@ -29,6 +30,7 @@ pub(super) struct ClusterRecord<'a> {
     waiting: Option<Snapshot>,
     /// Whether a checkpoint was due while the one before it was being sent.
     due: bool,
+    pictures: Pictures,
     /// Gradient bytes that were sent in earlier generations.
     sent: u64,
     speed: OwnSpeed,
@@ -45,6 +47,7 @@ impl<'a> ClusterRecord<'a> {
             uploads_best: false,
             waiting: None,
             due: false,
+            pictures: Pictures::default(),
             sent: 0,
             speed: OwnSpeed::default(),
         }
@@ -72,6 +75,7 @@ impl<'a> ClusterRecord<'a> {
 
     /// Ends the run: returns when its last checkpoint is on disk.
     pub(super) fn finish(&mut self, replica: &Replica) -> Result<()> {
+        self.link.runtime.block_on(self.pictures.settle());
         if let Some(waiting) = self.waiting.take() {
             self.settle()?;
             self.start(waiting, true);
@@ -149,6 +153,14 @@ impl Record for ClusterRecord<'_> {
 
     fn skipped(&mut self, step: u64, name: &str, problem: &str) -> Result<()> {
         self.link.send(ToCoordinator::Skipped { step, name: name.to_owned(), problem: problem.to_owned() })
+    }
+
+    fn draws(&self) -> bool {
+        self.rank == 0
+    }
+
+    fn picture(&mut self, picture: RunPicture) {
+        self.pictures.send(&self.link.runtime, &self.link.bulk, picture);
     }
 
     /// A slow link delays checkpoints, not the ring: while a checkpoint is being sent,

@@ -155,7 +155,7 @@ fn factors_have_the_rows_of_their_samples_and_other_rows_are_zeros() {
 fn a_rank_with_other_weights_is_found() {
     let mut exchange = Exchange::new(None, sums(4, 8), 0, Summation::F32);
     exchange.committed(1.25);
-    let all = exchange.totals(StepTotals::default()).unwrap_or_else(|e| panic!("{e}"));
+    let (all, _) = exchange.evaluation(StepTotals::default(), Vec::new()).unwrap_or_else(|e| panic!("{e}"));
     assert!(!exchange.differs(&all));
     // The least change of the norm.
     exchange.committed(f64::from_bits(1.25f64.to_bits() + 1));

@@ -1,11 +1,11 @@
 //! Small pictures in rows: a model's filters, or samples of a dataset.
 
 use common::config::InputShape;
-use plotters::prelude::*;
+use plotters::prelude::Text;
 use plotters::style::text_anchor::HPos;
 
-use super::figure::{Area, Drawn, Figure};
-use super::style::{FONT, INK, LABEL, TITLE, anchored};
+use super::figure::{Area, Drawn, Figure, Placed};
+use super::style::{LABEL, TITLE, anchored, font, px, room_for};
 
 /// A small picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,10 +28,13 @@ const GAP: i32 = 6;
 const TOP: i32 = 60;
 const MARGIN: i32 = 20;
 
+/// The most letters of a row's name.
+const LETTERS: usize = 28;
+
 impl Tiles {
     fn names(&self) -> i32 {
-        let longest = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).min(28) as i32;
-        if longest == 0 { 0 } else { 24 + 10 * longest }
+        let longest = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).min(LETTERS);
+        if longest == 0 { 0 } else { 24 + room_for(longest) }
     }
 }
 
@@ -44,36 +47,16 @@ impl Figure for Tiles {
         (width as u32, (TOP + MARGIN + self.rows.len() as i32 * step) as u32)
     }
 
-    fn draw<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB>
-    where
-        DB::ErrorType: 'static,
-    {
-        area.draw(&Text::new(self.title.clone(), (MARGIN, 18), (FONT, TITLE).into_font().color(&INK)))?;
-        let (step, names, side) = (self.side as i32 + GAP, self.names(), self.side);
+    fn draw(&self, area: &Area<'_>, below: &mut Vec<Placed>) -> Drawn {
+        area.draw(&Text::new(self.title.clone(), (px(MARGIN), px(18)), font(TITLE)))?;
+        let (side, names) = (self.side as i32, self.names());
         for (r, (name, tiles)) in self.rows.iter().enumerate() {
-            let y = TOP + r as i32 * step;
-            let name: String = name.chars().take(28).collect();
-            area.draw(&Text::new(name, (MARGIN + names - 14, y + side as i32 / 2), anchored(LABEL, HPos::Right)))?;
+            let y = TOP + r as i32 * (side + GAP);
+            let name: String = name.chars().take(LETTERS).collect();
+            area.draw(&Text::new(name, (px(MARGIN + names - 14), px(y + side / 2)), anchored(LABEL, HPos::Right)))?;
             for (c, tile) in tiles.iter().enumerate() {
-                self.tile(area, (MARGIN + names + c as i32 * step, y), tile)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Tiles {
-    fn tile<DB: DrawingBackend>(&self, area: &Area<DB>, (left, top): (i32, i32), tile: &Tile) -> Drawn<DB>
-    where
-        DB::ErrorType: 'static,
-    {
-        let edge = |n: u32, of: u32| (u64::from(n) * u64::from(self.side) / u64::from(of.max(1))) as i32;
-        for (at, pixel) in tile.pixels.as_chunks::<3>().0.iter().enumerate() {
-            let (x, y) = (at as u32 % tile.width, at as u32 / tile.width);
-            let from = (left + edge(x, tile.width), top + edge(y, tile.height));
-            let to = (left + edge(x + 1, tile.width), top + edge(y + 1, tile.height));
-            if to.0 > from.0 && to.1 > from.1 {
-                area.draw(&Rectangle::new([from, to], RGBColor(pixel[0], pixel[1], pixel[2]).filled()))?;
+                let x = MARGIN + names + c as i32 * (side + GAP);
+                below.push(Placed { corners: [x, y, x + side, y + side].map(px), tile: tile.clone(), smooth: false });
             }
         }
         Ok(())
@@ -109,4 +92,20 @@ pub fn filters(shape: &[usize], values: &[f32], input: InputShape) -> Option<Vec
         Tile { width: side as u32, height: side as u32, pixels }
     };
     Some((0..count).map(tile).collect())
+}
+
+/// Filters in a row, the most of them, and the side of each in the picture.
+const COLUMNS: usize = 16;
+const MOST_FILTERS: usize = 256;
+const FILTER_SIDE: u32 = 64;
+
+/// The [`filters`] of `layer` as a figure; none for other layers. `run` and `step` say whose
+/// they are.
+pub fn filter_sheet(run: &str, layer: &str, step: u64, shape: &[usize], values: &[f32], input: InputShape) -> Option<Tiles> {
+    let mut tiles = filters(shape, values, input)?;
+    let all = tiles.len();
+    tiles.truncate(MOST_FILTERS);
+    let number = if all > tiles.len() { format!("{} of {all}", tiles.len()) } else { all.to_string() };
+    let rows = tiles.chunks(COLUMNS).map(|row| (String::new(), row.to_vec())).collect();
+    Some(Tiles { title: format!("{run}: {number} filters of {layer} after step {step}"), rows, side: FILTER_SIDE })
 }

@@ -6,6 +6,10 @@ use common::metrics::{Evaluation, StepMetrics};
 
 use super::*;
 
+fn decoded(figure: &impl Figure) -> crate::data::Picture {
+    crate::data::decode(common::dataset::SampleFormat::Encoded, &png(figure).unwrap()).unwrap()
+}
+
 fn check(figure: &impl Figure) {
     let folder = tempfile::tempdir().unwrap();
     let (png, svg) = (folder.path().join("a.png"), folder.path().join("a.svg"));
@@ -45,7 +49,7 @@ fn curves_of_short_long_and_odd_runs_are_drawn() {
     let evaluation = |n: u64| Evaluation { step: 100 * n, epoch: n, loss: 1.0 / n as f64, top1: 0.5, top5: 1.0, samples: 10 };
     let evaluations: Vec<Evaluation> = (1..=12).map(evaluation).collect();
     let long = Curve::new("long".to_owned(), &steps, &evaluations, 100);
-    assert!(long.train_loss.len() <= 160 && (long.lr.last().unwrap().0 - 12.34).abs() < 0.1);
+    assert!(long.raw_loss.len() <= 600 && long.train_loss.len() <= 600 && (long.lr.last().unwrap().0 - 12.34).abs() < 0.1);
     check(&Curves(vec![long.clone()]));
     let one = Curve::new("one step".to_owned(), &steps[..1], &[], 100);
     check(&Curves(vec![one.clone()]));
@@ -63,6 +67,31 @@ fn curves_of_short_long_and_odd_runs_are_drawn() {
 }
 
 #[test]
+fn smoothing_follows_the_curve_and_forgets_single_steps() {
+    let noisy = |n: u64| StepMetrics { loss: 1.0 + if n.is_multiple_of(2) { 0.5 } else { -0.5 }, ..step(n) };
+    let mut steps: Vec<StepMetrics> = (0..500).map(noisy).collect();
+    steps[250].loss = f64::INFINITY;
+    let curve = Curve::new("noisy".to_owned(), &steps, &[], 100);
+    assert!(curve.raw_loss.iter().any(|p| p.1 == 1.5) && curve.raw_loss[250].1.is_infinite());
+    assert!((curve.train_loss[0].1 - 1.5).abs() < 1e-9, "there is nothing before the first step");
+    assert!(curve.train_loss[60..].iter().all(|p| (p.1 - 1.0).abs() < 0.1), "{:?}", &curve.train_loss[60..]);
+    let (raw, smooth) = (curve.raw_loss[499].0, curve.train_loss[499].0);
+    assert_eq!((raw, smooth), (5.0, 5.0));
+}
+
+#[test]
+fn lines_have_no_steps_and_pixels_keep_their_colours() {
+    let slope: Vec<(f64, f64)> = (0..=100).map(|n| (f64::from(n), f64::from(n) * 0.001)).collect();
+    let picture = decoded(&Activations(vec![("slope", slope.clone(), slope)]));
+    let greys = picture.pixels.iter().collect::<std::collections::BTreeSet<_>>();
+    assert!(greys.len() > 100, "only {} values: edges are hard", greys.len());
+    let red = Tile { width: 1, height: 1, pixels: vec![200, 10, 30] };
+    let picture = decoded(&Tiles { title: String::new(), rows: vec![(String::new(), vec![red])], side: 40 });
+    let inside = picture.pixels.as_chunks::<3>().0.iter().filter(|p| **p == [200, 10, 30]).count();
+    assert_eq!(inside, 40 * 40);
+}
+
+#[test]
 fn regions_confusion_and_functions_are_drawn() {
     check(&Regions {
         title: "t".to_owned(),
@@ -77,7 +106,8 @@ fn regions_confusion_and_functions_are_drawn() {
         let counts = (0..classes).map(|r| (0..classes).map(|c| if r == c { 90 } else { 1 }).collect()).collect();
         check(&Confusion { title: "t".to_owned(), classes: (0..classes).map(|n| format!("class {n}")).collect(), counts });
     }
-    check(&crate::analysis::figures::of_runs::activations(crate::engine::device::ComputeDevice::parse("auto").unwrap()).unwrap());
+    let line = |slope: f64| (0..20).map(|n| (f64::from(n), slope * f64::from(n))).collect::<Vec<_>>();
+    check(&Activations(vec![("one", line(0.1), line(0.0)), ("two", line(-0.2), line(0.05))]));
 }
 
 #[test]

@@ -10,13 +10,14 @@ use common::recorder::plan;
 use common::run_dir::{RunView, Which};
 use safetensors::SafeTensors;
 
-use crate::analysis::figures::{Activations, Curve, Curves, Format, Regions, Tiles, filters, save};
 use crate::analysis::show::rows;
-use crate::analysis::trained::{TrainedModel, best};
+use crate::analysis::trained::TrainedModel;
 use crate::engine::device::ComputeDevice;
+use crate::figures::{Activations, Curve, Curves, Format, Regions, Tiles, filter_sheet, save};
 use crate::models::activate;
+use crate::training::confusion::best;
 
-/// FigureKind can be drawn.
+/// What can be drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum FigureKind {
     /// Loss, accuracy and learning rate; several runs share one picture.
@@ -97,10 +98,6 @@ pub fn curves(runs: &[PathBuf]) -> Result<Curves> {
     Ok(Curves(curves))
 }
 
-/// Filters in a row, and the side of each in the picture.
-const COLUMNS: usize = 16;
-const FILTER_SIDE: u32 = 64;
-
 fn first_layer(run: &Path) -> Result<Option<Tiles>> {
     let view = RunView::open(run)?;
     let (step, bytes) = view.weights(Which::Last)?;
@@ -109,10 +106,7 @@ fn first_layer(run: &Path) -> Result<Option<Tiles>> {
     let Some(layer) = view.config().model.layers(input).into_iter().find(|l| l.parameters > 0) else { return Ok(None) };
     let weight = tensors.tensor(&format!("{}.weight", layer.name))?;
     let values: Vec<f32> = weight.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    let Some(tiles) = filters(weight.shape(), &values, input) else { return Ok(None) };
-    let title = format!("{}: {} filters of {} after step {step}", view.config().name, tiles.len(), layer.name);
-    let rows = tiles.chunks(COLUMNS).map(|row| (String::new(), row.to_vec())).collect();
-    Ok(Some(Tiles { title, rows, side: FILTER_SIDE }))
+    Ok(filter_sheet(&view.config().name, &layer.name, step, weight.shape(), &values, input))
 }
 
 /// Points along each side of the plane at which the model is evaluated.

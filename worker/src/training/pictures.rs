@@ -1,0 +1,179 @@
+//! Pictures for the run's record: what is trained on, and what comes of it. They decide
+//! nothing: one that cannot be drawn is missing.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use common::metrics::{Evaluation, RunPicture, Shown};
+
+use super::confusion::Confusions;
+use super::job::Job;
+use super::record::Record;
+use crate::data::{Batch, Inputs};
+use crate::figures::{self, Confusion, Figure, Tile, Tiles};
+use crate::replica::Replica;
+
+/// Drawing takes at most this part of the time, but for the last evaluation.
+const SHARE: u32 = 20;
+
+/// Classes on the sheet of the first batch, samples of each, and the side of a sample.
+const CLASSES: usize = 10;
+const SAMPLES: usize = 8;
+const SIDE: u32 = 96;
+
+/// Draws the pictures of a generation.
+pub(super) struct RunPictures {
+    draws: bool,
+    /// When an evaluation may be drawn again.
+    next: Option<Instant>,
+}
+
+impl RunPictures {
+    /// `draws`: whether this rank is the one that does.
+    pub(super) fn new(draws: bool) -> Self {
+        Self { draws, next: None }
+    }
+
+    /// Shows the samples of the run's first step, as far as this rank has them.
+    pub(super) fn first_batch(&self, job: &Job, batch: &Batch, record: &mut dyn Record) {
+        if self.draws && batch.step == 0 {
+            let sheet = sheet(job, batch).map(|sheet| picture(&sheet, Shown::FirstBatch, 1)).transpose();
+            hand_over(sheet, record);
+        }
+    }
+
+    /// Shows what an evaluation found and the first layer's weights. Evaluations that follow
+    /// each other fast are left out, but not the `last` one.
+    pub(super) fn evaluation(
+        &mut self,
+        job: &Job,
+        replica: &Replica,
+        evaluation: &Evaluation,
+        confusions: &Confusions,
+        last: bool,
+        record: &mut dyn Record,
+    ) {
+        let start = Instant::now();
+        if !self.draws || (!last && self.next.is_some_and(|next| start < next)) {
+            return;
+        }
+        let matrix = matrix(job, evaluation, confusions);
+        hand_over(matrix.map(|matrix| picture(&matrix, Shown::Confusion, evaluation.step)).transpose(), record);
+        let filters = filters(job, replica, evaluation.step);
+        let filters = filters.and_then(|filters| filters.map(|tiles| picture(&tiles, Shown::Filters, evaluation.step)).transpose());
+        hand_over(filters, record);
+        self.next = Some(pause_after(start, Instant::now()));
+    }
+}
+
+/// When there may be a drawing again after one that took so long.
+fn pause_after(start: Instant, end: Instant) -> Instant {
+    let took = end.saturating_duration_since(start).max(Duration::from_millis(1));
+    end + took * (SHARE - 1)
+}
+
+fn hand_over(picture: Result<Option<RunPicture>>, record: &mut dyn Record) {
+    match picture {
+        Ok(Some(picture)) => record.picture(picture),
+        Ok(None) => {}
+        Err(e) => tracing::debug!("a picture is left out of the record: {e:#}"),
+    }
+}
+
+fn picture(figure: &impl Figure, shown: Shown, step: u64) -> Result<RunPicture> {
+    Ok(RunPicture { shown, step, png: figures::png(figure)? })
+}
+
+/// Samples by class; none of a table.
+fn sheet(job: &Job, batch: &Batch) -> Option<Tiles> {
+    let Inputs::Pictures(pictures) = batch.inputs.all() else { return None };
+    let input = Job::input(&job.config, &job.info);
+    let (size, channels) = (input.image_size, input.channels);
+    let pixels = &job.config.data.pixels;
+    let mut numbers = vec![0.0; input.values()];
+    let mut rows: Vec<(i32, Vec<Tile>)> = Vec::new();
+    for ((bytes, finish), &label) in pictures.bytes.chunks_exact(input.values()).zip(pictures.finishes).zip(&batch.labels) {
+        let row = match rows.iter().position(|(class, _)| *class == label) {
+            Some(row) => row,
+            None if rows.len() < CLASSES => {
+                rows.push((label, Vec::new()));
+                rows.len() - 1
+            }
+            None => continue,
+        };
+        if rows[row].1.len() == SAMPLES {
+            continue;
+        }
+        finish.write_f32(bytes, size, channels, &mut numbers);
+        // As colours again: what normalisation made of them is undone.
+        let byte = |at: usize, c: usize| (255.0 * (numbers[at + c] * pixels.std[c] + pixels.mean[c])).round().clamp(0.0, 255.0) as u8;
+        let colours = (0..numbers.len()).step_by(channels).flat_map(|at| [0, 1, 2].map(|c| byte(at, if channels == 3 { c } else { 0 })));
+        rows[row].1.push(Tile { width: size as u32, height: size as u32, pixels: colours.collect() });
+    }
+    rows.sort_by_key(|(label, _)| *label);
+    let name = |label: i32| job.info.classes.get(label as usize).cloned().unwrap_or_default();
+    let rows: Vec<_> = rows.into_iter().map(|(label, tiles)| (name(label), tiles)).collect();
+    (!rows.is_empty()).then(|| Tiles { title: format!("{}: samples of step 1", job.config.name), rows, side: SIDE })
+}
+
+fn matrix(job: &Job, evaluation: &Evaluation, confusions: &Confusions) -> Option<Confusion> {
+    let title = format!("{} after step {}: top-1 {:.2}%", job.config.name, evaluation.step, 100.0 * evaluation.top1);
+    Some(Confusion { title, classes: job.info.classes.clone(), counts: confusions.rows()? })
+}
+
+/// The filters of the first layer; none if it sees no pictures.
+fn filters(job: &Job, replica: &Replica, step: u64) -> Result<Option<Tiles>> {
+    let input = Job::input(&job.config, &job.info);
+    let Some(layer) = job.config.model.layers(input).into_iter().find(|layer| layer.parameters > 0) else { return Ok(None) };
+    let weight = format!("{}.weight", layer.name);
+    let Some(spec) = replica.layout().params().iter().find(|spec| spec.name() == weight) else { return Ok(None) };
+    let weights = replica.weights()?;
+    Ok(figures::filter_sheet(&job.config.name, &layer.name, step, spec.shape(), &weights[spec.range()], input))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::config::Config;
+    use common::dataset;
+    use common::plan::Ownership;
+
+    use super::*;
+    use crate::data::TrainLoader;
+
+    #[test]
+    fn the_sheet_shows_the_colours_that_the_model_sees_and_tables_have_none() {
+        let text = |data: &str| {
+            format!("name = \"t\"\n[model]\nkind = \"softmax\"\n[data]\n{data}\n[train]\nglobal_batch = 64\nshards = 1\nepochs = 1\n")
+        };
+        let made = |data: &str| {
+            let config = Config::parse(&text(data), "test", &[]).unwrap();
+            let source = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+            let job = Job::new(config, source.info().clone(), 0, Ownership::equal(1, 1)).unwrap();
+            let options = job.loader_options();
+            let mut loader =
+                TrainLoader::start(job.samples(&source), job.plan.clone(), job.shards(), job.config.seed, 0..1, options, Vec::new())
+                    .unwrap();
+            let batch = loader.next_batch().unwrap();
+            sheet(&job, &batch)
+        };
+        let plain = "kind = \"synthetic\"\nclasses = 3\ntrain = 64\nval = 8\nimage_size = 12\n";
+        let normalised = format!("{plain}mean = [0.3, 0.4, 0.5]\nstd = [0.2, 0.3, 0.4]\n");
+        let (sheet, other) = (made(plain).unwrap(), made(&normalised).unwrap());
+        assert_eq!((sheet.rows.len(), sheet.rows[0].1.len(), sheet.rows[0].1[0].width), (3, SAMPLES, 12));
+        for ((name, tiles), (_, others)) in sheet.rows.iter().zip(&other.rows) {
+            let near = |(a, b): (&Tile, &Tile)| a.pixels.iter().zip(&b.pixels).all(|(a, b)| a.abs_diff(*b) <= 1);
+            assert!(tiles.iter().zip(others).all(near), "{name}: normalisation shows");
+            assert!(tiles[0].pixels.iter().max() > Some(&100), "{name} is black");
+        }
+        assert!(made("kind = \"xor\"\ntrain = 64\nval = 4\n").is_none());
+    }
+
+    #[test]
+    fn drawing_takes_a_twentieth_of_the_time_at_most() {
+        let start = Instant::now();
+        let end = start + Duration::from_millis(50);
+        assert_eq!(pause_after(start, end) - start, Duration::from_secs(1));
+        assert!(pause_after(start, start) > start);
+    }
+}
