@@ -61,6 +61,13 @@ fi
 rmdir --ignore-fail-on-non-empty "$out/lib"
 
 cp -r configs docs deploy README.md SECURITY.md "$out/"
+mkdir -p "$out"/share/bash-completion/completions "$out"/share/zsh/site-functions "$out"/share/fish/vendor_completions.d "$out"/share/man/man1
+for binary in worker coordinator; do
+    "$built/$binary" completions bash > "$out/share/bash-completion/completions/$binary"
+    "$built/$binary" completions zsh > "$out/share/zsh/site-functions/_$binary"
+    "$built/$binary" completions fish > "$out/share/fish/vendor_completions.d/$binary.fish"
+    "$built/$binary" man "$out/share/man/man1" > /dev/null
+done
 cp LICENSE-MIT LICENSE-APACHE "$out/licenses/"
 python3 scripts/licenses.py "$kind" "$out/licenses/THIRD-PARTY.txt"
 if [ $kind != flex ]; then

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/dist.sh --folder
-made=$(ls -td dist/*/ | head -1)
-if ! unshare --mount --pid --fork true 2>/dev/null; then
+made=$(find dist -mindepth 1 -maxdepth 1 -type d -name 'ringleader-*' -printf '%T@ %p\n' | sort -rn | awk 'NR == 1 { print $2 }')
+if ! unshare --mount --pid --fork mount -t proc proc /proc 2>/dev/null; then
     echo "dist: not tried in a bare root folder, which only root can make" >&2
     exit 0
 fi

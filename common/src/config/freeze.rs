@@ -78,7 +78,7 @@ mod tests {
 
     fn config(model: &str, freeze: &str) -> Result<Config, ConfigError> {
         let text = format!(
-            "name = \"t\"\nmodel = {model}\n[data]\nkind = \"synthetic\"\nclasses = 10\ntrain = 64\nval = 8\nimage_size = 64\n[train]\nglobal_batch = 8\nfreeze = {freeze}\n"
+            "name = \"t\"\nmodel = {model}\n[data]\nkind = \"synthetic\"\nclasses = 10\ntrain = 64\nval = 20\nimage_size = 64\n[train]\nglobal_batch = 8\nfreeze = {freeze}\n"
         );
         Config::parse(&text, "test", &[])
     }

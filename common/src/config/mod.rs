@@ -93,7 +93,7 @@ impl Config {
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config = Self::parse(&text, &path.display().to_string(), overrides)?;
-        places::expand(&mut config, |name| std::env::var(name).ok())?;
+        places::expand(&mut config.data, &mut config.model, &mut config.run, |name| std::env::var(name).ok())?;
         Ok(config)
     }
 

@@ -3,20 +3,27 @@
 
 use std::path::PathBuf;
 
-use super::Config;
+use super::data::DataConfig;
 use super::error::{ConfigError, invalid};
+use super::model::ModelConfig;
+use super::run::RunConfig;
 
 /// Puts the home folder where a path begins with `~`, and the environment's values where it
 /// names them, by `$NAME` or `${NAME}`; `$$` stands for `$`. `variable` looks a name up.
-pub(super) fn expand(config: &mut Config, variable: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
-    let weights = config.model.weights_mut().map(|path| ("model.weights", path));
-    for (key, path) in config.data.places_mut().chain(weights) {
+pub(super) fn expand(
+    data: &mut DataConfig,
+    model: &mut ModelConfig,
+    run: &mut RunConfig,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<(), ConfigError> {
+    let weights = model.weights_mut().map(|path| ("model.weights", path));
+    for (key, path) in data.places_mut().chain(weights) {
         // A path that is no text is none that a config has: TOML is text.
         if let Some(text) = path.to_str() {
             *path = PathBuf::from(expanded(key, text, &variable)?);
         }
     }
-    if let Some(mirror) = &mut config.run.mirror {
+    if let Some(mirror) = &mut run.mirror {
         *mirror = expanded("run.mirror", mirror, &variable)?;
     }
     Ok(())
@@ -41,6 +48,7 @@ fn expanded(key: &'static str, text: &str, variable: impl Fn(&str) -> Option<Str
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn expanded_in(toml: &str) -> Result<Config, ConfigError> {
         let mut config = Config::parse(toml, "test", &[]).unwrap();
@@ -49,7 +57,7 @@ mod tests {
             "SET" => Some("pictures".to_owned()),
             _ => None,
         };
-        expand(&mut config, variable).map(|()| config)
+        expand(&mut config.data, &mut config.model, &mut config.run, variable).map(|()| config)
     }
 
     fn config(data: &str, rest: &str) -> String {

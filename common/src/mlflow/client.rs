@@ -8,7 +8,7 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{End, Metric, Pairs, now_ms};
+use super::entry::{End, Metric, Pairs, now_ms};
 use crate::files::replace;
 
 /// The longest that a request may take.

@@ -7,16 +7,19 @@
 //! refuses, costs its own record and one warning.
 
 mod client;
+mod entry;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::metrics::{Evaluation, RunPicture, StepMetrics};
 use client::{About, Client, Failure, Run, Server};
+pub use entry::{End, Pairs};
+use entry::{Metric, now_ms};
 
 /// Entries that may wait for the server; more are left out.
 const QUEUE: usize = 1 << 14;
@@ -35,28 +38,6 @@ const END: Duration = Duration::from_secs(10);
 
 /// The files of the run directory that the server gets at the end.
 const FILES: [&str; 2] = ["config.toml", "summary.json"];
-
-/// Keys and values of tags or parameters.
-pub type Pairs = Vec<(String, String)>;
-
-/// How a run ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    Finished,
-    /// A person stopped it before its last step.
-    Killed,
-    Failed,
-}
-
-/// A figure of a step.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Metric {
-    key: &'static str,
-    value: f64,
-    step: u64,
-    /// Milliseconds since 1970.
-    timestamp: u64,
-}
 
 /// One thing to record.
 enum Entry {
@@ -131,11 +112,6 @@ impl MlFlow {
             tracing::debug!("MLflow's server is too slow for the run: its record has gaps");
         }
     }
-}
-
-/// Milliseconds since 1970.
-fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
 struct Writer {

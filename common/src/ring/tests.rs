@@ -359,7 +359,7 @@ fn misuse_is_an_error() {
     assert_eq!(ring.wait(0, 0).unwrap().into_f32(), vec![1.0; 5]);
     assert_eq!(ring.bytes_sent(), 0);
     for step in 0..2 {
-        (0..4).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());
+        (0..5).for_each(|b| ring.submit(step, b, vec![1.0; layout.range(b).len()]).unwrap());
     }
     assert!(matches!(ring.submit(2, 0, vec![1.0; 5]), Err(RingError::Misuse { .. })));
 }

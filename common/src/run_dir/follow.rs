@@ -13,8 +13,8 @@ use super::checkpoint::CheckpointFiles;
 use super::error::RunDirError;
 use super::journal::Dated;
 use super::metrics::Line;
+use super::names::{JOURNAL, METRICS, SKIPPED};
 use super::skipped::SkippedSample;
-use super::{JOURNAL, METRICS, SKIPPED};
 use crate::metrics::{Evaluation, StepMetrics};
 
 /// The longest line that is read; longer ones are none of ours.

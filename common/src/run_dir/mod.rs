@@ -26,6 +26,7 @@ mod layout;
 mod lines;
 mod metrics;
 mod mirror;
+mod names;
 mod resume;
 mod skipped;
 mod summary;
@@ -59,12 +60,9 @@ use journal::Journal;
 use lines::Lines;
 use metrics::Metrics;
 use mirror::{InStore, Mirror};
+use names::{JOURNAL, METRICS, SKIPPED};
 use skipped::SkippedSamples;
 use tensorboard::TensorBoard;
-
-const JOURNAL: &str = "journal.jsonl";
-const METRICS: &str = "metrics.jsonl";
-const SKIPPED: &str = "skipped.jsonl";
 
 /// One run's directory, locked for this process.
 #[derive(Debug)]

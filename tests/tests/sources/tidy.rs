@@ -166,6 +166,7 @@ fn documents_name_only_what_exists() {
         "SECURITY.md",
         "docs/course.md",
         "docs/data.md",
+        "docs/deploy.md",
         "docs/failure.md",
         "docs/page.md",
         "docs/records.md",
