@@ -36,7 +36,7 @@ pub struct Placed {
 pub trait Figure {
     /// Width and height in pixels.
     fn size(&self) -> (u32, u32);
-    /// Draws on a white area of that size, [`UNIT`] units to the pixel, and adds what is made
+    /// Draws on a white area of that size, `UNIT` units to the pixel, and adds what is made
     /// of pixels to `below`.
     fn draw(&self, area: &Area<'_>, below: &mut Vec<Placed>) -> Drawn;
 }

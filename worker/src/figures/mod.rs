@@ -1,6 +1,6 @@
 //! Pictures of runs and data: curves, filters, decision regions, confusion, small pictures
 //! in rows, and the activation functions. A [`Figure`] draws itself, [`save`] writes it to a
-//! file, and [`png`] makes the content of one.
+//! file, and [`png()`] makes the content of one.
 
 mod activations;
 mod confusion;

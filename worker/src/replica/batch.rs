@@ -13,7 +13,7 @@ pub struct BatchPart<'a> {
     pub labels: &'a [i32],
     /// Of mixed samples, `[n]`; empty if none are mixed.
     pub seconds: &'a [Second],
-    /// Of all samples, and of the model's [`dropouts`](Replica::dropouts).
+    /// Of all samples, and of the model's [`dropouts`](super::Replica::dropouts).
     pub masks: MaskRows<'a>,
     /// By which it is known again if it was announced as the next one.
     pub name: Option<BatchName>,
