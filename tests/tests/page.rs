@@ -66,7 +66,11 @@ fn a_run_is_told_through_a_kill_a_recovery_and_its_end() {
         page.json("/runs.json").map(|runs| (runs["runs"].as_array().map_or(0, Vec::len), runs["may_act"].clone())),
         Some((2, false.into()))
     );
-    let facts = page.json("/facts.json?run=1").unwrap_or_default();
+    // Each record is read by itself: the end of the first says nothing of the second.
+    let facts = until("end of the second record", Duration::from_secs(20), || {
+        let read = |facts: &Value| facts["events"].as_array().is_some_and(|events| events.iter().any(|e| e["kind"] == "finished"));
+        page.json("/facts.json?run=1").filter(read)
+    });
     let kinds: Vec<&str> = facts["events"].as_array().into_iter().flatten().filter_map(|event| event["kind"].as_str()).collect();
     for kind in ["start", "joined", "generation", "lost", "recovered", "finished"] {
         assert!(kinds.contains(&kind), "{kind} is not in {kinds:?}");

@@ -96,6 +96,10 @@ fn every_config_trains_on_every_device() {
     let mut seen = 0;
     for entry in std::fs::read_dir(project().join("configs")).unwrap().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
+        // Their schema lies beside them.
+        if name == "schema.json" {
+            continue;
+        }
         let text = std::fs::read_to_string(entry.path()).unwrap();
         let mut set = vec!["train.max_steps=2", "train.checkpoint_steps=2"];
         if !name.starts_with("perceptron") {
@@ -110,6 +114,15 @@ fn every_config_trains_on_every_device() {
             set.push(&pictures);
         } else if text.contains("kind = \"synthetic\"") {
             set.extend(["data.train=20", "data.val=10"]);
+        }
+        let begun = format!("model.weights={}", folder.path().join("begun").display());
+        if text.contains("\nweights = ") {
+            // The run that it names.
+            let given = project().join("configs/alexnet-imagenette.toml").display().to_string();
+            let mut args = vec!["train", &given, "--run-dir", begun.trim_start_matches("model.weights=")];
+            set.iter().for_each(|s| args.extend(["--set", s]));
+            ok(folder.path(), &args);
+            set.push(&begun);
         }
         for device in devices() {
             let run = folder.path().join(format!("{name}-{device}"));

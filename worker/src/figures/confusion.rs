@@ -5,7 +5,7 @@ use plotters::style::text_anchor::HPos;
 
 use super::figure::{Area, Drawn, Figure, Placed};
 use super::style::{GRID, INK, LABEL, TITLE, anchored, colour, font, px, room_for, stroke, tint};
-use super::tiles::Tile;
+use super::tile::Tile;
 
 pub struct Confusion {
     pub title: String,

@@ -14,7 +14,7 @@ use resvg::usvg::fontdb::Database;
 use resvg::{tiny_skia, usvg};
 
 use super::style::{FONT, UNIT, fonts};
-use super::tiles::Tile;
+use super::tile::Tile;
 use crate::data::{Picture, png_of, write_png};
 
 /// Where a figure is drawn, in units.

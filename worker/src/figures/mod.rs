@@ -8,6 +8,7 @@ mod curves;
 mod figure;
 mod regions;
 mod style;
+mod tile;
 mod tiles;
 
 pub use activations::Activations;
@@ -15,7 +16,8 @@ pub use confusion::Confusion;
 pub use curves::{Curve, Curves};
 pub use figure::{Figure, Format, png, save};
 pub use regions::Regions;
-pub use tiles::{Tile, Tiles, filter_sheet, filters};
+pub use tile::Tile;
+pub use tiles::{Tiles, filter_sheet, filters};
 
 #[cfg(test)]
 mod tests;

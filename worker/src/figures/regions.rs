@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use super::curves::short;
 use super::figure::{Area, Drawn, Figure, Placed};
 use super::style::{GAP, INK, LABEL, TITLE, colour, font, px, stroke, tint};
-use super::tiles::Tile;
+use super::tile::Tile;
 
 pub struct Regions {
     pub title: String,

@@ -6,15 +6,7 @@ use plotters::style::text_anchor::HPos;
 
 use super::figure::{Area, Drawn, Figure, Placed};
 use super::style::{LABEL, TITLE, anchored, font, px, room_for};
-
-/// A small picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tile {
-    pub width: u32,
-    pub height: u32,
-    /// RGB, `[height, width, 3]`
-    pub pixels: Vec<u8>,
-}
+use super::tile::Tile;
 
 /// Rows of tiles of one size, each row with a name or without.
 pub struct Tiles {
