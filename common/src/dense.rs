@@ -93,13 +93,11 @@ pub fn dense_layers_of(model: &ModelConfig, train: &TrainConfig, cluster: &Clust
     let of_sum = if train.reproducible || cluster.wire == WireEncoding::F32 { 4 } else { 2 };
     let of_factor = if train.precision == Precision::Bf16 { 2 } else { 4 };
     let rows = f64::from(train.global_batch);
-    let layers = model.layers(input);
-    let trained = train.trained(&layers);
-    let dense = layers.into_iter().zip(trained).filter_map(|(layer, trained)| match layer.kind {
-        LayerKind::Dense { inputs, units } => Some((layer.name, inputs, units, trained)),
+    let dense = model.layers(input).into_iter().filter_map(|layer| match layer.kind {
+        LayerKind::Dense { inputs, units } => Some((layer.name, inputs, units)),
         _ => None,
     });
-    let layer = |(number, (name, inputs, units, trained)): (usize, (String, u64, u64, bool))| {
+    let layer = |(number, (name, inputs, units)): (usize, (String, u64, u64))| {
         let bytes = of_factor as f64 * (1.0 / inputs as f64 + 1.0 / units as f64);
         let most_rows = 2.0 * of_sum as f64 / (bytes + multiply_add(train));
         let pays = inputs * units >= FEWEST_WEIGHTS && rows < most_rows;
@@ -108,9 +106,9 @@ pub fn dense_layers_of(model: &ModelConfig, train: &TrainConfig, cluster: &Clust
             DenseExchange::Auto | DenseExchange::Sum => Way::Sum,
             DenseExchange::Factors => Way::Factors,
         };
-        trained.then_some(DenseLayer { number, name, inputs, units, most_rows, way, widths: (of_sum, of_factor) })
+        DenseLayer { number, name, inputs, units, most_rows, way, widths: (of_sum, of_factor) }
     };
-    dense.enumerate().filter_map(layer).collect()
+    dense.enumerate().filter(|(_, (name, ..))| !train.freezes(name, false)).map(layer).collect()
 }
 
 /// The time of a multiply-add of the product, in bytes that could be exchanged meanwhile:
@@ -153,8 +151,7 @@ impl Factored {
     pub fn of(config: &Config, input: InputShape) -> Self {
         let (mut layers, mut at) = (Vec::new(), 0);
         let mut dense = dense_layers(config, input).into_iter();
-        let all = config.model.layers(input);
-        for (layer, _) in all.iter().zip(config.train.trained(&all)).filter(|(_, trained)| *trained) {
+        for layer in config.train.trained_layers(&config.model.layers(input)) {
             if let LayerKind::Dense { inputs, units } = layer.kind
                 && let Some(DenseLayer { number, way: Way::Factors, .. }) = dense.next()
             {

@@ -51,12 +51,13 @@ pub fn report(args: &CheckArgs) -> Result<String> {
     let info = source.info();
     let plan = plan(&config, info).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
-    let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
+    let input = info.input(config.data.pixels.image_size);
+    let parameters = config.model.parameters(input);
     let workers = args.workers.first().copied().unwrap_or(2).clamp(1, config.train.shards);
-    let dense = dense_layers(&config, info.input(config.data.pixels.image_size));
+    let dense = dense_layers(&config, input);
     let (world, batch) = (u64::from(workers), u64::from(config.train.global_batch));
     let width = if config.train.reproducible { Encoding::Fixed } else { Encoding::from(config.cluster.wire) }.width() as u64;
-    let trained = config.train.trained_parameters(&config.model, info.input(config.data.pixels.image_size));
+    let trained = config.train.trained_parameters(&config.model, input);
     let others = trained - dense.iter().map(|layer| layer.inputs * layer.units).sum::<u64>();
     let sent_of_others = 2.0 * (world - 1) as f64 * (others * width) as f64 / world as f64;
     let sent = sent_of_others + dense.iter().map(|layer| layer.bytes(world, batch)).sum::<f64>();
@@ -137,7 +138,6 @@ pub fn report(args: &CheckArgs) -> Result<String> {
             rows.push(("workers at most".to_owned(), format!("{most}: each owns one of train.shards = {most} at least")));
         }
         let network = Network { gbit_per_s, latency: args.latency };
-        let input = info.input(config.data.pixels.image_size);
         rows.extend(forecast(&config, input, network, &worlds, &worker_binary(args.worker_binary.clone())?)?);
     }
     Ok(rows.iter().map(|(name, value)| format!("{name:>22}  {value}\n")).collect())

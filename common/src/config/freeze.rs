@@ -17,15 +17,15 @@ impl TrainConfig {
         self.freeze.iter().any(|entry| names(entry, layer, in_features))
     }
 
-    /// Of each of a model's layers, whether it is trained. Those without parameters are not.
-    pub fn trained(&self, layers: &[Layer]) -> Vec<bool> {
-        with_parts(layers).map(|(layer, in_features)| layer.parameters > 0 && !self.freezes(&layer.name, in_features)).collect()
+    /// Those of a model's layers that are trained. Layers without parameters are not.
+    pub fn trained_layers<'a>(&self, layers: &'a [Layer]) -> impl Iterator<Item = &'a Layer> {
+        let trained = with_parts(layers).filter(|(layer, in_features)| layer.parameters > 0 && !self.freezes(&layer.name, *in_features));
+        trained.map(|(layer, _)| layer)
     }
 
     /// How many parameters of a model are trained.
     pub fn trained_parameters(&self, model: &ModelConfig, input: InputShape) -> u64 {
-        let layers = model.layers(input);
-        layers.iter().zip(self.trained(&layers)).filter(|(_, trained)| *trained).map(|(layer, _)| layer.parameters).sum()
+        self.trained_layers(&model.layers(input)).map(|layer| layer.parameters).sum()
     }
 
     /// For a model whose other keys are valid.
@@ -49,7 +49,7 @@ impl TrainConfig {
             let message = format!("has `{odd}`, which names no layer of this model: its layers are {}{parts}", names.join(", "));
             return Err(invalid("train.freeze", message));
         }
-        if !self.trained(&layers).contains(&true) {
+        if self.trained_layers(&layers).next().is_none() {
             return Err(invalid("train.freeze", "has every layer, so nothing would be trained: leave out those to train"));
         }
         Ok(())
@@ -86,8 +86,7 @@ mod tests {
     fn trained(model: &str, freeze: &str) -> Vec<String> {
         let config = config(model, freeze).unwrap();
         let layers = config.model.layers(InputShape { channels: 3, image_size: 64, classes: 10 });
-        let trained = layers.iter().zip(config.train.trained(&layers)).filter(|(_, trained)| *trained);
-        trained.map(|(layer, _)| layer.name.clone()).collect()
+        config.train.trained_layers(&layers).map(|layer| layer.name.clone()).collect()
     }
 
     #[test]

@@ -35,8 +35,7 @@ type Shapes = BTreeMap<String, Vec<usize>>;
 impl CheckpointLayout {
     pub fn of(config: &Config, input: InputShape) -> Self {
         let layers = config.model.layers(input);
-        let trained = layers.iter().zip(config.train.trained(&layers)).filter(|(_, trained)| *trained);
-        let trained = trained.map(|(layer, _)| layer.name.clone()).collect();
+        let trained = config.train.trained_layers(&layers).map(|layer| layer.name.clone()).collect();
         Self { layers: layers.into_iter().filter(|l| l.parameters > 0).map(|l| (l.name, l.parameters)).collect(), trained }
     }
 

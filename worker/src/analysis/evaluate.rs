@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::analysis::trained::{TrainedModel, Weights};
 use crate::engine::device::ComputeDevice;
 use crate::figures::{Confusion, save};
-use crate::training::confusion::best;
+use crate::training::confusion::predictions;
 
 /// What to evaluate.
 #[derive(Debug)]
@@ -136,9 +136,7 @@ pub fn run(options: &Options) -> Result<EvaluationReport> {
     let classes = trained.classes().len();
     let mut confusion = vec![vec![0u64; classes]; classes];
     let sums = trained.score(&source, options.split, |_, labels, scores| {
-        for (&label, scores) in labels.iter().zip(scores.chunks_exact(classes)) {
-            confusion[label as usize][best(scores)] += 1;
-        }
+        predictions(labels, scores, classes).for_each(|(label, predicted)| confusion[label][predicted] += 1);
     })?;
     let report = EvaluationReport::new(trained.step, sums, trained.classes(), confusion);
     std::fs::create_dir_all(&options.out).with_context(|| format!("could not create `{}`", options.out.display()))?;

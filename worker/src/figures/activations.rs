@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, line, px, stroke};
+use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke};
 
 /// Values of one function and of its derivative: (name, x and f(x), x and f'(x)).
 pub(crate) type Function = (&'static str, Vec<(f64, f64)>, Vec<(f64, f64)>);
@@ -41,10 +41,7 @@ impl Figure for Activations {
                 .draw()?;
             for (points, n, label) in [(values, 0, "f(x)"), (slopes, 1, "f'(x)")] {
                 let style = stroke(colour(n), 3.0);
-                chart
-                    .draw_series(line(points.iter().copied(), style))?
-                    .label(label)
-                    .legend(move |(x, y)| PathElement::new([(x, y), (x + px(24), y)], style));
+                chart.draw_series(line(points.iter().copied(), style))?.label(label).legend(key(style, 24));
             }
             chart
                 .configure_series_labels()

@@ -4,7 +4,7 @@ use common::metrics::{Evaluation, StepMetrics};
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, line, px, stroke, tint};
+use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke, tint};
 
 /// The most points of one line: more could not be told apart.
 const MAX_POINTS: usize = 600;
@@ -179,14 +179,13 @@ impl Curves {
             let behind = stroke(tint(colour(n), if alone { 0.28 } else { 0.16 }), 1.2);
             chart.draw_series(line(shown((panel.raw)(run)), behind))?;
         }
-        let key = |style: ShapeStyle| move |(x, y): (i32, i32)| PathElement::new([(x, y), (x + px(28), y)], style);
         for (n, run) in self.0.iter().enumerate() {
             let (thin, thick) = (shown((panel.thin)(run)), shown((panel.thick)(run)));
             let pale = thick.len() > 1 && !alone;
             let style = stroke(if pale { tint(colour(n), 0.55) } else { colour(n) }, 2.0);
             let drawn = chart.draw_series(line(thin, style))?;
             if panel.legend && alone {
-                drawn.label("training").legend(key(style));
+                drawn.label("training").legend(key(style, 28));
             }
             // A single run has a second colour for its validation curve.
             let strong = if alone { colour(1) } else { colour(n) };
@@ -194,7 +193,7 @@ impl Curves {
             let drawn = chart.draw_series(line(thick.iter().copied(), style))?;
             if panel.legend {
                 let name = if alone { "validation".to_owned() } else { run.name.clone() };
-                drawn.label(name).legend(key(style));
+                drawn.label(name).legend(key(style, 28));
             }
             if thick.len() <= 60 {
                 chart.draw_series(thick.iter().map(|&p| Circle::new(p, px(4), strong.filled())))?;

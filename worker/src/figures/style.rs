@@ -56,6 +56,11 @@ pub(super) fn line(points: impl IntoIterator<Item = (f64, f64)>, style: ShapeSty
     (points.len() > 1).then(|| PathElement::new(points, style))
 }
 
+/// The short line of so many pixels by which a legend shows a style.
+pub(super) fn key(style: ShapeStyle, pixels: i32) -> impl Fn((i32, i32)) -> PathElement<(i32, i32)> {
+    move |(x, y)| PathElement::new([(x, y), (x + px(pixels), y)], style)
+}
+
 /// Text of so many pixels.
 pub(super) fn font(pixels: i32) -> TextStyle<'static> {
     (FONT, px(pixels)).into_font().color(&INK)

@@ -99,6 +99,11 @@ impl ParamLayout {
         self.params.iter().enumerate().filter(|(_, param)| !param.frozen)
     }
 
+    /// Those that are trained, in the order of the flat vector.
+    pub fn trained_params(&self) -> impl Iterator<Item = &ParamSpec> + Clone {
+        self.trained().map(|(_, param)| param)
+    }
+
     /// Values in the flat vector.
     pub fn total(&self) -> usize {
         self.params.iter().map(|param| param.len).sum()
@@ -106,7 +111,7 @@ impl ParamLayout {
 
     /// Values in the part of the flat vector that is trained, and in a gradient.
     pub fn trained_total(&self) -> usize {
-        self.trained().map(|(_, param)| param.len).sum()
+        self.trained_params().map(|param| param.len).sum()
     }
 
     /// How many parameters, from the first, belong to [`Model::features`]: those before

@@ -32,7 +32,7 @@ use common::trace;
 use crate::data::{Dropout, Inputs, MaskGroup, Masks};
 use crate::engine::device::Devices;
 use crate::engine::{Delivery, Engine, EngineError, EngineSetup, Gradient, Loss, Phases, Piece, Sums};
-use crate::models::{InputShape, Model, ParamLayout, ParamSpec, initial_weights};
+use crate::models::{InputShape, Model, ParamLayout, initial_weights};
 use crate::optim::{Update, UpdateReport};
 use crate::weights::{Loaded, ORDER, OWN_ORDER, WeightsFile};
 pub use batch::BatchPart;
@@ -387,7 +387,7 @@ impl Replica {
         Ok(State {
             step: self.step,
             model: state::write(self.layout.params().iter(), &[(String::new(), self.weights()?)], own_order)?,
-            optimizer: state::write(self.trained(), &slots, metadata)?,
+            optimizer: state::write(self.layout.trained_params(), &slots, metadata)?,
         })
     }
 
@@ -402,7 +402,7 @@ impl Replica {
         if step != state.step {
             return Err(ReplicaError::State(format!("the optimizer is at step {step}, the state says {}", state.step)));
         }
-        let slots = state::read(self.layout.trained().map(|(_, param)| param), &self.prefixes(), &state.optimizer)?;
+        let slots = state::read(self.layout.trained_params(), &self.prefixes(), &state.optimizer)?;
         import_weights(&mut *self.engine, &self.layout, &state.model)?;
         self.engine.write_optimizer_state(&mut |slot, values| slots.copy_to(slot, values))?;
         (self.step, self.progress) = (step, progress);
@@ -439,7 +439,7 @@ impl Replica {
         let Some(part) = self.train.state().iter().position(|name| *name == AVERAGE) else {
             return Err(ReplicaError::State("it was trained without train.ema, so it has no average".to_owned()));
         };
-        let parts = state::read(self.layout.trained().map(|(_, param)| param), &self.prefixes(), optimizer)?;
+        let parts = state::read(self.layout.trained_params(), &self.prefixes(), optimizer)?;
         Ok(self.engine.write_weights(&mut |weights| parts.copy_to(part, weights))?)
     }
 
@@ -456,11 +456,6 @@ impl Replica {
         let result = work(self);
         self.engine.swap_average()?;
         Ok(result)
-    }
-
-    /// The parameters that are trained.
-    fn trained(&self) -> impl Iterator<Item = &ParamSpec> + Clone {
-        self.layout.trained().map(|(_, param)| param)
     }
 
     /// The names of the optimizer's vectors as they stand before those of parameters.

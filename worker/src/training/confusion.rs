@@ -6,6 +6,12 @@ pub fn best(scores: &[f32]) -> usize {
     (0..scores.len()).fold(0, better)
 }
 
+/// The true class and the predicted one of each sample of a batch: labels `[n]`, scores
+/// `[n, classes]`.
+pub fn predictions<'a>(labels: &'a [i32], scores: &'a [f32], classes: usize) -> impl Iterator<Item = (usize, usize)> + 'a {
+    labels.iter().zip(scores.chunks_exact(classes)).map(|(&label, scores)| (label as usize, best(scores)))
+}
+
 /// Counts of an evaluation, as they travel round the ring.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Confusions {
@@ -26,8 +32,8 @@ impl Confusions {
         if self.counts.is_empty() {
             return;
         }
-        for (&label, scores) in labels.iter().zip(scores.chunks_exact(self.classes)) {
-            self.counts[label as usize * self.classes + best(scores)] += 1.0;
+        for (label, predicted) in predictions(labels, scores, self.classes) {
+            self.counts[label * self.classes + predicted] += 1.0;
         }
     }
 

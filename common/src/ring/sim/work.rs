@@ -26,8 +26,7 @@ pub fn work(model: &ModelConfig, input: InputShape, train: &TrainConfig, cluster
     let dense = dense_layers_of(model, train, cluster, input);
     let factored: Vec<&DenseLayer> = dense.iter().filter(|layer| layer.way == Way::Factors && world > 1).collect();
     let count = |is_dense: bool| -> u64 {
-        let exchanged = layers.iter().zip(train.trained(&layers)).filter(|(_, trained)| *trained);
-        exchanged.filter(|(l, _)| matches!(l.kind, LayerKind::Dense { .. }) == is_dense).map(|(l, _)| l.parameters).sum()
+        train.trained_layers(&layers).filter(|l| matches!(l.kind, LayerKind::Dense { .. }) == is_dense).map(|l| l.parameters).sum()
     };
     let products: u64 = factored.iter().map(|layer| layer.inputs * layer.units).sum();
     // The products take what as many multiply-adds take in the forward pass, and the
