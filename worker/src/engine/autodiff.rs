@@ -25,6 +25,8 @@ pub(crate) struct AutodiffEngine {
     loss: Loss,
     optimizer: Optimizer,
     weights: Vec<f32>,
+    /// How many weights, from the first, are trained.
+    trained: usize,
     /// The gradient that waits for an update, or for more to be added; empty if there is
     /// none.
     kept: Vec<f32>,
@@ -43,7 +45,17 @@ impl AutodiffEngine {
         };
         let optimizer = Optimizer::new(setup.train, &layout, Threads::new(setup.threads)?);
         let loss = Loss::of(setup.model, setup.train);
-        let mut engine = Self { model: Some(model), layout, loss, optimizer, weights: setup.weights, kept: Vec::new(), precision, device };
+        let mut engine = Self {
+            model: Some(model),
+            layout,
+            loss,
+            optimizer,
+            weights: setup.weights,
+            trained: setup.trained,
+            kept: Vec::new(),
+            precision,
+            device,
+        };
         engine.load();
         Ok(engine)
     }
@@ -97,11 +109,10 @@ impl Engine for AutodiffEngine {
 
     fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
         let mut kept = std::mem::take(&mut self.kept);
-        kept.resize(self.layout.trained_total(), 0.0);
+        kept.resize(self.trained, 0.0);
         let own = [Span::F32(&kept)];
         let spans = if let Gradient::Summed(spans) = gradient { spans } else { &own };
-        let trained = self.layout.trained_total();
-        let report = self.optimizer.update(&mut self.weights[..trained], None, spans, update)?;
+        let report = self.optimizer.update(&mut self.weights[..self.trained], None, spans, update)?;
         self.load();
         Ok(report)
     }
@@ -120,7 +131,7 @@ impl Engine for AutodiffEngine {
     }
 
     fn swap_average(&mut self) -> Result<(), EngineError> {
-        self.optimizer.swap_average(&mut self.weights[..self.layout.trained_total()], None);
+        self.optimizer.swap_average(&mut self.weights[..self.trained], None);
         self.load();
         Ok(())
     }
@@ -147,7 +158,7 @@ impl AutodiffEngine {
             Some(sink) if !add => return self.pass(batch, sink),
             sink => sink,
         };
-        kept.resize(self.layout.trained_total(), 0.0);
+        kept.resize(self.trained, 0.0);
         let result = self.pass(batch, &mut |at, span| {
             let place = &mut kept[at..at + span.len()];
             let mut values = vec![0.0; span.len()];
