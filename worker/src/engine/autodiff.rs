@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
-use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::Precision;
 use common::ring::Span;
@@ -15,7 +14,7 @@ use super::{
     in_turn, lap,
 };
 use crate::data::{Dropout, Inputs};
-use crate::models::{InputShape, Model, ParamLayout, Pass};
+use crate::models::{InputShape, Model, NewLeaf, ParamLayout, Pass};
 use crate::optim::{Optimizer, Threads, Update, UpdateReport};
 
 pub(crate) struct AutodiffEngine {
@@ -50,9 +49,18 @@ impl AutodiffEngine {
 
     /// Makes the model compute with the current weights.
     fn load(&mut self) {
-        let mut loader = Loader { next: 0, engine: self };
-        let model = loader.engine.model.take().map(|model| model.map(&mut loader));
-        self.model = model;
+        let Some(model) = self.model.take() else { return };
+        let mut params = self.layout.params().iter();
+        let mut make = || {
+            let param = params.next();
+            NewLeaf::Values {
+                values: param.map_or(&[], |param| &self.weights[param.range()]),
+                shape: param.map_or(&[], |param| param.shape()),
+                device: &self.device,
+                precision: self.precision,
+            }
+        };
+        self.model = Some(model.map(&mut make));
     }
 
     fn model(&self) -> Result<&Model, EngineError> {
@@ -190,7 +198,7 @@ impl AutodiffEngine {
         let grads = (logits * slope).sum().backward();
         phases.backward = lap("backward of the classifier", start);
         let split = self.layout.feature_parameters();
-        phases.copy = collect(model, &self.layout, &grads, split..usize::MAX, sink)?;
+        phases.copy = collect(model, &self.layout, &grads, split..self.layout.trained_parameters(), sink)?;
         if split > 0 {
             let start = Instant::now();
             let slope = cut.grad(&grads).ok_or(EngineError::Broken)?;
@@ -210,51 +218,21 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, EngineError> {
 /// Hands the gradients of the parameters in `range` to `sink`; returns the seconds it took.
 fn collect(model: &Model, layout: &ParamLayout, grads: &Gradients, range: Range<usize>, sink: Sink<'_>) -> Result<f64, EngineError> {
     let start = Instant::now();
-    let mut collector = Collector { next: 0, range, layout, grads, sink, result: Ok(()) };
-    model.visit(&mut collector);
-    collector.result.map(|()| lap("gradient copy", start))
-}
-
-struct Collector<'a> {
-    next: usize,
-    range: Range<usize>,
-    layout: &'a ParamLayout,
-    grads: &'a Gradients,
-    sink: Sink<'a>,
-    result: Result<(), EngineError>,
-}
-
-impl ModuleVisitor for Collector<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let index = self.next;
-        self.next += 1;
-        if !self.range.contains(&index) || self.result.is_err() {
+    let (mut index, mut result) = (0, Ok(()));
+    model.visit(&mut |leaf| {
+        let (number, spec) = (index, &layout.params()[index]);
+        index += 1;
+        if !range.contains(&number) || result.is_err() {
             return;
         }
-        let spec = &self.layout.params()[index];
-        let Some(grad) = param.val().grad(self.grads) else {
-            self.result = Err(EngineError::NoGradient { parameter: spec.name().to_owned() });
+        let Some(grad) = leaf.tensor.gradient(grads) else {
+            result = Err(EngineError::NoGradient { parameter: spec.name().to_owned() });
             return;
         };
         match values(grad.cast(FloatDType::F32)) {
-            Ok(grad) => (self.sink)(spec.range().start, Span::F32(&grad)),
-            Err(error) => self.result = Err(error),
+            Ok(grad) => sink(spec.range().start, Span::F32(&grad)),
+            Err(error) => result = Err(error),
         }
-    }
-}
-
-/// Makes tensors of the flat weights, parameter by parameter.
-struct Loader<'a> {
-    next: usize,
-    engine: &'a mut AutodiffEngine,
-}
-
-impl ModuleMapper for Loader<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let spec = &self.engine.layout.params()[self.next];
-        self.next += 1;
-        let data = TensorData::new(self.engine.weights[spec.range()].to_vec(), spec.shape().to_vec());
-        let tensor = Tensor::<D>::from_data(data, &self.engine.device).cast(self.engine.precision);
-        Param::initialized(param.id, tensor.require_grad())
-    }
+    });
+    result.map(|()| lap("gradient copy", start))
 }

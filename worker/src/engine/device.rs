@@ -13,7 +13,7 @@ use super::machine::{Choice, Machine};
 pub use super::machine::{DeviceError, NoCuda, Share};
 use super::{Engine, EngineError, EngineSetup};
 #[cfg(feature = "libtorch")]
-use crate::models::not_deterministic_on_cuda;
+use crate::models::Model;
 
 /// A device that this build and this machine have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,7 +239,7 @@ impl Devices {
         #[cfg(feature = "libtorch")]
         if setup.train.reproducible
             && self.all().any(|device| !device.is_cpu())
-            && let Some(layer) = not_deterministic_on_cuda(setup.model, setup.input)
+            && let Some(layer) = Model::new(setup.model, setup.input, &self.first.burn()).not_deterministic_on_cuda()
         {
             return Err(EngineError::NotDeterministic { layer });
         }

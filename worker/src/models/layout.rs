@@ -2,16 +2,15 @@
 
 use std::ops::Range;
 
-use burn::module::{ModuleVisitor, Param};
-use burn::tensor::Tensor;
-
 use super::model::Model;
+use super::network::Role;
 
 /// One parameter's place in the flat vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamSpec {
     name: String,
     shape: Vec<usize>,
+    role: Role,
     offset: usize,
     len: usize,
 }
@@ -27,6 +26,10 @@ impl ParamSpec {
         &self.shape
     }
 
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// Whether it has one dimension: a bias, or the scale or shift of a norm.
     pub fn is_vector(&self) -> bool {
         self.shape.len() == 1
@@ -38,7 +41,8 @@ impl ParamSpec {
     }
 }
 
-/// All parameters of a model, back to back in the order of its layers.
+/// All parameters of a model, back to back in the order of its layers, and after them the
+/// running statistics of its batch normalisations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ParamLayout {
     params: Vec<ParamSpec>,
@@ -46,9 +50,14 @@ pub struct ParamLayout {
 
 impl ParamLayout {
     pub fn of(model: &Model) -> Self {
-        let mut collector = Collector::default();
-        model.visit(&mut collector);
-        collector.layout
+        let mut layout = Self::default();
+        model.visit(&mut |leaf| layout.push(leaf.name, leaf.tensor.shape(), leaf.role));
+        layout
+    }
+
+    fn push(&mut self, name: String, shape: Vec<usize>, role: Role) {
+        let (offset, len) = (self.total(), shape.iter().product());
+        self.params.push(ParamSpec { name, shape, role, offset, len });
     }
 
     /// Parameters of these shapes, without a model.
@@ -56,8 +65,7 @@ impl ParamLayout {
     pub(crate) fn of_shapes(shapes: &[&[usize]]) -> Self {
         let mut layout = Self::default();
         for (number, shape) in shapes.iter().enumerate() {
-            let (offset, len) = (layout.total(), shape.iter().product());
-            layout.params.push(ParamSpec { name: format!("p{number}"), shape: shape.to_vec(), offset, len });
+            layout.push(format!("p{number}"), shape.to_vec(), Role::Trained);
         }
         layout
     }
@@ -71,37 +79,25 @@ impl ParamLayout {
         self.params.last().map_or(0, |p| p.range().end)
     }
 
+    /// How many parameters, from the first, are trained: the others are running statistics.
+    pub fn trained_parameters(&self) -> usize {
+        self.params.partition_point(|p| !p.role.is_running())
+    }
+
+    /// How many values, from the last one, are running statistics.
+    pub fn running(&self) -> usize {
+        self.params[self.trained_parameters()..].iter().map(|p| p.len).sum()
+    }
+
     /// How many parameters, from the first, belong to [`Model::features`]: those before
     /// the first dense layer, which is where the classifier begins.
     pub fn feature_parameters(&self) -> usize {
-        self.params.iter().position(|p| p.shape.len() == 2).unwrap_or(self.params.len())
+        self.params.iter().position(|p| p.shape.len() == 2).unwrap_or_else(|| self.trained_parameters())
     }
 
     /// The parameter that holds the flat vector's value at `at`.
     pub fn param_at(&self, at: usize) -> Option<&ParamSpec> {
         let after = self.params.partition_point(|p| p.offset <= at);
         self.params.get(after.checked_sub(1)?).filter(|p| p.range().contains(&at))
-    }
-}
-
-#[derive(Default)]
-struct Collector {
-    path: Vec<String>,
-    layout: ParamLayout,
-}
-
-impl ModuleVisitor for Collector {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        let (offset, len) = (self.layout.total(), shape.iter().product());
-        self.layout.params.push(ParamSpec { name: self.path.join("."), shape, offset, len });
     }
 }

@@ -12,6 +12,7 @@ mod lenet;
 mod linear;
 mod mlp;
 mod model;
+mod network;
 mod pass;
 #[cfg(test)]
 mod tests;
@@ -24,5 +25,8 @@ pub use layout::{ParamLayout, ParamSpec};
 pub use lenet::Lenet;
 pub use linear::{Perceptron, Softmax};
 pub use mlp::Mlp;
-pub use model::{Model, not_deterministic_on_cuda};
+pub use model::Model;
+#[cfg(any(feature = "flex", feature = "libtorch"))]
+pub(crate) use network::NewLeaf;
+pub use network::{Network, Role};
 pub use pass::{Pass, Tap};

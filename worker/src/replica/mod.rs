@@ -87,12 +87,12 @@ impl Replica {
         devices: impl Into<Devices>,
     ) -> Result<Self, ReplicaError> {
         let devices = devices.into();
-        let layout = ParamLayout::of(&Model::new(model, input, &devices.first().burn()));
+        let network = Model::new(model, input, &devices.first().burn());
+        let (layout, dropouts) = (ParamLayout::of(&network), network.dropouts());
         let weights = initial_weights(&layout, model, seed);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
         let engine = devices.engine(EngineSetup { model, input, train, weights, threads })?;
         let loss = Loss::of(model, train);
-        let dropouts = Model::dropouts(model);
         let factored = Factored::nothing(layout.total());
         Ok(Self {
             engine,

@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use burn::backend::LibTorch;
 use burn::backend::libtorch::TchTensor;
-use burn::module::{ModuleMapper, Param};
 use burn::tensor::Tensor as BurnTensor;
 use common::config::ModelConfig;
 use common::contained::panic_message;
@@ -21,7 +20,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::super::{EngineError, Phases, lap};
 use super::products::Products;
 use super::shim::Event;
-use crate::models::{InputShape, Model, ParamLayout, Pass, Tap};
+use crate::models::{InputShape, Model, NewLeaf, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {
     model: Model,
@@ -88,7 +87,8 @@ impl Network {
             Ok(view.f_view(shape.as_slice())?.f_detach()?.set_requires_grad(true))
         };
         let leaves = layout.params().iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
-        let model = model.map(&mut Loader { next: 0, leaves: &leaves });
+        let mut next = leaves.iter();
+        let model = model.map(&mut || NewLeaf::Tensor(wrap::<1>(next.next().map_or_else(Tensor::new, Tensor::shallow_clone)).into_dispatch()));
         Ok(Self { model, layout, leaves, device })
     }
 
@@ -239,19 +239,5 @@ fn inner<const D: usize>(tensor: BurnTensor<D>) -> Result<Tensor, EngineError> {
     match tensor.try_into_primitive::<LibTorch>() {
         Ok(primitive) => Ok(primitive.tensor),
         Err(error) => Err(EngineError::Compute(format!("{error:?}"))),
-    }
-}
-
-/// Puts the leaves in the place of the model's parameters.
-struct Loader<'a> {
-    next: usize,
-    leaves: &'a [Tensor],
-}
-
-impl ModuleMapper for Loader<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<BurnTensor<D>>) -> Param<BurnTensor<D>> {
-        let leaf = self.leaves[self.next].shallow_clone();
-        self.next += 1;
-        Param::initialized(param.id, wrap(leaf))
     }
 }

@@ -37,7 +37,7 @@ fn everything() {
                 let weights = initial_weights(&layout, &model, 1);
                 let mut engine =
                     ResidentEngine::new(EngineSetup { model: &model, input, train: &train, weights, threads: 1 }, None).unwrap();
-                let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
+                let masks = Masks::drawn(&Model::new(&model, input, &super::super::device(None)).dropouts(), &[MaskGroup { seed: 1, samples: 2 }]);
                 let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
                 engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _| ()).unwrap();
