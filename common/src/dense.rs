@@ -159,7 +159,8 @@ impl Factored {
             }
             at += layer.parameters as usize;
         }
-        let regions = Regions::new(at, layers.iter().map(|layer| layer.weights.clone()).collect());
+        // Running statistics follow all parameters.
+        let regions = Regions::new(config.model.values(input) as usize, layers.iter().map(|layer| layer.weights.clone()).collect());
         Self { layers, regions }
     }
 }

@@ -4,10 +4,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::model::{Activation, AlexnetConfig, AlexnetPreset, ModelConfig, Pool};
 
 /// The input of a model and its number of classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct InputShape {
     /// 1 (grey) or 3 (RGB); the number of features where there are no pictures.
     pub channels: usize,
@@ -23,21 +26,35 @@ impl InputShape {
     }
 }
 
+/// For messages.
+impl fmt::Display for InputShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { channels, image_size, classes } = self;
+        write!(f, "{channels} channels of {image_size} x {image_size} and {classes} classes")
+    }
+}
+
 /// One layer of a model, for a single sample.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Layer {
     /// The prefix of its parameters' names, or what it does.
     pub name: String,
     pub kind: LayerKind,
-    /// `[channels, height, width]` or `[units]`.
+    /// `[channels, height, width]` or `[units]`; nothing where it is not known.
     pub output: Vec<u64>,
+    /// Values that training changes by their gradient.
     pub parameters: u64,
+    /// Values of a batch normalisation's running mean and variance.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub statistics: u64,
     /// Multiply-accumulate operations: those of convolutions and dense layers.
     pub macs: u64,
 }
 
 /// The kind of a layer; its `Display` is for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LayerKind {
     Convolution {
         kernel: u64,
@@ -58,6 +75,14 @@ pub enum LayerKind {
         inputs: u64,
         units: u64,
     },
+    /// By the statistics of the batch in training, by running ones in evaluation.
+    BatchNorm,
+    /// Of a model of one's own: parameters of which nothing else is known.
+    Other,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl fmt::Display for LayerKind {
@@ -73,14 +98,21 @@ impl fmt::Display for LayerKind {
             Self::Activation(Activation::Tanh) => "tanh".to_owned(),
             Self::Activation(Activation::Identity) => "identity".to_owned(),
             Self::Dense { inputs, units } => format!("dense, {inputs} to {units}"),
+            Self::BatchNorm => "batch normalisation".to_owned(),
+            Self::Other => "other".to_owned(),
         })
     }
 }
 
 impl Layer {
-    /// The number of its output values.
+    /// The number of its output values; 0 where it is not known.
     pub fn activations(&self) -> u64 {
-        self.output.iter().product()
+        if self.output.is_empty() { 0 } else { self.output.iter().product() }
+    }
+
+    /// Values of the state: parameters and statistics.
+    pub fn values(&self) -> u64 {
+        self.parameters + self.statistics
     }
 }
 
@@ -118,7 +150,7 @@ impl Stack {
     }
 
     fn push(&mut self, name: &str, kind: LayerKind, output: Vec<u64>, parameters: u64, macs: u64) {
-        self.layers.push(Layer { name: name.to_owned(), kind, output, parameters, macs });
+        self.layers.push(Layer { name: name.to_owned(), kind, output, parameters, statistics: 0, macs });
     }
 
     fn convolution(&mut self, name: &str, channels: u64, kernel: u64, stride: u64, padding: u64) {
@@ -155,7 +187,8 @@ impl Stack {
 
 impl ModelConfig {
     /// The layers in the order in which a sample passes them. The input must be large
-    /// enough for the model, as it is in a valid config.
+    /// enough for the model, as it is in a valid config. Those of a model of one's own are
+    /// what [its binary has said](super::OwnConfig::described), in the order of its state.
     pub fn layers(&self, input: InputShape) -> Vec<Layer> {
         let mut stack = Stack::new(input);
         let classes = input.classes as u64;
@@ -184,23 +217,29 @@ impl ModelConfig {
                 stack.dense("dense3", classes);
             }
             Self::Alexnet(m) => alexnet(&mut stack, m, classes),
+            Self::Own(m) => return m.described.as_ref().map_or_else(Vec::new, |described| described.layers.clone()),
         }
         stack.layers
     }
 
-    /// The activation after its hidden layers, if it has any.
+    /// The activation after its hidden layers, if it has any, by which initial weights go.
     pub fn activation(&self) -> Option<Activation> {
         match self {
             Self::Perceptron(_) | Self::Softmax(_) => None,
             Self::Mlp(m) => Some(m.activation),
             Self::Lenet(m) => Some(m.activation),
-            Self::Alexnet(_) => Some(Activation::Relu),
+            Self::Alexnet(_) | Self::Own(_) => Some(Activation::Relu),
         }
     }
 
     /// How many parameters the model has.
     pub fn parameters(&self, input: InputShape) -> u64 {
         self.layers(input).iter().map(|l| l.parameters).sum()
+    }
+
+    /// How many values its state has: the parameters, and running statistics.
+    pub fn values(&self, input: InputShape) -> u64 {
+        self.layers(input).iter().map(Layer::values).sum()
     }
 }
 

@@ -10,6 +10,7 @@ mod data;
 mod edit;
 mod error;
 mod model;
+mod own;
 mod pixels;
 mod recipe;
 mod run;
@@ -26,6 +27,7 @@ pub use architecture::*;
 pub use data::*;
 pub use error::ConfigError;
 pub use model::*;
+pub use own::*;
 pub use pixels::*;
 pub use recipe::*;
 pub use run::*;
@@ -67,6 +69,7 @@ fn sections() -> [(&'static str, Vec<String>); 6] {
         edit::keys_of::<MlpConfig>(),
         edit::keys_of::<LenetConfig>(),
         edit::keys_of::<AlexnetConfig>(),
+        edit::keys_of::<OwnConfig>(),
     ];
     [
         ("", edit::keys_of::<Config>()),

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::architecture::InputShape;
 use super::data::DataConfig;
 use super::error::{ConfigError, invalid};
+use super::own::OwnConfig;
 use super::train::TrainConfig;
 
 /// The network to train, chosen by `kind`.
@@ -17,6 +19,7 @@ pub enum ModelConfig {
     Mlp(MlpConfig),
     Lenet(LenetConfig),
     Alexnet(AlexnetConfig),
+    Own(OwnConfig),
 }
 
 /// The perceptron with its classic rule (Rosenblatt, "The Perceptron: A
@@ -164,13 +167,14 @@ const MAX_UNITS: u32 = 1 << 20;
 
 impl ModelConfig {
     /// The name of the model in summaries.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &str {
         match self {
             Self::Perceptron(_) => "perceptron",
             Self::Softmax(_) => "softmax",
             Self::Mlp(_) => "mlp",
             Self::Lenet(_) => "lenet",
             Self::Alexnet(_) => "alexnet",
+            Self::Own(own) => &own.name,
         }
     }
 
@@ -182,7 +186,8 @@ impl ModelConfig {
             | Self::Softmax(SoftmaxConfig { weights, .. })
             | Self::Mlp(MlpConfig { weights, .. })
             | Self::Lenet(LenetConfig { weights, .. })
-            | Self::Alexnet(AlexnetConfig { weights, .. }) => weights.as_deref(),
+            | Self::Alexnet(AlexnetConfig { weights, .. })
+            | Self::Own(OwnConfig { weights, .. }) => weights.as_deref(),
         }
     }
 
@@ -192,7 +197,8 @@ impl ModelConfig {
         | Self::Softmax(SoftmaxConfig { weights, .. })
         | Self::Mlp(MlpConfig { weights, .. })
         | Self::Lenet(LenetConfig { weights, .. })
-        | Self::Alexnet(AlexnetConfig { weights, .. })) = self;
+        | Self::Alexnet(AlexnetConfig { weights, .. })
+        | Self::Own(OwnConfig { weights, .. })) = self;
         if let Some(path) = weights {
             path.clear();
         }
@@ -214,12 +220,17 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses a model of one's own whose layers for this input nobody has said.
+    pub fn check_described(&self, input: InputShape) -> Result<(), String> {
+        if let Self::Own(own) = self { own.described_for(input).map(drop) } else { Ok(()) }
+    }
+
     /// The smallest side of a square picture that the model can read.
     pub fn smallest_image(&self) -> u32 {
         match self {
             Self::Alexnet(_) => ALEXNET_MIN_SIZE,
             Self::Lenet(_) => LENET_MIN_SIZE,
-            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => 1,
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) | Self::Own(_) => 1,
         }
     }
 
@@ -250,6 +261,7 @@ impl ModelConfig {
                 Err(invalid("model.dropout", format!("is {}: it must be at least 0 and below 1", m.dropout)))
             }
             Self::Alexnet(_) => wants_pictures("AlexNet", self.smallest_image(), data),
+            Self::Own(m) => m.validate(),
         }
     }
 
@@ -257,7 +269,7 @@ impl ModelConfig {
         match self {
             Self::Perceptron(_) => false,
             Self::Softmax(m) => m.loss == LossKind::CrossEntropy,
-            Self::Mlp(_) | Self::Lenet(_) | Self::Alexnet(_) => true,
+            Self::Mlp(_) | Self::Lenet(_) | Self::Alexnet(_) | Self::Own(_) => true,
         }
     }
 }

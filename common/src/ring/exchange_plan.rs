@@ -27,7 +27,7 @@ impl ExchangePlan {
         let factors = factors && (shards.len() > 1 || config.train.reproducible);
         let per_shard = (config.train.global_batch / config.train.shards) as usize;
         let rows: Vec<usize> = shards.iter().map(|&shards| shards as usize * per_shard).collect();
-        let factored = if factors { Factored::of(config, input) } else { Factored::nothing(config.model.parameters(input) as usize) };
+        let factored = if factors { Factored::of(config, input) } else { Factored::nothing(config.model.values(input) as usize) };
         let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
         Self {
             layout: BucketLayout::new(factored.regions.summed_len(), config.cluster.bucket_bytes),

@@ -21,7 +21,7 @@ const MAX_SLOTS: usize = 3;
 /// Key of the step in the optimizer's metadata.
 const STEP: &str = "step";
 
-/// The layers of a model and their numbers of parameters.
+/// The layers of a model and their numbers of values.
 #[derive(Debug, Clone)]
 pub struct CheckpointLayout {
     layers: BTreeMap<String, u64>,
@@ -32,8 +32,11 @@ type Shapes = BTreeMap<String, Vec<usize>>;
 
 impl CheckpointLayout {
     pub fn of(model: &ModelConfig, input: InputShape) -> Self {
-        let layers = model.layers(input).into_iter().filter(|l| l.parameters > 0);
-        Self { layers: layers.map(|l| (l.name, l.parameters)).collect() }
+        let mut layers = BTreeMap::new();
+        for layer in model.layers(input).into_iter().filter(|layer| layer.values() > 0) {
+            *layers.entry(layer.name.clone()).or_default() += layer.values();
+        }
+        Self { layers }
     }
 
     /// Refuses files that are not the state after `step` of this model: the model's

@@ -5,13 +5,14 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
+use burn::module::ParamId;
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::Precision;
 use common::ring::Span;
 
 use super::{
     Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
-    in_turn, lap,
+    in_order, in_turn, lap,
 };
 use crate::data::{Dropout, Inputs};
 use crate::models::{InputShape, Model, NewLeaf, ParamLayout, Pass};
@@ -21,6 +22,8 @@ pub(crate) struct AutodiffEngine {
     /// `None` only while parameters are being replaced.
     model: Option<Model>,
     layout: ParamLayout,
+    /// The batch normalisations: see [`in_order`].
+    norms: Vec<ParamId>,
     loss: Loss,
     optimizer: Optimizer,
     weights: Vec<f32>,
@@ -34,15 +37,16 @@ pub(crate) struct AutodiffEngine {
 impl AutodiffEngine {
     pub(crate) fn new(setup: EngineSetup<'_>, device: Device) -> Result<Self, EngineError> {
         let device = device.autodiff();
-        let model = Model::new(setup.model, setup.input, &device);
-        let layout = ParamLayout::of(&model);
+        let model = Model::new(setup.model, setup.input, &device)?;
+        let (layout, norms) = (ParamLayout::of(&model), model.batch_norms());
         let precision = match setup.train.precision {
             Precision::F32 | Precision::Tf32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
         };
         let optimizer = Optimizer::new(setup.train, &layout, Threads::new(setup.threads)?);
         let loss = Loss::of(setup.model, setup.train);
-        let mut engine = Self { model: Some(model), layout, loss, optimizer, weights: setup.weights, kept: Vec::new(), precision, device };
+        let mut engine =
+            Self { model: Some(model), layout, norms, loss, optimizer, weights: setup.weights, kept: Vec::new(), precision, device };
         engine.load();
         Ok(engine)
     }
@@ -182,7 +186,7 @@ impl AutodiffEngine {
         let mut phases = Phases::default();
         let start = Instant::now();
         let model = self.model()?;
-        let mut pass = Pass::train(self.masks(batch));
+        let mut pass = Pass::train(self.masks(batch), batch.share());
         let features = model.features(self.images(batch.images, &self.device), &mut pass);
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
@@ -198,7 +202,12 @@ impl AutodiffEngine {
         let grads = (logits * slope).sum().backward();
         phases.backward = lap("backward of the classifier", start);
         let split = self.layout.feature_parameters();
-        phases.copy = collect(model, &self.layout, &grads, split..self.layout.trained_parameters(), sink)?;
+        let trained = self.layout.trained_parameters();
+        let statistics = in_order(&self.norms, pass.into_found().1)?;
+        for (param, reduction) in self.layout.params()[trained..].iter().zip(statistics) {
+            sink(param.range().start, Span::F32(&values(reduction)?));
+        }
+        phases.copy = collect(model, &self.layout, &grads, split..trained, sink)?;
         if split > 0 {
             let start = Instant::now();
             let slope = cut.grad(&grads).ok_or(EngineError::Broken)?;

@@ -119,6 +119,14 @@ impl ComputeDevice {
         }
     }
 
+    /// The CPU, with whatever this build has for it.
+    ///
+    /// # Errors
+    /// This build can compute on nothing.
+    pub fn any_cpu() -> Result<Self, DeviceError> {
+        Self::parse("cpu").or_else(|_| Self::parse("flex"))
+    }
+
     /// The engine that computes on this device.
     fn engine(self, setup: EngineSetup<'_>) -> Result<Box<dyn Engine>, EngineError> {
         Ok(match self {
@@ -239,7 +247,7 @@ impl Devices {
         #[cfg(feature = "libtorch")]
         if setup.train.reproducible
             && self.all().any(|device| !device.is_cpu())
-            && let Some(layer) = Model::new(setup.model, setup.input, &self.first.burn()).not_deterministic_on_cuda()
+            && let Some(layer) = Model::new(setup.model, setup.input, &self.first.burn())?.not_deterministic_on_cuda()
         {
             return Err(EngineError::NotDeterministic { layer });
         }

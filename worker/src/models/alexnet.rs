@@ -101,8 +101,7 @@ impl Network for Alexnet {
     fn dropouts(&self) -> Vec<Dropout> {
         let (widths, probability) = (self.config.widths(), self.config.dropout);
         let hidden = widths.dense as usize;
-        let first =
-            if is_torchvision(&self.config) { widths.convolutions[4] as usize * ADAPTIVE_SIZE * ADAPTIVE_SIZE } else { hidden };
+        let first = if is_torchvision(&self.config) { widths.convolutions[4] as usize * ADAPTIVE_SIZE * ADAPTIVE_SIZE } else { hidden };
         if probability == 0.0 { Vec::new() } else { [first, hidden].map(|values| Dropout { values, probability }).to_vec() }
     }
 

@@ -1,13 +1,16 @@
 //! The network of a run: one of the models, chosen by its config.
 
+use burn::module::ParamId;
 use burn::tensor::{Device, Tensor};
 use common::config::{InputShape, ModelConfig};
 
 use super::alexnet::Alexnet;
+use super::error::ModelError;
 use super::lenet::Lenet;
 use super::linear::{Perceptron, Softmax};
 use super::mlp::Mlp;
-use super::network::{AnyNetwork, Leaf, NewLeaf};
+use super::network::{AnyNetwork, Leaf, NewLeaf, Role};
+use super::own::{self, layer_of};
 use super::pass::Pass;
 use crate::data::Dropout;
 
@@ -18,14 +21,19 @@ pub struct Model(Box<dyn AnyNetwork>);
 impl Model {
     /// The network of `config`. Its weights must be set before they are used: see
     /// [`super::initial_weights`].
-    pub fn new(config: &ModelConfig, input: InputShape, device: &Device) -> Self {
-        Self(match config {
+    ///
+    /// # Errors
+    /// It is a model of one's own that this process lacks, that cannot be built, or that has
+    /// other layers than the config describes.
+    pub fn new(config: &ModelConfig, input: InputShape, device: &Device) -> Result<Self, ModelError> {
+        Ok(Self(match config {
             ModelConfig::Perceptron(_) => Box::new(Perceptron::new(input, device)),
             ModelConfig::Softmax(_) => Box::new(Softmax::new(input, device)),
             ModelConfig::Mlp(config) => Box::new(Mlp::new(config, input, device)),
             ModelConfig::Lenet(config) => Box::new(Lenet::new(config, input, device)),
             ModelConfig::Alexnet(config) => Box::new(Alexnet::new(config, input, device)),
-        })
+            ModelConfig::Own(config) => own::build(config, input, device)?,
+        }))
     }
 
     /// The places where dropout acts, in the order of the forward pass.
@@ -52,6 +60,17 @@ impl Model {
     pub fn forward(&self, images: Tensor<4>, pass: &mut Pass) -> Tensor<2> {
         let features = self.features(images, pass);
         self.classifier(features, pass)
+    }
+
+    /// The batch normalisations, each by its scale, in the order of their running statistics.
+    pub(crate) fn batch_norms(&self) -> Vec<ParamId> {
+        let (mut scales, mut norms) = (Vec::new(), Vec::new());
+        self.visit(&mut |leaf| match leaf.role {
+            Role::Scale => scales.push((layer_of(&leaf.name).to_owned(), leaf.tensor.id())),
+            Role::RunningMean => norms.extend(scales.iter().find(|(layer, _)| layer == layer_of(&leaf.name)).map(|(_, id)| *id)),
+            Role::Trained | Role::RunningVariance => {}
+        });
+        norms
     }
 
     /// Calls `each` with every tensor, in the order of the flat state.

@@ -11,6 +11,8 @@ mod progress;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_batch_norm;
 #[cfg(all(test, feature = "libtorch"))]
 mod tests_of_updates;
 
@@ -87,7 +89,7 @@ impl Replica {
         devices: impl Into<Devices>,
     ) -> Result<Self, ReplicaError> {
         let devices = devices.into();
-        let network = Model::new(model, input, &devices.first().burn());
+        let network = Model::new(model, input, &devices.first().burn())?;
         let (layout, dropouts) = (ParamLayout::of(&network), network.dropouts());
         let weights = initial_weights(&layout, model, seed);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));

@@ -26,7 +26,7 @@ fn lenet() -> (ModelConfig, InputShape) {
 }
 
 fn layout((model, input): &(ModelConfig, InputShape)) -> ParamLayout {
-    ParamLayout::of(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()))
+    ParamLayout::of(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()).unwrap())
 }
 
 fn replica((model, input): &(ModelConfig, InputShape), seed: u64) -> Replica {

@@ -33,11 +33,14 @@ fn everything() {
                     ema: Some(0.9),
                     ..TrainConfig::default()
                 };
-                let layout = ParamLayout::of(&Model::new(&model, input, &super::super::device(None)));
+                let layout = ParamLayout::of(&Model::new(&model, input, &super::super::device(None)).unwrap());
                 let weights = initial_weights(&layout, &model, 1);
                 let mut engine =
                     ResidentEngine::new(EngineSetup { model: &model, input, train: &train, weights, threads: 1 }, None).unwrap();
-                let masks = Masks::drawn(&Model::new(&model, input, &super::super::device(None)).dropouts(), &[MaskGroup { seed: 1, samples: 2 }]);
+                let masks = Masks::drawn(
+                    &Model::new(&model, input, &super::super::device(None)).unwrap().dropouts(),
+                    &[MaskGroup { seed: 1, samples: 2 }],
+                );
                 let batch = TrainBatch { images, labels: &[1, 2], masks: masks.all(), scale: 0.5, name: None };
                 let update = Update { step: 0, lr: 0.01, factor: 1.0 };
                 engine.gradients(&[batch, batch], None, Delivery::Keep, &mut |_, _| ()).unwrap();
@@ -87,7 +90,7 @@ fn small() -> ModelConfig {
 
 fn engine(train: &TrainConfig, streams: Box<dyn Streams>) -> ResidentEngine {
     let model = small();
-    let layout = ParamLayout::of(&Model::new(&model, INPUT, &super::super::device(None)));
+    let layout = ParamLayout::of(&Model::new(&model, INPUT, &super::super::device(None)).unwrap());
     let weights = initial_weights(&layout, &model, 1);
     ResidentEngine::on_streams(EngineSetup { model: &model, input: INPUT, train, weights, threads: 1 }, streams).unwrap()
 }
