@@ -3,8 +3,9 @@
 use burn::module::ParamId;
 use burn::nn::conv::Conv2d;
 use burn::nn::{BatchNorm, Linear, PaddingConfig2d};
-use burn::tensor::module::{batch_norm, batch_norm_train};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::module::{batch_norm, batch_norm_train, conv2d};
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{FloatDType, Tensor, s};
 use common::config::LayerKind;
 
 use crate::data::Dropout;
@@ -157,7 +158,7 @@ impl Pass {
     /// A convolution. One that does not go through here is trained as well, but a
     /// description of the model lacks its arithmetic.
     pub fn convolution(&mut self, layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
-        let output = layer.forward(input);
+        let output = forward(layer, input);
         let padding = if let PaddingConfig2d::Explicit(top, ..) = layer.padding { top } else { 0 };
         let [kernel, stride, padding] = [layer.kernel_size[0], layer.stride[0], padding].map(|n| n as u64);
         self.met(layer.weight.id, LayerKind::Convolution { kernel, stride, padding }, &output);
@@ -218,6 +219,20 @@ impl Pass {
             record.layers.push(Passed { id, kind, output: output.shape().iter().copied().collect() });
         }
     }
+}
+
+/// A convolution of 1x1 that strides sees every so many pixels only: here it is given those,
+/// and strides no more. In libtorch 2.9 on CPUs, oneDNN's gradient of the weights of one that
+/// strides writes past its memory if channels are no multiple of 8.
+fn forward(layer: &Conv2d, input: Tensor<4>) -> Tensor<4> {
+    let [down, across] = layer.stride.map(|stride| stride as isize);
+    let unpadded = matches!(layer.padding, PaddingConfig2d::Valid | PaddingConfig2d::Explicit(0, 0, 0, 0));
+    if layer.kernel_size != [1, 1] || layer.stride == [1, 1] || !unpadded {
+        return layer.forward(input);
+    }
+    let seen = input.slice(s![.., .., ..;down, ..;across]);
+    let options = ConvOptions::new([1, 1], [0, 0], [1, 1], layer.groups);
+    conv2d(seen, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()), options)
 }
 
 /// Batch normalisation by burn's own operations.

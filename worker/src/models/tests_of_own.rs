@@ -189,3 +189,19 @@ fn a_description_is_for_one_input() {
     let text = toml::to_string(&model).unwrap();
     assert_eq!(toml::from_str::<ModelConfig>(&text).unwrap(), model);
 }
+
+/// The way past libtorch's fault gives what burn's own layer gives.
+#[test]
+fn a_convolution_of_1x1_that_strides_is_what_it_says() {
+    let device = device();
+    for (size, stride) in [(8, 2), (9, 2), (9, 3), (7, 1)] {
+        let layer = Conv2dConfig::new([4, 8], [1, 1]).with_stride([stride, stride]).init(&device);
+        let images = Tensor::<1>::from_floats(&(0..4 * size * size).map(|n| (n * 37 % 101) as f32).collect::<Vec<_>>()[..], &device);
+        let images = images.reshape([1, 4, size, size]);
+        let found = Pass::evaluate().convolution(&layer, images.clone());
+        let expected = layer.forward(images);
+        assert_eq!(found.dims(), expected.dims());
+        let apart = (found - expected).abs().max().into_scalar::<f32>();
+        assert!(apart < 1e-4, "{size} by {stride}: {apart}");
+    }
+}

@@ -9,6 +9,7 @@ use super::super::shim::{operator, operators_of};
 use super::*;
 use crate::data::{BatchName, Finish, Inputs, Pictures};
 use crate::data::{MaskGroup, Masks};
+use crate::models::tests_of_own::normed;
 use crate::models::{InputShape, Model, initial_weights};
 
 /// What only the CPU's path calls: on a GPU, cuDNN computes instead.
@@ -21,8 +22,8 @@ fn everything() {
     let finish = Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some([1, 2, 3, 4]) };
     let pictures = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish; 2] });
     let images = Images { values: pictures, n: 2, input };
-    for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
-        let model = ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5, ..AlexnetConfig::default() });
+    let alexnet = |preset| ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5, ..AlexnetConfig::default() });
+    for model in [alexnet(AlexnetPreset::Notes), alexnet(AlexnetPreset::Torchvision), normed(4, input)] {
         for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb] {
             for precision in [Precision::F32, Precision::Bf16] {
                 let train = TrainConfig {
@@ -66,7 +67,13 @@ fn every_operator_has_a_cuda_kernel() {
     operators.retain(|(name, _)| !CPU_ONLY.iter().any(|of_cpu| name.contains(of_cpu)));
     operators.push(("aten::cudnn_convolution".to_owned(), String::new()));
     assert!(operators.len() > 40, "only {operators:?}");
-    for wanted in ["aten::convolution", "aten::convolution_backward", "aten::max_pool2d_with_indices_backward", "aten::mm"] {
+    for wanted in [
+        "aten::native_batch_norm_backward",
+        "aten::convolution",
+        "aten::convolution_backward",
+        "aten::max_pool2d_with_indices_backward",
+        "aten::mm",
+    ] {
         assert!(operators.iter().any(|(name, _)| name == wanted), "{wanted} is not among {operators:?}");
     }
     let all: Vec<_> = operators.iter().map(|(name, overload)| (name, overload, operator(name, overload))).collect();
