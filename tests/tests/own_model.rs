@@ -158,7 +158,7 @@ fn its_weights_go_to_pytorch_and_come_back() {
     refused.failed(1, &["`resnet`", "--to pth or safetensors", "PyTorch"]);
     let files = ["pth", "safetensors"].map(|to| folder.path().join(format!("back.{to}")));
     for file in &files {
-        export(&text(file).rsplit('.').next().unwrap_or_default().to_owned(), file).succeeded();
+        export(text(file).rsplit('.').next().unwrap_or_default(), file).succeeded();
     }
     let inputs = pictures(folder.path());
     let expected = predicted(&run_dir, &inputs);

@@ -3,7 +3,7 @@
 //! Read [`training::train`] first: it is the algorithm. The modules below stand in the
 //! order in which they build on each other: none imports from one after it.
 //!
-//! To train a model of your own, implement [`models::Network`] and give it to [`run`] in the
+//! To train a model of your own, implement [`models::Network`] and give it to [`cli::run`] in the
 //! `main` of a crate of yours: docs/own-model.md.
 
 // From undecoded samples to batches of normalised numbers.
@@ -39,5 +39,3 @@ pub mod bench;
 
 // The command line.
 pub mod cli;
-
-pub use cli::run;

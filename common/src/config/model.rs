@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::architecture::InputShape;
 use super::data::DataConfig;
 use super::error::{ConfigError, invalid};
+use super::layers::{Activation, InputShape, Pool};
 use super::own::OwnConfig;
 use super::train::TrainConfig;
 
@@ -85,17 +85,6 @@ impl Default for MlpConfig {
     }
 }
 
-/// The activation after a hidden layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    Relu,
-    Sigmoid,
-    Tanh,
-    /// None: layers that follow each other are one linear map.
-    Identity,
-}
-
 /// LeNet-5 as the course notes give it (LeCun, Bottou, Bengio, Haffner,
 /// "Gradient-Based Learning Applied to Document Recognition", 1998).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,14 +101,6 @@ impl Default for LenetConfig {
     fn default() -> Self {
         Self { pool: Pool::Average, activation: Activation::Sigmoid, weights: None }
     }
-}
-
-/// How a 2x2 window becomes one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Pool {
-    Average,
-    Max,
 }
 
 /// AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep

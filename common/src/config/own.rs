@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::architecture::{InputShape, Layer};
 use super::error::{ConfigError, invalid};
+use super::layers::{InputShape, Layer};
 
 /// A model of one's own: see docs/own-model.md.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

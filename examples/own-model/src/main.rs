@@ -17,7 +17,7 @@ use serde::Deserialize;
 use worker::models::{InputShape, Network, Own, Pass};
 
 fn main() -> ExitCode {
-    worker::run([Own::new("resnet", ResNet::new)])
+    worker::cli::run([Own::new("resnet", ResNet::new)])
 }
 
 /// `[model.own]`.
