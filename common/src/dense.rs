@@ -161,7 +161,9 @@ impl Factored {
             }
             at += layer.parameters as usize;
         }
-        let regions = Regions::new(at, layers.iter().map(|layer| layer.weights.clone()).collect());
+        // Running statistics follow all parameters.
+        let total = config.train.trained_values(&config.model, input) as usize;
+        let regions = Regions::new(total, layers.iter().map(|layer| layer.weights.clone()).collect());
         Self { layers, regions }
     }
 }

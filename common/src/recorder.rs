@@ -118,6 +118,7 @@ pub fn plan(config: &Config, info: &DatasetInfo) -> Result<Plan, String> {
         ));
     }
     config.model.check_classes(info.classes.len())?;
+    config.check_described(info.input(config.data.pixels.image_size))?;
     Ok(Plan::new(config.seed, info.train, config.train.shards, config.train.global_batch))
 }
 

@@ -15,6 +15,7 @@ use common::run_dir::weights_to_begin_with;
 use common::ui::index_progress;
 use indicatif::HumanCount;
 
+use crate::describe::describe;
 use crate::forecast::{Network, forecast, latency, rate};
 use crate::local::worker_binary;
 
@@ -36,28 +37,31 @@ pub struct CheckArgs {
     /// The time from one machine to the next, with --link.
     #[arg(long, value_name = "TIME", default_value = "0.2ms", value_parser = latency, requires = "link")]
     pub latency: Duration,
-    /// The worker binary that measures, if not the one beside this program.
-    #[arg(long, value_name = "FILE", requires = "link")]
+    /// The worker binary that measures and that has the config's model, if not the one beside
+    /// this program.
+    #[arg(long, value_name = "FILE")]
     pub worker_binary: Option<PathBuf>,
 }
 
 /// The plan as text. Errors when config or data cannot be trained on.
 pub fn report(args: &CheckArgs) -> Result<String> {
-    let config = Config::load(&args.config, &args.overrides)?;
+    let mut config = Config::load(&args.config, &args.overrides)?;
     let progress = index_progress(false);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
     weights_to_begin_with(&config, None)?;
     let info = source.info();
+    let input = info.input(config.data.pixels.image_size);
+    let binary = args.worker_binary.clone().map(|path| worker_binary(Some(path))).transpose()?;
+    describe(&mut config, input, binary.as_deref(), None)?;
     let plan = plan(&config, info).map_err(|e| anyhow!(e))?;
     let length = Length::of(&config, &plan);
-    let input = info.input(config.data.pixels.image_size);
     let parameters = config.model.parameters(input);
     let workers = args.workers.first().copied().unwrap_or(2).clamp(1, config.train.shards);
     let dense = dense_layers(&config, input);
     let (world, batch) = (u64::from(workers), u64::from(config.train.global_batch));
     let width = if config.train.reproducible { Encoding::Fixed } else { Encoding::from(config.cluster.wire) }.width() as u64;
-    let trained = config.train.trained_parameters(&config.model, input);
+    let trained = config.train.trained_values(&config.model, input);
     let others = trained - dense.iter().map(|layer| layer.inputs * layer.units).sum::<u64>();
     let sent_of_others = 2.0 * (world - 1) as f64 * (others * width) as f64 / world as f64;
     let sent = sent_of_others + dense.iter().map(|layer| layer.bytes(world, batch)).sum::<f64>();

@@ -28,6 +28,9 @@ pub mod page;
 // The coordinator of one run.
 pub mod serve;
 
+// What a model of one's own consists of.
+pub mod describe;
+
 // The worker processes of a cluster on one machine.
 pub mod local;
 

@@ -37,10 +37,10 @@ const HEADERS: u64 = 16 << 20;
 impl Limits {
     /// The bounds of a run of `steps` steps over this data.
     pub fn new(config: &Config, info: &DatasetInfo, steps: u64) -> Self {
-        let parameters = config.model.parameters(info.input(config.data.pixels.image_size));
+        let values = config.model.values(info.input(config.data.pixels.image_size));
         let state = config.train.state().len() as u64;
         // Four bytes a number.
-        let vectors = |n: u64| parameters.saturating_mul(4 * n);
+        let vectors = |n: u64| values.saturating_mul(4 * n);
         Self {
             steps,
             shards: config.train.shards,

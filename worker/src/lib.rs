@@ -2,6 +2,9 @@
 //!
 //! Read [`training::train`] first: it is the algorithm. The modules below stand in the
 //! order in which they build on each other: none imports from one after it.
+//!
+//! To train a model of your own, implement [`models::Network`] and give it to [`cli::run`] in the
+//! `main` of a crate of yours: docs/own-model.md.
 
 // From undecoded samples to batches of normalised numbers.
 pub mod data;

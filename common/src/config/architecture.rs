@@ -2,87 +2,8 @@
 //! shapes, parameters, arithmetic. The worker builds its burn modules from the
 //! same sizes, and a test compares the two.
 
-use std::fmt;
-
-use super::model::{Activation, AlexnetConfig, AlexnetPreset, ModelConfig, Pool};
-
-/// The input of a model and its number of classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InputShape {
-    /// 1 (grey) or 3 (RGB); the number of features where there are no pictures.
-    pub channels: usize,
-    /// Height and width in pixels; 1 where there are no pictures.
-    pub image_size: usize,
-    pub classes: usize,
-}
-
-impl InputShape {
-    /// Values of one sample.
-    pub fn values(&self) -> usize {
-        self.channels * self.image_size * self.image_size
-    }
-}
-
-/// One layer of a model, for a single sample.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layer {
-    /// The prefix of its parameters' names, or what it does.
-    pub name: String,
-    pub kind: LayerKind,
-    /// `[channels, height, width]` or `[units]`.
-    pub output: Vec<u64>,
-    pub parameters: u64,
-    /// Multiply-accumulate operations: those of convolutions and dense layers.
-    pub macs: u64,
-}
-
-/// The kind of a layer; its `Display` is for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerKind {
-    Convolution {
-        kernel: u64,
-        stride: u64,
-        padding: u64,
-    },
-    Pool {
-        kind: Pool,
-        kernel: u64,
-        stride: u64,
-    },
-    /// To this many values a side, for any input size.
-    AdaptivePool {
-        side: u64,
-    },
-    Activation(Activation),
-    Dense {
-        inputs: u64,
-        units: u64,
-    },
-}
-
-impl fmt::Display for LayerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `pad` respects the width that a table asks for.
-        f.pad(&match self {
-            Self::Convolution { kernel, stride, padding } => format!("convolution {kernel}x{kernel}, stride {stride}, padding {padding}"),
-            Self::Pool { kind: Pool::Max, kernel, stride } => format!("max pool {kernel}x{kernel}, stride {stride}"),
-            Self::Pool { kind: _, kernel, stride } => format!("average pool {kernel}x{kernel}, stride {stride}"),
-            Self::AdaptivePool { side } => format!("adaptive average pool to {side}x{side}"),
-            Self::Activation(Activation::Relu) => "ReLU".to_owned(),
-            Self::Activation(Activation::Sigmoid) => "sigmoid".to_owned(),
-            Self::Activation(Activation::Tanh) => "tanh".to_owned(),
-            Self::Activation(Activation::Identity) => "identity".to_owned(),
-            Self::Dense { inputs, units } => format!("dense, {inputs} to {units}"),
-        })
-    }
-}
-
-impl Layer {
-    /// The number of its output values.
-    pub fn activations(&self) -> u64 {
-        self.output.iter().product()
-    }
-}
+use super::layers::{Activation, InputShape, Layer, LayerKind, Pool};
+use super::model::{AlexnetConfig, AlexnetPreset, ModelConfig};
 
 /// The channels of AlexNet's five convolutions and the size of its two hidden dense
 /// layers, with `width` applied.
@@ -118,7 +39,7 @@ impl Stack {
     }
 
     fn push(&mut self, name: &str, kind: LayerKind, output: Vec<u64>, parameters: u64, macs: u64) {
-        self.layers.push(Layer { name: name.to_owned(), kind, output, parameters, macs });
+        self.layers.push(Layer { name: name.to_owned(), kind, output, parameters, statistics: 0, macs });
     }
 
     fn convolution(&mut self, name: &str, channels: u64, kernel: u64, stride: u64, padding: u64) {
@@ -155,7 +76,8 @@ impl Stack {
 
 impl ModelConfig {
     /// The layers in the order in which a sample passes them. The input must be large
-    /// enough for the model, as it is in a valid config.
+    /// enough for the model, as it is in a valid config. Those of a model of one's own are
+    /// what [its binary has said](super::OwnConfig::described), in the order of its state.
     pub fn layers(&self, input: InputShape) -> Vec<Layer> {
         let mut stack = Stack::new(input);
         let classes = input.classes as u64;
@@ -184,23 +106,29 @@ impl ModelConfig {
                 stack.dense("dense3", classes);
             }
             Self::Alexnet(m) => alexnet(&mut stack, m, classes),
+            Self::Own(m) => return m.described.as_ref().map_or_else(Vec::new, |described| described.layers.clone()),
         }
         stack.layers
     }
 
-    /// The activation after its hidden layers, if it has any.
+    /// The activation after its hidden layers, if it has any, by which initial weights go.
     pub fn activation(&self) -> Option<Activation> {
         match self {
             Self::Perceptron(_) | Self::Softmax(_) => None,
             Self::Mlp(m) => Some(m.activation),
             Self::Lenet(m) => Some(m.activation),
-            Self::Alexnet(_) => Some(Activation::Relu),
+            Self::Alexnet(_) | Self::Own(_) => Some(Activation::Relu),
         }
     }
 
     /// How many parameters the model has.
     pub fn parameters(&self, input: InputShape) -> u64 {
         self.layers(input).iter().map(|l| l.parameters).sum()
+    }
+
+    /// How many values its state has: the parameters, and running statistics.
+    pub fn values(&self, input: InputShape) -> u64 {
+        self.layers(input).iter().map(Layer::values).sum()
     }
 }
 

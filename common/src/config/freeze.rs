@@ -1,8 +1,8 @@
 //! `train.freeze`: layers that training leaves as they are.
 
-use super::architecture::{InputShape, Layer, LayerKind};
 use super::data::DataConfig;
 use super::error::{ConfigError, invalid};
+use super::layers::{InputShape, Layer, LayerKind};
 use super::model::ModelConfig;
 use super::train::TrainConfig;
 
@@ -23,14 +23,15 @@ impl TrainConfig {
         trained.map(|(layer, _)| layer)
     }
 
-    /// How many parameters of a model are trained.
-    pub fn trained_parameters(&self, model: &ModelConfig, input: InputShape) -> u64 {
-        self.trained_layers(&model.layers(input)).map(|layer| layer.parameters).sum()
+    /// How many values of a model's state training changes: parameters and running statistics.
+    pub fn trained_values(&self, model: &ModelConfig, input: InputShape) -> u64 {
+        self.trained_layers(&model.layers(input)).map(Layer::values).sum()
     }
 
-    /// For a model whose other keys are valid.
+    /// For a model whose other keys are valid. Of one that nobody has described, nothing is
+    /// known yet.
     pub(super) fn validate_freeze(&self, model: &ModelConfig, data: &DataConfig) -> Result<(), ConfigError> {
-        if self.freeze.is_empty() {
+        if self.freeze.is_empty() || matches!(model, ModelConfig::Own(own) if own.described.is_none()) {
             return Ok(());
         }
         if model.stops_when_right() {
@@ -105,7 +106,7 @@ mod tests {
     fn only_the_rest_is_counted() {
         let config = config("{kind=\"lenet\"}", "[\"features\"]").unwrap();
         let input = InputShape { channels: 1, image_size: 28, classes: 10 };
-        assert_eq!(config.train.trained_parameters(&config.model, input), 120 * 401 + 84 * 121 + 10 * 85);
+        assert_eq!(config.train.trained_values(&config.model, input), 120 * 401 + 84 * 121 + 10 * 85);
     }
 
     #[test]

@@ -10,7 +10,9 @@ mod data;
 mod edit;
 mod error;
 mod freeze;
+mod layers;
 mod model;
+mod own;
 mod pixels;
 mod places;
 mod recipe;
@@ -29,7 +31,9 @@ use error::invalid;
 pub use architecture::*;
 pub use data::*;
 pub use error::ConfigError;
+pub use layers::*;
 pub use model::*;
+pub use own::*;
 pub use pixels::*;
 pub use recipe::*;
 pub use run::*;
@@ -76,6 +80,7 @@ fn sections() -> [(&'static str, Vec<String>); 6] {
         edit::keys_of::<MlpConfig>(),
         edit::keys_of::<LenetConfig>(),
         edit::keys_of::<AlexnetConfig>(),
+        edit::keys_of::<OwnConfig>(),
     ];
     [
         ("", edit::keys_of::<Config>()),
@@ -201,6 +206,16 @@ impl Config {
     /// Whether workers record which samples they put into each step.
     pub fn records_samples(&self) -> bool {
         self.train.audit || self.train.reproducible
+    }
+
+    /// Checks what only the description of a model of one's own shows, for this input.
+    ///
+    /// # Errors
+    /// The model lacks a description, has one for another input, or cannot be trained as the
+    /// config says.
+    pub fn check_described(&self, input: InputShape) -> Result<(), String> {
+        self.model.check_described(input)?;
+        self.train.validate_freeze(&self.model, &self.data).map_err(|error| error.to_string())
     }
 
     pub fn validate(&self) -> Result<(), ConfigError> {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::data::DataConfig;
 use super::error::{ConfigError, invalid};
+use super::layers::{Activation, InputShape, Pool};
+use super::own::OwnConfig;
 use super::train::TrainConfig;
 
 /// The network to train, chosen by `kind`.
@@ -18,6 +20,7 @@ pub enum ModelConfig {
     Mlp(MlpConfig),
     Lenet(LenetConfig),
     Alexnet(AlexnetConfig),
+    Own(OwnConfig),
 }
 
 /// The perceptron with its classic rule (Rosenblatt, "The Perceptron: A
@@ -85,17 +88,6 @@ impl Default for MlpConfig {
     }
 }
 
-/// The activation after a hidden layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    Relu,
-    Sigmoid,
-    Tanh,
-    /// None: layers that follow each other are one linear map.
-    Identity,
-}
-
 /// LeNet-5 as the course notes give it (LeCun, Bottou, Bengio, Haffner,
 /// "Gradient-Based Learning Applied to Document Recognition", 1998).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -114,14 +106,6 @@ impl Default for LenetConfig {
     fn default() -> Self {
         Self { pool: Pool::Average, activation: Activation::Sigmoid, weights: None }
     }
-}
-
-/// How a 2x2 window becomes one value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Pool {
-    Average,
-    Max,
 }
 
 /// AlexNet (Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep
@@ -169,13 +153,14 @@ const MAX_UNITS: u32 = 1 << 20;
 
 impl ModelConfig {
     /// The name of the model in summaries.
-    pub fn kind(&self) -> &'static str {
+    pub fn kind(&self) -> &str {
         match self {
             Self::Perceptron(_) => "perceptron",
             Self::Softmax(_) => "softmax",
             Self::Mlp(_) => "mlp",
             Self::Lenet(_) => "lenet",
             Self::Alexnet(_) => "alexnet",
+            Self::Own(own) => &own.name,
         }
     }
 
@@ -187,7 +172,8 @@ impl ModelConfig {
             | Self::Softmax(SoftmaxConfig { weights, .. })
             | Self::Mlp(MlpConfig { weights, .. })
             | Self::Lenet(LenetConfig { weights, .. })
-            | Self::Alexnet(AlexnetConfig { weights, .. }) => weights.as_deref(),
+            | Self::Alexnet(AlexnetConfig { weights, .. })
+            | Self::Own(OwnConfig { weights, .. }) => weights.as_deref(),
         }
     }
 
@@ -196,7 +182,8 @@ impl ModelConfig {
         | Self::Softmax(SoftmaxConfig { weights, .. })
         | Self::Mlp(MlpConfig { weights, .. })
         | Self::Lenet(LenetConfig { weights, .. })
-        | Self::Alexnet(AlexnetConfig { weights, .. })) = self;
+        | Self::Alexnet(AlexnetConfig { weights, .. })
+        | Self::Own(OwnConfig { weights, .. })) = self;
         weights.as_mut()
     }
 
@@ -223,12 +210,17 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses a model of one's own whose layers for this input nobody has said.
+    pub fn check_described(&self, input: InputShape) -> Result<(), String> {
+        if let Self::Own(own) = self { own.described_for(input).map(drop) } else { Ok(()) }
+    }
+
     /// The smallest side of a square picture that the model can read.
     pub fn smallest_image(&self) -> u32 {
         match self {
             Self::Alexnet(_) => ALEXNET_MIN_SIZE,
             Self::Lenet(_) => LENET_MIN_SIZE,
-            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => 1,
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) | Self::Own(_) => 1,
         }
     }
 
@@ -259,6 +251,7 @@ impl ModelConfig {
                 Err(invalid("model.dropout", format!("is {}: it must be at least 0 and below 1", m.dropout)))
             }
             Self::Alexnet(_) => wants_pictures("AlexNet", self.smallest_image(), data),
+            Self::Own(m) => m.validate(),
         }
     }
 
@@ -266,7 +259,7 @@ impl ModelConfig {
         match self {
             Self::Perceptron(_) => false,
             Self::Softmax(m) => m.loss == LossKind::CrossEntropy,
-            Self::Mlp(_) | Self::Lenet(_) | Self::Alexnet(_) => true,
+            Self::Mlp(_) | Self::Lenet(_) | Self::Alexnet(_) | Self::Own(_) => true,
         }
     }
 }

@@ -376,3 +376,30 @@ fn the_schema_says_what_each_key_is_for_and_configs_name_it() {
     }
     assert!(configs > 10);
 }
+
+#[test]
+fn a_model_of_ones_own_has_keys_of_its_own() {
+    let text = SMALL.replace("kind = \"alexnet\"\nwidth = 0.125", "kind = \"own\"\nname = \"mine\"\n[model.own]\nwidth = 8");
+    let own = |sets: &[&str]| Config::parse(&text, "own.toml", &sets.iter().map(|&s| s.to_owned()).collect::<Vec<_>>());
+    let input = InputShape { channels: 3, image_size: 64, classes: 4 };
+    let plain = own(&[]).expect("valid");
+    assert_eq!((plain.model.kind(), plain.model.layers(input).len()), ("mine", 0));
+    assert!(plain.model.check_described(input).expect_err("nobody has").contains("--worker-binary"));
+    assert_eq!(Config::parse(&plain.to_toml(), "again", &[]).expect("valid"), plain);
+    let wider = own(&["model.own.width=9", "model.own.deep.er=true"]).expect("its keys are its own");
+    assert_ne!(wider.identity(), plain.identity());
+    assert!(own(&["model.name="]).expect_err("no name").to_string().contains("model.name"));
+    assert!(own(&["model.width=9"]).expect_err("not a key of ours").to_string().contains("unknown field"));
+    // What it consists of decides the weights, so it belongs to the run.
+    let kind = LayerKind::Dense { inputs: 12_288, units: 4 };
+    let layer = Layer { name: "head".to_owned(), kind, output: vec![4], parameters: 49_156, statistics: 8, macs: 49_152 };
+    let mut described = plain.clone();
+    let ModelConfig::Own(model) = &mut described.model else { panic!("another model") };
+    model.described = Some(Described { input, layers: vec![layer.clone()] });
+    assert_eq!(described.model.check_described(input), Ok(()));
+    assert_eq!((described.model.parameters(input), described.model.values(input)), (49_156, 49_164));
+    let again = Config::parse(&described.to_toml(), "again", &[]).expect("valid");
+    assert_eq!((&again, again.model.layers(input)), (&described, vec![layer]));
+    assert_ne!(described.identity(), plain.identity());
+    assert!(described.model.check_described(InputShape { classes: 5, ..input }).expect_err("another input").contains("5 classes"));
+}

@@ -36,7 +36,7 @@ impl ExchangePlan {
         let factors = factors && (shards.len() > 1 || config.train.reproducible);
         let per_shard = (config.train.global_batch / config.train.shards) as usize;
         let rows: Vec<usize> = shards.iter().map(|&shards| shards as usize * per_shard).collect();
-        let trained = config.train.trained_parameters(&config.model, input) as usize;
+        let trained = config.train.trained_values(&config.model, input) as usize;
         let factored = if factors { Factored::of(config, input) } else { Factored::nothing(trained) };
         let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
         Self {

@@ -21,7 +21,7 @@ const MAX_SLOTS: usize = 3;
 /// Key of the step in the optimizer's metadata.
 const STEP: &str = "step";
 
-/// The layers of a model and their numbers of parameters.
+/// The layers of a model and their numbers of values.
 #[derive(Debug, Clone)]
 pub struct CheckpointLayout {
     layers: BTreeMap<String, u64>,
@@ -34,9 +34,13 @@ type Shapes = BTreeMap<String, Vec<usize>>;
 
 impl CheckpointLayout {
     pub fn of(config: &Config, input: InputShape) -> Self {
-        let layers = config.model.layers(input);
-        let trained = config.train.trained_layers(&layers).map(|layer| layer.name.clone()).collect();
-        Self { layers: layers.into_iter().filter(|l| l.parameters > 0).map(|l| (l.name, l.parameters)).collect(), trained }
+        let all = config.model.layers(input);
+        let trained = config.train.trained_layers(&all).map(|layer| layer.name.clone()).collect();
+        let mut layers = BTreeMap::new();
+        for layer in all.into_iter().filter(|layer| layer.values() > 0) {
+            *layers.entry(layer.name).or_default() += layer.values();
+        }
+        Self { layers, trained }
     }
 
     /// Refuses files that are not the state after `step` of this model: the model's

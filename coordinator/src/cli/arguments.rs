@@ -113,6 +113,10 @@ pub struct ServeArgs {
     /// [default: this machine's address].
     #[arg(long, value_name = "HOST")]
     pub advertise: Option<String>,
+    /// The worker binary that has the config's model, if that is one of your own: it is asked
+    /// what the model consists of.
+    #[arg(long, value_name = "FILE")]
+    pub worker_binary: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

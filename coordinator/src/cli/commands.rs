@@ -18,6 +18,7 @@ use common::ui::{busy, exit, index_progress, print_result, print_stderr, print_s
 use tokio::sync::mpsc;
 
 use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs};
+use crate::describe::describe as describe_model;
 use crate::inbox::LauncherEvent;
 use crate::local::{Launch, Workers, worker_binary};
 use crate::page::{Actions, Http, Page, Source};
@@ -70,7 +71,8 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
     let config = Config::load(&args.run.config, &args.run.overrides)?;
     // The socket is bound first: a port that is taken must not leave a run behind.
     let socket = BoundSocket::bind(args.listen).context("choose another --listen")?;
-    let run = Run { may_return: true, ..prepare(config, &args.run, args.workers.unwrap_or(1), quiet)? };
+    let binary = args.worker_binary.map(|path| worker_binary(Some(path))).transpose()?;
+    let run = Run { may_return: true, ..prepare(config, &args.run, args.workers.unwrap_or(1), binary.as_deref(), quiet)? };
     if is_complete(&run, args.run.resume)? {
         return Ok(None);
     }
@@ -105,7 +107,7 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     }
     let data = config.data.path().map(std::path::Path::to_owned);
     let socket = BoundSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    let run = prepare(config, &args.run, args.workers, log.quiet)?;
+    let run = prepare(config, &args.run, args.workers, Some(&binary), log.quiet)?;
     if is_complete(&run, args.run.resume)? {
         return Ok(None);
     }
@@ -200,9 +202,9 @@ fn is_complete(run: &Run, resume: Option<Resume>) -> Result<bool> {
     Ok(complete)
 }
 
-/// Opens data, run directory and the run's certificate authority. The steps that can
-/// fail come before the run directory is made.
-fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> Result<Run> {
+/// Opens data, run directory and the run's certificate authority; asks `binary` for the layers
+/// of a model of one's own. The steps that can fail come before the run directory is made.
+fn prepare(mut config: Config, args: &RunArgs, start_workers: u32, binary: Option<&Path>, quiet: bool) -> Result<Run> {
     if start_workers == 0 || start_workers > config.train.shards {
         bail!(
             "--workers is {start_workers}: every worker owns at least one shard, so it must be between 1 and train.shards = {}",
@@ -213,6 +215,8 @@ fn prepare(config: Config, args: &RunArgs, start_workers: u32, quiet: bool) -> R
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
     source.passed_over().warn();
+    let input = source.info().input(config.data.pixels.image_size);
+    describe_model(&mut config, input, binary, args.run_dir.as_deref())?;
     plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let resume = Resume::applies(args.resume, args.run_dir.as_deref(), &config)?;
     weights_to_begin_with(&config, args.run_dir.as_deref().filter(|_| resume))?;
@@ -326,7 +330,7 @@ mod tests {
         std::fs::write(&toml, text.replace("kind = \"xor\"", &format!("kind = \"csv\"\npath = {data:?}"))).unwrap();
         let cli = Cli::try_parse_from(["coordinator", "serve", &toml, "--resume=auto", "--run-dir", &run_dir.display().to_string()]);
         let Command::Serve(args) = cli.unwrap().command else { panic!("another command") };
-        let open = || prepare(Config::load(&args.run.config, &[]).unwrap(), &args.run, 1, true);
+        let open = || prepare(Config::load(&args.run.config, &[]).unwrap(), &args.run, 1, None, true);
         let first = open().unwrap();
         first.run_dir.write_dataset(&DataDescription::of(first.source.as_ref())).unwrap();
         drop(first);

@@ -53,7 +53,7 @@ pub(super) struct StatusDocument {
     pub version: u32,
     pub unix_seconds: f64,
     pub name: String,
-    pub model: &'static str,
+    pub model: String,
     pub directory: String,
     pub state: RunState,
     /// Why it failed.
@@ -188,7 +188,7 @@ impl StatusDocument {
             version: VERSION,
             unix_seconds,
             name: about.config.name.clone(),
-            model: about.config.model.kind(),
+            model: about.config.model.kind().to_owned(),
             directory: about.directory.clone(),
             state,
             reason,

@@ -7,7 +7,7 @@ use cluster_tests::{Running, project};
 /// Every source file of the workspace.
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for krate in ["common", "worker", "coordinator", "tests"] {
+    for krate in ["common", "worker", "coordinator", "tests", "examples"] {
         collect(&project().join(krate), &mut found);
     }
     assert!(found.len() > 50, "only {} sources were found", found.len());
@@ -168,6 +168,7 @@ fn documents_name_only_what_exists() {
         "docs/data.md",
         "docs/deploy.md",
         "docs/failure.md",
+        "docs/own-model.md",
         "docs/page.md",
         "docs/records.md",
         "docs/training.md",
@@ -178,7 +179,7 @@ fn documents_name_only_what_exists() {
         let text = read(&project().join(document));
         for word in text.split(|c: char| c.is_whitespace() || "`()[]".contains(c)) {
             let word = word.trim_end_matches([',', ';', ':', '.']);
-            let places = ["configs/", "docs/", "common/src/", "worker/", "coordinator/src/", "tests/", "scripts/", "deploy/"];
+            let places = ["configs/", "docs/", "common/src/", "worker/", "coordinator/src/", "tests/", "scripts/", "deploy/", "examples/"];
             let is_path = places.iter().any(|place| word.starts_with(place) && word.len() > place.len());
             if is_path && !word.contains(['*', '{', '<']) && !word.contains("NAME") {
                 assert!(project().join(word).exists(), "{document} names {word}, which does not exist");

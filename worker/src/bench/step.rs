@@ -16,7 +16,7 @@ use crate::analysis::summary;
 use crate::data::{BatchName, Finish, Inputs, MaskGroup, Masks, Pictures};
 use crate::engine::Delivery;
 use crate::engine::device::{Devices, Share};
-use crate::models::InputShape;
+use crate::models::{self, InputShape};
 use crate::optim::Update;
 use crate::replica::{BatchPart, Replica};
 
@@ -107,7 +107,7 @@ pub fn run(args: StepArgs) -> Result<()> {
 
 /// The model, its training settings and its input.
 fn subject(args: &StepArgs) -> Result<(ModelConfig, TrainConfig, InputShape)> {
-    let (model, train, mut input) = match &args.config {
+    let (mut model, train, mut input) = match &args.config {
         Some(path) => {
             let config = Config::load(path, &[])?;
             let input = summary::input_of(&config, None).input;
@@ -130,6 +130,7 @@ fn subject(args: &StepArgs) -> Result<(ModelConfig, TrainConfig, InputShape)> {
     model
         .check_classes(input.classes)
         .map_err(|problem| ConfigError::Invalid { key: "--classes", problem: format!("is {}: {problem}", input.classes) })?;
+    models::describe(&mut model, input, &args.devices.first().burn())?;
     let threads = args.threads.unwrap_or_else(cores);
     let train = TrainConfig { precision: args.precision.unwrap_or(train.precision), threads: Some(threads), ..train };
     Ok((model, train, input))

@@ -44,6 +44,9 @@ pub enum Command {
     Plot(PlotArgs),
     /// Show the layers of a model: shapes, parameters, arithmetic, memory.
     Summary(SummaryArgs),
+    /// Print what a model consists of as JSON: how a coordinator learns it of a model of one's
+    /// own.
+    Describe(DescribeArgs),
     /// Filter a picture, a column of numbers or a film with a small kernel.
     Filter(FilterArgs),
     /// Get a dataset, or look at one.
@@ -235,6 +238,24 @@ pub struct PlotArgs {
     /// auto, cpu, cuda:N or flex.
     #[arg(long, default_value = "auto")]
     pub device: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// A config.
+    pub config: PathBuf,
+    /// Change one key of the config, for example model.own.width=8.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// 3 for colour, 1 for grey; columns of a table [default: what the data has].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub channels: Option<u32>,
+    /// Image size in pixels [default: what the data has].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub size: Option<u32>,
+    /// [default: what the data has]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    pub classes: Option<u32>,
 }
 
 #[derive(Debug, Args)]

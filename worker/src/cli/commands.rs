@@ -25,7 +25,7 @@ use crate::cluster::join::{JoinOptions, join};
 use crate::cluster::registry;
 use crate::cluster::supervised::end_with_stdin;
 use crate::engine::device::{Devices, Share};
-use crate::models::{Model, ParamLayout};
+use crate::models::{Model, ParamLayout, describe as describe_model};
 use crate::training::job::Job;
 use crate::training::single::{self, SingleRun};
 use crate::weights::WeightsFile;
@@ -42,6 +42,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Export(args) => inspect::export(args),
         Command::Plot(args) => inspect::plot(args),
         Command::Summary(args) => inspect::summary(args),
+        Command::Describe(args) => inspect::describe(args),
         Command::Filter(args) => inspect::filter(args),
         Command::Data(DataCommand::Get { dataset, into, from }) => {
             let into = into.unwrap_or_else(|| PathBuf::from("data").join(&dataset));
@@ -61,17 +62,19 @@ pub fn run(cli: Cli) -> Result<()> {
 
 fn train(args: TrainArgs, quiet: bool) -> Result<()> {
     let _trace = trace::to_file(args.trace);
-    let config = Config::load(&args.config, &args.overrides)?;
+    let mut config = Config::load(&args.config, &args.overrides)?;
     let devices = Devices::parse(&args.devices, Share::WHOLE)?;
     let progress = index_progress(quiet);
     let source = dataset::open(&config.data, config.seed, &progress)?;
     drop(progress);
     source.passed_over().warn();
+    let input = Job::input(&config, source.info());
+    describe_model(&mut config.model, input, &devices.first().burn())?;
     let plan = plan(&config, source.info()).map_err(|e| anyhow!(e))?;
     let resume = Resume::applies(args.resume, args.run_dir.as_deref(), &config)?;
     // What is wrong with weights is said before there is a run directory.
     if let Some(file) = weights_to_begin_with(&config, args.run_dir.as_deref().filter(|_| resume))? {
-        let model = Model::new(&config.model, Job::input(&config, source.info()), &devices.first().burn());
+        let model = Model::new(&config.model, input, &devices.first().burn())?;
         let layout = ParamLayout::of(&model, &config.train);
         WeightsFile::open(&file, &file)?.check(&config.model, &layout)?;
     }

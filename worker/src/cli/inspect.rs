@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use common::config::{Config, name_of};
+use common::config::{Config, Described, name_of};
 use common::dataset::Split;
 use common::ui::{print_result, print_stderr, print_stdout};
 use indicatif::{HumanBytes, HumanCount};
 
-use super::arguments::{EvalArgs, ExportArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
+use super::arguments::{DescribeArgs, EvalArgs, ExportArgs, FilterArgs, PlotArgs, PredictArgs, SummaryArgs};
 use crate::analysis::trained::TrainedModel;
 use crate::analysis::{evaluate, export, filter, pack, plot, predict, show, summary};
 use crate::engine::device::ComputeDevice;
+use crate::models::{self, InputShape};
 
 pub(super) fn eval(args: EvalArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| args.run.clone());
@@ -92,8 +93,9 @@ pub(super) fn plot(args: PlotArgs) -> Result<()> {
 
 pub(super) fn summary(args: SummaryArgs) -> Result<()> {
     let load = |path: &PathBuf| -> Result<_> {
-        let config = Config::load(path, &args.overrides)?;
+        let mut config = Config::load(path, &args.overrides)?;
         let assumed = summary::input_of(&config, args.classes);
+        models::describe(&mut config.model, assumed.input, &ComputeDevice::any_cpu()?.burn())?;
         Ok((config, assumed))
     };
     if let Some(path) = &args.config {
@@ -111,6 +113,21 @@ pub(super) fn summary(args: SummaryArgs) -> Result<()> {
         print_result(&summary::megapixels(megapixels, args.hidden.min(1 << 32), args.classes.unwrap_or(2) as u64))?;
     }
     Ok(())
+}
+
+pub(super) fn describe(args: DescribeArgs) -> Result<()> {
+    let mut config = Config::load(&args.config, &args.overrides)?;
+    let number = |n: Option<u32>| n.map(|n| n as usize);
+    let input = match (number(args.channels), number(args.size), number(args.classes)) {
+        (Some(channels), Some(image_size), Some(classes)) => InputShape { channels, image_size, classes },
+        (channels, image_size, classes) => {
+            let of_data = summary::input_of(&config, classes).input;
+            let (channels, image_size) = (channels.unwrap_or(of_data.channels), image_size.unwrap_or(of_data.image_size));
+            InputShape { channels, image_size, ..of_data }
+        }
+    };
+    models::describe(&mut config.model, input, &ComputeDevice::any_cpu()?.burn())?;
+    print_result(&serde_json::to_string(&Described { input, layers: config.model.layers(input) })?)
 }
 
 pub(super) fn filter(args: FilterArgs) -> Result<()> {

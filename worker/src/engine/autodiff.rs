@@ -5,23 +5,23 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Instant;
 
-use burn::module::{ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 use common::config::Precision;
 use common::ring::Span;
 
 use super::{
     Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
-    in_turn, lap,
+    in_order, in_turn, lap,
 };
 use crate::data::{Dropout, Inputs};
-use crate::models::{InputShape, Model, ParamLayout, Pass};
+use crate::models::{BatchNorms, InputShape, Model, NewLeaf, ParamLayout, Pass};
 use crate::optim::{Optimizer, Threads, Update, UpdateReport};
 
 pub(crate) struct AutodiffEngine {
     /// `None` only while parameters are being replaced.
     model: Option<Model>,
     layout: ParamLayout,
+    norms: BatchNorms,
     loss: Loss,
     optimizer: Optimizer,
     weights: Vec<f32>,
@@ -37,8 +37,9 @@ pub(crate) struct AutodiffEngine {
 impl AutodiffEngine {
     pub(crate) fn new(setup: EngineSetup<'_>, device: Device) -> Result<Self, EngineError> {
         let device = device.autodiff();
-        let model = Model::new(setup.model, setup.input, &device);
+        let model = Model::new(setup.model, setup.input, &device)?;
         let layout = ParamLayout::of(&model, setup.train);
+        let norms = layout.batch_norms(&model);
         let precision = match setup.train.precision {
             Precision::F32 | Precision::Tf32 => FloatDType::F32,
             Precision::Bf16 => FloatDType::BF16,
@@ -48,6 +49,7 @@ impl AutodiffEngine {
         let mut engine = Self {
             model: Some(model),
             layout,
+            norms,
             loss,
             optimizer,
             weights: setup.weights,
@@ -62,9 +64,19 @@ impl AutodiffEngine {
 
     /// Makes the model compute with the current weights.
     fn load(&mut self) {
-        let mut loader = Loader { next: 0, engine: self };
-        let model = loader.engine.model.take().map(|model| model.map(&mut loader));
-        self.model = model;
+        let Some(model) = self.model.take() else { return };
+        let mut params = self.layout.params().iter();
+        let mut make = || {
+            let param = params.next();
+            NewLeaf::Values {
+                values: param.map_or(&[], |param| &self.weights[param.range()]),
+                shape: param.map_or(&[], |param| param.shape()),
+                device: &self.device,
+                precision: self.precision,
+                learns: param.is_some_and(|param| param.has_gradient()),
+            }
+        };
+        self.model = Some(model.map(&mut make));
     }
 
     fn model(&self) -> Result<&Model, EngineError> {
@@ -186,7 +198,7 @@ impl AutodiffEngine {
         let mut phases = Phases::default();
         let start = Instant::now();
         let model = self.model()?;
-        let mut pass = Pass::train(self.masks(batch));
+        let mut pass = Pass::train(self.masks(batch), batch.share()).freezing(self.norms.frozen.clone());
         let features = model.features(self.images(batch.images, &self.device), &mut pass);
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
@@ -202,7 +214,11 @@ impl AutodiffEngine {
         let grads = (logits * slope).sum().backward();
         phases.backward = lap("backward of the classifier", start);
         let split = self.layout.feature_parameters();
-        phases.copy = collect(model, &self.layout, &grads, split..usize::MAX, sink)?;
+        let statistics = in_order(&self.norms.trained, pass.into_found().1)?;
+        for (param, reduction) in self.layout.trained_params().filter(|param| param.role().is_running()).zip(statistics) {
+            sink(param.range().start, Span::F32(&values(reduction)?));
+        }
+        phases.copy = collect(model, &self.layout, &grads, split..self.layout.parameters(), sink)?;
         if self.layout.params()[..split].iter().any(|param| !param.is_frozen()) {
             let start = Instant::now();
             let slope = cut.grad(&grads).ok_or(EngineError::Broken)?;
@@ -222,54 +238,21 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, EngineError> {
 /// Hands the gradients of the parameters in `range` to `sink`; returns the seconds it took.
 fn collect(model: &Model, layout: &ParamLayout, grads: &Gradients, range: Range<usize>, sink: Sink<'_>) -> Result<f64, EngineError> {
     let start = Instant::now();
-    let mut collector = Collector { next: 0, range, layout, grads, sink, result: Ok(()) };
-    model.visit(&mut collector);
-    collector.result.map(|()| lap("gradient copy", start))
-}
-
-struct Collector<'a> {
-    next: usize,
-    range: Range<usize>,
-    layout: &'a ParamLayout,
-    grads: &'a Gradients,
-    sink: Sink<'a>,
-    result: Result<(), EngineError>,
-}
-
-impl ModuleVisitor for Collector<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let index = self.next;
-        self.next += 1;
-        if !self.range.contains(&index) || self.result.is_err() {
+    let (mut index, mut result) = (0, Ok(()));
+    model.visit(&mut |leaf| {
+        let (number, spec) = (index, &layout.params()[index]);
+        index += 1;
+        if !range.contains(&number) || spec.is_frozen() || result.is_err() {
             return;
         }
-        let spec = &self.layout.params()[index];
-        if spec.is_frozen() {
-            return;
-        }
-        let Some(grad) = param.val().grad(self.grads) else {
-            self.result = Err(EngineError::NoGradient { parameter: spec.name().to_owned() });
+        let Some(grad) = leaf.tensor.gradient(grads) else {
+            result = Err(EngineError::NoGradient { parameter: spec.name().to_owned() });
             return;
         };
         match values(grad.cast(FloatDType::F32)) {
-            Ok(grad) => (self.sink)(spec.range().start, Span::F32(&grad)),
-            Err(error) => self.result = Err(error),
+            Ok(grad) => sink(spec.range().start, Span::F32(&grad)),
+            Err(error) => result = Err(error),
         }
-    }
-}
-
-/// Makes tensors of the flat weights, parameter by parameter.
-struct Loader<'a> {
-    next: usize,
-    engine: &'a mut AutodiffEngine,
-}
-
-impl ModuleMapper for Loader<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let spec = &self.engine.layout.params()[self.next];
-        self.next += 1;
-        let data = TensorData::new(self.engine.weights[spec.range()].to_vec(), spec.shape().to_vec());
-        let tensor = Tensor::<D>::from_data(data, &self.engine.device).cast(self.engine.precision);
-        Param::initialized(param.id, if spec.is_frozen() { tensor } else { tensor.require_grad() })
-    }
+    });
+    result.map(|()| lap("gradient copy", start))
 }

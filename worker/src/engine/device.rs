@@ -14,7 +14,7 @@ use super::machine::{Choice, Machine};
 pub use super::machine::{DeviceError, NoCuda, Share};
 use super::{Engine, EngineError, EngineSetup};
 #[cfg(feature = "libtorch")]
-use crate::models::not_deterministic_on_cuda;
+use crate::models::Model;
 
 /// A device that this build and this machine have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +118,14 @@ impl ComputeDevice {
             #[cfg(feature = "flex")]
             Self::Flex => burn::tensor::Device::flex(),
         }
+    }
+
+    /// The CPU, with whatever this build has for it.
+    ///
+    /// # Errors
+    /// This build can compute on nothing.
+    pub fn any_cpu() -> Result<Self, DeviceError> {
+        Self::parse("cpu").or_else(|_| Self::parse("flex"))
     }
 
     /// The engine that computes on this device.
@@ -240,7 +248,7 @@ impl Devices {
         #[cfg(feature = "libtorch")]
         if setup.train.reproducible
             && self.all().any(|device| !device.is_cpu())
-            && let Some(layer) = not_deterministic_on_cuda(setup.model, setup.input)
+            && let Some(layer) = Model::new(setup.model, setup.input, &self.first.burn())?.not_deterministic_on_cuda()
         {
             return Err(EngineError::NotDeterministic { layer });
         }

@@ -11,12 +11,15 @@ mod loss;
 mod machine;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 #[cfg(feature = "libtorch")]
 use std::collections::VecDeque;
 #[cfg(feature = "libtorch")]
 use std::ops::Range;
 use std::time::Instant;
 
+use burn::module::ParamId;
+use burn::tensor::Tensor;
 use common::config::{ModelConfig, TrainConfig};
 use common::dense::Factored;
 #[cfg(feature = "libtorch")]
@@ -26,7 +29,7 @@ use common::ring::Span;
 use common::trace;
 
 use crate::data::{BatchName, Inputs, MaskRows, Second};
-use crate::models::InputShape;
+use crate::models::{BatchStatistics, InputShape, ModelError};
 use crate::optim::{NotFinite, Update, UpdateReport};
 pub use loss::{Loss, Sums};
 
@@ -48,6 +51,10 @@ pub enum EngineError {
     Broken,
     #[error(transparent)]
     NotFinite(#[from] NotFinite),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("{found} of {expected} batch normalisations were passed: each goes through `Pass::batch_norm`, once")]
+    BatchNorms { found: usize, expected: usize },
     #[error("cannot start the optimizer's threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
 }
@@ -106,6 +113,11 @@ pub(crate) struct TrainBatch<'a> {
 }
 
 impl<'a> TrainBatch<'a> {
+    /// How much of the global batch it is.
+    pub(crate) fn share(&self) -> f32 {
+        self.labels.len() as f32 * self.scale
+    }
+
     /// The samples at these places of it.
     #[cfg(feature = "libtorch")]
     pub(crate) fn part(&self, places: &Range<usize>) -> Self {
@@ -240,6 +252,18 @@ pub(crate) fn lap(phase: &'static str, start: Instant) -> f64 {
     let end = Instant::now();
     trace::record(phase, None, start, end);
     end.duration_since(start).as_secs_f64()
+}
+
+/// The statistics of a pass in the order of the flat state: mean and variance of each batch
+/// normalisation, which `norms` names in that order.
+pub(crate) fn in_order(norms: &[ParamId], statistics: Vec<BatchStatistics>) -> Result<Vec<Tensor<1>>, EngineError> {
+    let found = statistics.len();
+    let mut by_layer: HashMap<ParamId, BatchStatistics> = statistics.into_iter().map(|of| (of.layer, of)).collect();
+    let in_order: Vec<_> = norms.iter().filter_map(|norm| by_layer.remove(norm)).collect();
+    if in_order.len() != norms.len() || found != norms.len() {
+        return Err(EngineError::BatchNorms { found, expected: norms.len() });
+    }
+    Ok(in_order.into_iter().flat_map(|of| [of.mean, of.variance]).collect())
 }
 
 /// [`Engine::gradients`] of an engine in host memory: one part after the other, by

@@ -13,6 +13,7 @@ use common::config::{AlexnetConfig, AlexnetPreset};
 
 use common::config::InputShape;
 
+use super::network::Network;
 use super::pass::Pass;
 use crate::data::Dropout;
 
@@ -28,10 +29,10 @@ pub struct Alexnet {
     dense1: Linear,
     dense2: Linear,
     dense3: Linear,
-    dropout: f64,
-    /// torchvision pools to 6x6 whatever the image size, and puts dropout before
-    /// each hidden dense layer instead of after it.
-    torchvision: bool,
+    #[module(skip)]
+    config: AlexnetConfig,
+    /// Whether there is an adaptive pool that does something.
+    pools_adaptively: bool,
 }
 
 /// Side of torchvision's adaptive pool.
@@ -42,8 +43,8 @@ impl Alexnet {
         let widths = config.widths();
         let [c1, c2, c3, c4, c5] = widths.convolutions.map(|n| n as usize);
         let hidden = widths.dense as usize;
-        let torchvision = config.preset == AlexnetPreset::Torchvision;
-        let side = if torchvision { ADAPTIVE_SIZE } else { last_pool_size(input.image_size) };
+        let last = last_pool_size(input.image_size);
+        let side = if is_torchvision(config) { ADAPTIVE_SIZE } else { last };
         let conv = |channels, kernel, stride, padding| {
             Conv2dConfig::new(channels, [kernel, kernel])
                 .with_stride([stride, stride])
@@ -59,12 +60,15 @@ impl Alexnet {
             dense1: LinearConfig::new(c5 * side * side, hidden).init(device),
             dense2: LinearConfig::new(hidden, hidden).init(device),
             dense3: LinearConfig::new(hidden, input.classes).init(device),
-            dropout: config.dropout,
-            torchvision,
+            config: config.clone(),
+            // A pool to the size that there is would change nothing.
+            pools_adaptively: last != side,
         }
     }
+}
 
-    pub(super) fn features(&self, images: Tensor<4>) -> Tensor<2> {
+impl Network for Alexnet {
+    fn features(&self, images: Tensor<4>, _pass: &mut Pass) -> Tensor<2> {
         let x = relu(self.conv1.forward(images)); // [n,  96, 55, 55]
         let x = pool(x); // [n,  96, 27, 27]
         let x = relu(self.conv2.forward(x)); // [n, 256, 27, 27]
@@ -73,16 +77,13 @@ impl Alexnet {
         let x = relu(self.conv4.forward(x)); // [n, 384, 13, 13]
         let x = relu(self.conv5.forward(x)); // [n, 384, 13, 13]
         let x = pool(x); // [n, 384, 6, 6]
-        let [_, _, side, _] = x.dims();
-        // A pool to the size that there is would change nothing.
-        let pools = self.torchvision && side != ADAPTIVE_SIZE;
-        let x = if pools { adaptive_avg_pool2d(x, [ADAPTIVE_SIZE, ADAPTIVE_SIZE]) } else { x };
+        let x = if self.pools_adaptively { adaptive_avg_pool2d(x, [ADAPTIVE_SIZE, ADAPTIVE_SIZE]) } else { x };
         x.flatten(1, 3) // [n, 13824]
     }
 
-    pub(super) fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        let p = self.dropout;
-        if self.torchvision {
+    fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+        let p = self.config.dropout;
+        if is_torchvision(&self.config) {
             let x = pass.dropout(features, p); // [n, 9216]
             let x = relu(pass.dense(&self.dense1, x)); // [n, 4096]
             let x = pass.dropout(x, p);
@@ -96,23 +97,24 @@ impl Alexnet {
             pass.dense(&self.dense3, x) // [n, classes]
         }
     }
+
+    fn dropouts(&self) -> Vec<Dropout> {
+        let (widths, probability) = (self.config.widths(), self.config.dropout);
+        let hidden = widths.dense as usize;
+        let first = if is_torchvision(&self.config) { widths.convolutions[4] as usize * ADAPTIVE_SIZE * ADAPTIVE_SIZE } else { hidden };
+        if probability == 0.0 { Vec::new() } else { [first, hidden].map(|values| Dropout { values, probability }).to_vec() }
+    }
+
+    // The backward pass of the adaptive pool.
+    fn not_deterministic_on_cuda(&self) -> Option<&'static str> {
+        self.pools_adaptively.then_some("adaptive average pooling")
+    }
 }
 
-/// Where this model drops values.
-pub(super) fn dropouts(config: &AlexnetConfig) -> Vec<Dropout> {
-    let (widths, probability) = (config.widths(), config.dropout);
-    let hidden = widths.dense as usize;
-    let first = match config.preset {
-        AlexnetPreset::Torchvision => widths.convolutions[4] as usize * ADAPTIVE_SIZE * ADAPTIVE_SIZE,
-        AlexnetPreset::Notes | AlexnetPreset::Original => hidden,
-    };
-    if probability == 0.0 { Vec::new() } else { [first, hidden].map(|values| Dropout { values, probability }).to_vec() }
-}
-
-/// Whether this model has an adaptive pool that does something: on CUDA, its backward pass
-/// has no deterministic kernel.
-pub(super) fn pools_adaptively(config: &AlexnetConfig, input: InputShape) -> bool {
-    config.preset == AlexnetPreset::Torchvision && last_pool_size(input.image_size) != ADAPTIVE_SIZE
+/// torchvision pools to 6x6 whatever the image size, and puts dropout before each hidden
+/// dense layer instead of after it.
+fn is_torchvision(config: &AlexnetConfig) -> bool {
+    config.preset == AlexnetPreset::Torchvision
 }
 
 /// Overlapping pools: windows of 3x3 with stride 2.

@@ -8,6 +8,7 @@ use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 
 use super::layout::ParamLayout;
+use super::network::Role;
 
 /// Values drawn from one stream; streams are drawn in parallel.
 const BLOCK: usize = 1 << 16;
@@ -40,9 +41,12 @@ impl Scheme {
 }
 
 /// The flat initial state of a model: zero biases, normal weights whose
-/// deviation follows the model's activation.
+/// deviation follows the model's activation. Norms begin with a scale of 1 and a shift of 0,
+/// running means with 0 and running variances with 1.
 pub fn initial_weights(layout: &ParamLayout, model: &ModelConfig, seed: u64) -> Vec<f32> {
     let mut flat = vec![0.0; layout.total()];
+    let ones = layout.params().iter().filter(|p| matches!(p.role(), Role::Scale | Role::RunningVariance));
+    ones.for_each(|param| flat[param.range()].fill(1.0));
     let scheme = Scheme::of(model);
     if scheme == Scheme::Zero {
         return flat;

@@ -11,6 +11,7 @@ use burn::tensor::{Device, Tensor};
 use common::config::{Activation, LenetConfig, Pool};
 
 use super::activation::activate;
+use super::network::Network;
 use super::pass::Pass;
 use common::config::InputShape;
 
@@ -45,8 +46,10 @@ impl Lenet {
             activation: config.activation,
         }
     }
+}
 
-    pub(super) fn features(&self, images: Tensor<4>) -> Tensor<2> {
+impl Network for Lenet {
+    fn features(&self, images: Tensor<4>, _pass: &mut Pass) -> Tensor<2> {
         let x = activate(self.activation, self.conv1.forward(images)); // [n,  6, 28, 28]
         let x = self.pool(x); // [n,  6, 14, 14]
         let x = activate(self.activation, self.conv2.forward(x)); // [n, 16, 10, 10]
@@ -54,12 +57,14 @@ impl Lenet {
         x.flatten(1, 3) // [n, 400]
     }
 
-    pub(super) fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+    fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let x = activate(self.activation, pass.dense(&self.dense1, features)); // [n, 120]
         let x = activate(self.activation, pass.dense(&self.dense2, x)); // [n, 84]
         pass.dense(&self.dense3, x) // [n, classes]
     }
+}
 
+impl Lenet {
     fn pool(&self, x: Tensor<4>) -> Tensor<4> {
         match self.pool {
             Pool::Average => avg_pool2d(x, AvgPoolOptions::new([2, 2])),

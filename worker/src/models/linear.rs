@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 
 use common::config::InputShape;
 
+use super::network::Network;
 use super::pass::Pass;
 
 /// A score for each class, linear in the inputs.
@@ -18,9 +19,10 @@ impl Softmax {
     pub(super) fn new(input: InputShape, device: &Device) -> Self {
         Self { dense: LinearConfig::new(input.values(), input.classes).init(device) }
     }
+}
 
-    /// `[n, inputs]` to `[n, classes]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+impl Network for Softmax {
+    fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         pass.dense(&self.dense, inputs)
     }
 }
@@ -36,9 +38,10 @@ impl Perceptron {
     pub(super) fn new(input: InputShape, device: &Device) -> Self {
         Self { dense: LinearConfig::new(input.values(), 1).init(device) }
     }
+}
 
-    /// `[n, inputs]` to `[n, 2]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+impl Network for Perceptron {
+    fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let score = pass.dense(&self.dense, inputs); // [n, 1]
         Tensor::cat(vec![score.clone().neg(), score], 1)
     }

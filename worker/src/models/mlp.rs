@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use common::config::{Activation, MlpConfig};
 
 use super::activation::activate;
+use super::network::Network;
 use super::pass::Pass;
 use common::config::InputShape;
 
@@ -25,9 +26,10 @@ impl Mlp {
         let hidden = config.hidden.iter().map(|&units| dense(units as usize)).collect();
         Self { hidden, output: dense(input.classes), activation: config.activation }
     }
+}
 
-    /// `[n, inputs]` to `[n, classes]`.
-    pub(super) fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
+impl Network for Mlp {
+    fn classifier(&self, inputs: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
         let x = self.hidden.iter().fold(inputs, |x, layer| activate(self.activation, pass.dense(layer, x)));
         pass.dense(&self.output, x)
     }

@@ -1,77 +1,58 @@
 //! The network of a run: one of the models, chosen by its config.
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 use common::config::{InputShape, ModelConfig};
 
 use super::alexnet::Alexnet;
+use super::error::ModelError;
 use super::lenet::Lenet;
 use super::linear::{Perceptron, Softmax};
 use super::mlp::Mlp;
+use super::network::{AnyNetwork, Leaf, NewLeaf};
+use super::own;
 use super::pass::Pass;
 use crate::data::Dropout;
 
-/// A network in two parts, so that the backward pass can be cut between them and
-/// the gradients of the classifier (most of the bytes of AlexNet) can travel
-/// while those of the features are still being computed.
+/// A [`Network`](super::Network) of some type.
 #[derive(Debug)]
-pub enum Model {
-    Perceptron(Perceptron),
-    Softmax(Softmax),
-    Mlp(Mlp),
-    Lenet(Box<Lenet>),
-    Alexnet(Box<Alexnet>),
-}
-
-/// What in the network of `config` has no deterministic kernel on CUDA.
-pub fn not_deterministic_on_cuda(config: &ModelConfig, input: InputShape) -> Option<&'static str> {
-    match config {
-        ModelConfig::Alexnet(config) if super::alexnet::pools_adaptively(config, input) => Some("adaptive average pooling"),
-        _ => None,
-    }
-}
+pub struct Model(Box<dyn AnyNetwork>);
 
 impl Model {
     /// The network of `config`. Its weights must be set before they are used: see
     /// [`super::initial_weights`].
-    pub fn new(config: &ModelConfig, input: InputShape, device: &Device) -> Self {
-        match config {
-            ModelConfig::Perceptron(_) => Self::Perceptron(Perceptron::new(input, device)),
-            ModelConfig::Softmax(_) => Self::Softmax(Softmax::new(input, device)),
-            ModelConfig::Mlp(config) => Self::Mlp(Mlp::new(config, input, device)),
-            ModelConfig::Lenet(config) => Self::Lenet(Box::new(Lenet::new(config, input, device))),
-            ModelConfig::Alexnet(config) => Self::Alexnet(Box::new(Alexnet::new(config, input, device))),
-        }
+    ///
+    /// # Errors
+    /// It is a model of one's own that this process lacks, that cannot be built, or that has
+    /// other layers than the config describes.
+    pub fn new(config: &ModelConfig, input: InputShape, device: &Device) -> Result<Self, ModelError> {
+        Ok(Self(match config {
+            ModelConfig::Perceptron(_) => Box::new(Perceptron::new(input, device)),
+            ModelConfig::Softmax(_) => Box::new(Softmax::new(input, device)),
+            ModelConfig::Mlp(config) => Box::new(Mlp::new(config, input, device)),
+            ModelConfig::Lenet(config) => Box::new(Lenet::new(config, input, device)),
+            ModelConfig::Alexnet(config) => Box::new(Alexnet::new(config, input, device)),
+            ModelConfig::Own(config) => own::build(config, input, device)?,
+        }))
     }
 
-    /// The places where dropout acts in the network of `config`, in the order of its
-    /// forward pass.
-    pub fn dropouts(config: &ModelConfig) -> Vec<Dropout> {
-        match config {
-            ModelConfig::Alexnet(config) => super::alexnet::dropouts(config),
-            ModelConfig::Perceptron(_) | ModelConfig::Softmax(_) | ModelConfig::Mlp(_) | ModelConfig::Lenet(_) => Vec::new(),
-        }
+    /// The places where dropout acts, in the order of the forward pass.
+    pub fn dropouts(&self) -> Vec<Dropout> {
+        self.0.dropouts()
     }
 
-    /// `[n, channels, size, size]` to `[n, features]`. Models without
-    /// convolutions take the pixels, row by row, as they are.
-    pub fn features(&self, images: Tensor<4>, _pass: &mut Pass) -> Tensor<2> {
-        match self {
-            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) => images.flatten(1, 3),
-            Self::Lenet(model) => model.features(images),
-            Self::Alexnet(model) => model.features(images),
-        }
+    /// What in the network has no deterministic kernel on CUDA.
+    pub fn not_deterministic_on_cuda(&self) -> Option<&'static str> {
+        self.0.not_deterministic_on_cuda()
+    }
+
+    /// `[n, channels, size, size]` to `[n, features]`.
+    pub fn features(&self, images: Tensor<4>, pass: &mut Pass) -> Tensor<2> {
+        self.0.features(images, pass)
     }
 
     /// `[n, features]` to logits `[n, classes]`.
     pub fn classifier(&self, features: Tensor<2>, pass: &mut Pass) -> Tensor<2> {
-        match self {
-            Self::Perceptron(model) => model.classifier(features, pass),
-            Self::Softmax(model) => model.classifier(features, pass),
-            Self::Mlp(model) => model.classifier(features, pass),
-            Self::Lenet(model) => model.classifier(features, pass),
-            Self::Alexnet(model) => model.classifier(features, pass),
-        }
+        self.0.classifier(features, pass)
     }
 
     /// `[n, channels, size, size]` to logits `[n, classes]`.
@@ -80,25 +61,13 @@ impl Model {
         self.classifier(features, pass)
     }
 
-    /// Calls `visitor` with every parameter, in the order of the flat state.
-    pub fn visit(&self, visitor: &mut impl ModuleVisitor) {
-        match self {
-            Self::Perceptron(model) => model.visit(visitor),
-            Self::Softmax(model) => model.visit(visitor),
-            Self::Mlp(model) => model.visit(visitor),
-            Self::Lenet(model) => model.visit(visitor),
-            Self::Alexnet(model) => model.visit(visitor),
-        }
+    /// Calls `each` with every tensor, in the order of the flat state.
+    pub(crate) fn visit(&self, each: &mut dyn FnMut(Leaf<'_>)) {
+        self.0.visit(each);
     }
 
-    /// Replaces every parameter with the result of `mapper`.
-    pub fn map(self, mapper: &mut impl ModuleMapper) -> Self {
-        match self {
-            Self::Perceptron(model) => Self::Perceptron(model.map(mapper)),
-            Self::Softmax(model) => Self::Softmax(model.map(mapper)),
-            Self::Mlp(model) => Self::Mlp(model.map(mapper)),
-            Self::Lenet(model) => Self::Lenet(Box::new(model.map(mapper))),
-            Self::Alexnet(model) => Self::Alexnet(Box::new(model.map(mapper))),
-        }
+    /// Replaces every tensor, in the order of the flat state, by what `make` gives.
+    pub(crate) fn map<'a>(self, make: &mut dyn FnMut() -> NewLeaf<'a>) -> Self {
+        Self(self.0.map(make))
     }
 }

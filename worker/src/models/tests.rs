@@ -2,10 +2,10 @@ use super::*;
 use crate::engine::device::ComputeDevice;
 use common::config::{AlexnetConfig, AlexnetPreset, LenetConfig, MlpConfig, ModelConfig, PerceptronConfig, SoftmaxConfig};
 
+#[allow(clippy::unwrap_used)]
 fn layout_of(config: &ModelConfig, input: InputShape) -> ParamLayout {
-    #[allow(clippy::unwrap_used)]
     let device = ComputeDevice::parse("auto").unwrap();
-    ParamLayout::of_all(&Model::new(config, input, &device.burn()))
+    ParamLayout::of_all(&Model::new(config, input, &device.burn()).unwrap())
 }
 
 fn layout(preset: AlexnetPreset, width: f64, input: InputShape) -> ParamLayout {

@@ -123,6 +123,15 @@ vectorised! {
 }
 
 vectorised! {
+    /// `running -= reduction`.
+    pub(super) fn running(statistics: &mut [f32], reduction: &[f32]) {
+        for (s, r) in statistics.iter_mut().zip(reduction) {
+            *s -= r;
+        }
+    }
+}
+
+vectorised! {
     /// An exponential moving average: `average += rest * (w - average)`.
     pub(super) fn average(rest: f32, weights: &[f32], average: &mut [f32]) {
         for (e, w) in average.iter_mut().zip(weights) {

@@ -95,7 +95,7 @@ impl Optimizer {
         gradient: &[impl Bucket],
         update: Update,
     ) -> Result<UpdateReport, NotFinite> {
-        let clipped = update.clip(self.settings.clip_norm, self.threads.norm(gradient)?);
+        let clipped = update.clip(self.settings.clip_norm, self.threads.norm(gradient, self.layout.running())?);
         self.step(weights, mirror, gradient, Update { factor: clipped.factor, ..update });
         Ok(clipped.report)
     }
@@ -108,7 +108,7 @@ impl Optimizer {
         assert_eq!((total, total), (weights.len(), self.layout.trained_total()), "the gradient's buckets must cover the weights");
         let ratios = if self.settings.optimizer.is_layerwise() {
             if let Some(first) = Rule::first(&self.settings, update) {
-                self.apply(&[(0..total, first)], weights, None, gradient, None);
+                self.apply(&[(0..total - self.layout.running(), first)], weights, None, gradient, None);
             }
             self.ratios(weights, gradient, update)
         } else {
@@ -239,15 +239,31 @@ impl Threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("host-{i}")).build().map(|pool| Self(Arc::new(pool)))
     }
 
-    /// The Euclidean norm of a gradient given as buckets, summed in f64.
+    /// The Euclidean norm of a gradient given as buckets, summed in f64. Its last `running`
+    /// values are those of running statistics: they must be finite too, and count for nothing.
     ///
     /// # Errors
     /// The first value, in the order of the flat vector, that is not finite.
-    pub fn norm(&self, gradient: &[impl Bucket]) -> Result<f64, NotFinite> {
-        let chunks = gradient.iter().flat_map(|bucket| bucket.span().chunks(CHUNK)).collect();
+    pub fn norm(&self, gradient: &[impl Bucket], running: usize) -> Result<f64, NotFinite> {
+        let total: usize = gradient.iter().map(|bucket| bucket.span().len()).sum();
+        let trained = total - running;
+        let (mut before, mut after, mut at) = (Vec::new(), Vec::new(), 0);
+        for span in gradient.iter().map(Bucket::span) {
+            let cut = trained.saturating_sub(at).min(span.len());
+            before.extend((cut > 0).then(|| span.range(0..cut)));
+            after.extend((cut < span.len()).then(|| span.range(cut..span.len())));
+            at += span.len();
+        }
+        let norm = self.norm_of(&before)?;
+        self.norm_of(&after).map_err(|found| NotFinite { at: trained + found.at })?;
+        Ok(norm)
+    }
+
+    fn norm_of(&self, spans: &[Span<'_>]) -> Result<f64, NotFinite> {
+        let chunks = spans.iter().flat_map(|span| span.chunks(CHUNK)).collect();
         let mut partial = self.map(chunks, sum_of_squares).into_iter();
         let (mut sum, mut start) = (0.0, 0);
-        for values in gradient.iter().map(Bucket::span) {
+        for &values in spans {
             let total: f64 = partial.by_ref().take(values.len().div_ceil(CHUNK)).sum();
             // Squares of f32 cannot overflow an f64 sum.
             if !total.is_finite() {
@@ -307,12 +323,15 @@ impl Task<'_> {
                 (Rule::Lars(step), [momentum]) => kernels::lars(&step, weights, gradient, &mut momentum[range]),
                 (Rule::Moments(step), [m, v]) => kernels::moments(&step, gradient, &mut m[range.clone()], &mut v[range]),
                 (Rule::Lamb(step), [m, v]) => kernels::lamb(&step, weights, &m[range.clone()], &v[range]),
+                (Rule::Running, _) => kernels::running(weights, gradient),
                 _ => unreachable!("slots are made for the optimizer's kind"),
             }
         });
         // The chunk just written is still in the cache.
-        if let Some((average, rest)) = average {
-            kernels::average(rest, weights, average);
+        match average {
+            Some((average, _)) if rule == Rule::Running => average.copy_from_slice(weights),
+            Some((average, rest)) => kernels::average(rest, weights, average),
+            None => {}
         }
         if let Some(mirror) = mirror {
             f32_to_bf16(weights, mirror);

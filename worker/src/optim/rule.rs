@@ -18,6 +18,9 @@ pub(crate) enum Rule {
     /// The first part of an update of LAMB: norms of what it gives decide the second part.
     Moments(MomentsStep),
     Lamb(LambStep),
+    /// Running statistics are reduced by what stands in the gradient's place, which neither a
+    /// learning rate nor clipping scales. Their moving average is a copy of them.
+    Running,
 }
 
 impl Rule {
@@ -97,7 +100,10 @@ impl Rule {
         let mut runs: Vec<(Range<usize>, Self)> = Vec::new();
         for (number, param) in layout.trained() {
             let decays = settings.decay_bias || !param.is_vector();
-            let rule = Self::new(settings, update, decays, ratios.get(number).copied().unwrap_or(1.0));
+            let rule = match param.role().is_running() {
+                true => Self::Running,
+                false => Self::new(settings, update, decays, ratios.get(number).copied().unwrap_or(1.0)),
+            };
             match runs.last_mut() {
                 Some((range, last)) if *last == rule => range.end = param.range().end,
                 _ => runs.push((param.range(), rule)),

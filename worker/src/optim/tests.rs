@@ -169,7 +169,7 @@ fn nesterov_looks_ahead() {
 #[test]
 fn norm_is_the_same_for_any_number_of_threads() {
     let gradient = [noise(2 * CHUNK + 5, 2), noise(100, 3)];
-    let norms = [1, 2, 5].map(|threads| Threads::new(threads).unwrap().norm(&gradient).unwrap());
+    let norms = [1, 2, 5].map(|threads| Threads::new(threads).unwrap().norm(&gradient, 0).unwrap());
     let expected: f64 = gradient.iter().flatten().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     assert!((norms[0] - expected).abs() < 1e-9 * expected);
     assert!(norms.iter().all(|n| n.to_bits() == norms[0].to_bits()));
@@ -181,9 +181,13 @@ fn values_that_are_not_finite_are_found() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut gradient = [noise(100, 4), noise(CHUNK + 50, 5)];
         gradient[1][CHUNK + 7] = bad;
-        assert_eq!(threads.norm(&gradient), Err(NotFinite { at: 100 + CHUNK + 7 }));
+        assert_eq!(threads.norm(&gradient, 0), Err(NotFinite { at: 100 + CHUNK + 7 }));
     }
-    assert!(threads.norm(&[vec![f32::MAX; 10]]).unwrap().is_finite());
+    assert!(threads.norm(&[vec![f32::MAX; 10]], 0).unwrap().is_finite());
+    // What counts for nothing must be finite too.
+    let parts = [vec![3.0, 4.0, 100.0], vec![100.0; 5]];
+    assert_eq!(threads.norm(&parts, 6), Ok(5.0));
+    assert_eq!(threads.norm(&[vec![3.0, 4.0], vec![f32::NAN]], 1), Err(NotFinite { at: 2 }));
 }
 
 #[test]

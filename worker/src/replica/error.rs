@@ -1,6 +1,7 @@
 //! Why a replica refuses a batch, a gradient or a state.
 
 use crate::engine::EngineError;
+use crate::models::ModelError;
 use crate::weights::WeightsError;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,8 @@ pub enum ReplicaError {
     State(String),
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }

@@ -13,6 +13,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_batch_norm;
+#[cfg(test)]
 mod tests_of_batches;
 #[cfg(test)]
 mod tests_of_freezing;
@@ -81,12 +83,12 @@ impl Replica {
         devices: impl Into<Devices>,
     ) -> Result<Self, ReplicaError> {
         let devices = devices.into();
-        let layout = ParamLayout::of(&Model::new(model, input, &devices.first().burn()), train);
+        let network = Model::new(model, input, &devices.first().burn())?;
+        let (layout, dropouts) = (ParamLayout::of(&network, train), network.dropouts());
         let weights = initial_weights(&layout, model, seed);
         let threads = train.compute_threads(std::thread::available_parallelism().map_or(1, usize::from));
         let engine = devices.engine(EngineSetup { model, input, train, weights, trained: layout.trained_total(), threads })?;
         let loss = Loss::of(model, train);
-        let dropouts = Model::dropouts(model);
         let factored = Factored::nothing(layout.trained_total());
         Ok(Self {
             engine,

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::error::WeightsError;
 use super::file::{DenseOrder, WeightsFile};
-use super::names::torchvision;
+use super::names::{counts_batches, elsewhere};
 use super::stored::{Stored, Unreadable};
 use crate::models::{ParamLayout, ParamSpec};
 
@@ -94,7 +94,7 @@ impl WeightsFile {
 
     fn fit<'a>(&'a self, model: &ModelConfig, layout: &'a ParamLayout) -> Result<Fit<'a>, WeightsError> {
         let ours: Vec<String> = layout.params().iter().map(|p| p.name().to_owned()).collect();
-        let theirs: Option<Vec<String>> = ours.iter().map(|name| torchvision(model, name)).collect();
+        let theirs: Option<Vec<String>> = ours.iter().map(|name| elsewhere(model, name)).collect();
         let present = |names: &[String]| names.iter().filter(|name| self.tensors.contains_key(*name)).count();
         // Whichever the file has more of; what is missing is then an error.
         let (names, order) = match theirs {
@@ -126,6 +126,7 @@ impl WeightsFile {
                 model_has.push(format!("{name} {expected:?}"));
             }
         }
+        left.retain(|name, _| !counts_batches(name));
         if model_has.is_empty() && left.is_empty() {
             return Ok(Fit { taken, order, new_head });
         }

@@ -27,16 +27,44 @@ const CONTAINERS: [&str; 3] = ["state_dict.", "model_state_dict.", "model."];
 const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 
 /// torchvision's name of the parameter `name`, if torchvision has such a model.
-pub(super) fn torchvision(model: &ModelConfig, name: &str) -> Option<String> {
+fn torchvision(model: &ModelConfig, name: &str) -> Option<String> {
     let (layer, parameter) = name.rsplit_once('.')?;
     let ModelConfig::Alexnet(_) = model else { return None };
     let (_, theirs) = ALEXNET.iter().find(|(ours, _)| *ours == layer)?;
     Some(format!("{theirs}.{parameter}"))
 }
 
+/// What other programs may call the parameter `name`: torchvision, or PyTorch's norms in a
+/// model of one's own.
+pub(super) fn elsewhere(model: &ModelConfig, name: &str) -> Option<String> {
+    match model {
+        ModelConfig::Own(_) => Some(in_pytorch(name)),
+        _ => torchvision(model, name),
+    }
+}
+
+/// Scale and shift of a norm are gamma and beta in burn, weight and bias in PyTorch.
+fn in_pytorch(name: &str) -> String {
+    let renamed = |(layer, parameter): (&str, &str)| match parameter {
+        "gamma" => Some(format!("{layer}.weight")),
+        "beta" => Some(format!("{layer}.bias")),
+        _ => None,
+    };
+    name.rsplit_once('.').and_then(renamed).unwrap_or_else(|| name.to_owned())
+}
+
+/// Whether a tensor of a file counts batches, as PyTorch's batch normalisation does, and says
+/// nothing of the model.
+pub(super) fn counts_batches(name: &str) -> bool {
+    name.ends_with(".num_batches_tracked")
+}
+
 /// The name of the parameter `name` in an export: torchvision's where its model is this one
-/// to the letter, else ours.
+/// to the letter, PyTorch's for the norms of a model of one's own, else ours.
 pub(super) fn exported(model: &ModelConfig, name: &str) -> String {
+    if let ModelConfig::Own(_) = model {
+        return in_pytorch(name);
+    }
     let same = matches!(model, ModelConfig::Alexnet(alexnet) if alexnet.preset == AlexnetPreset::Torchvision);
     torchvision(model, name).filter(|_| same).unwrap_or_else(|| name.to_owned())
 }

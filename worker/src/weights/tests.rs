@@ -26,7 +26,7 @@ fn lenet() -> (ModelConfig, InputShape) {
 }
 
 fn layout((model, input): &(ModelConfig, InputShape)) -> ParamLayout {
-    ParamLayout::of_all(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()))
+    ParamLayout::of_all(&Model::new(model, *input, &ComputeDevice::parse("auto").unwrap().burn()).unwrap())
 }
 
 fn replica((model, input): &(ModelConfig, InputShape), seed: u64) -> Replica {
@@ -93,7 +93,7 @@ fn a_head_of_another_size_is_new_and_the_rest_is_not() {
 fn an_output_layer_that_would_be_new_cannot_be_frozen() {
     let (model, input) = mlp();
     let input = InputShape { classes: input.classes + 3, ..input };
-    let model_of = Model::new(&model, input, &ComputeDevice::parse("auto").unwrap().burn());
+    let model_of = Model::new(&model, input, &ComputeDevice::parse("auto").unwrap().burn()).unwrap();
     let file = open(&golden("mlp.pth")).unwrap();
     for (freeze, refused) in [("hidden", false), ("output", true), ("classifier", true)] {
         let train = common::config::TrainConfig { freeze: vec![freeze.to_owned()], ..Default::default() };

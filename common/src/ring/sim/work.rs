@@ -1,7 +1,7 @@
 //! A training step as the simulation takes it, of a model and of what its compute takes.
 
 use super::model::{Gathered, Part, Work};
-use crate::config::{ClusterConfig, InputShape, LayerKind, ModelConfig, Precision, TrainConfig};
+use crate::config::{ClusterConfig, InputShape, Layer, LayerKind, ModelConfig, Precision, TrainConfig};
 use crate::dense::{DenseLayer, Way, dense_layers_of};
 use crate::net::transport::STREAMS_IN_FLIGHT;
 use crate::ring::{BucketLayout, Encoding};
@@ -26,7 +26,7 @@ pub fn work(model: &ModelConfig, input: InputShape, train: &TrainConfig, cluster
     let dense = dense_layers_of(model, train, cluster, input);
     let factored: Vec<&DenseLayer> = dense.iter().filter(|layer| layer.way == Way::Factors && world > 1).collect();
     let count = |is_dense: bool| -> u64 {
-        train.trained_layers(&layers).filter(|l| matches!(l.kind, LayerKind::Dense { .. }) == is_dense).map(|l| l.parameters).sum()
+        train.trained_layers(&layers).filter(|l| matches!(l.kind, LayerKind::Dense { .. }) == is_dense).map(Layer::values).sum()
     };
     let products: u64 = factored.iter().map(|layer| layer.inputs * layer.units).sum();
     // The products take what as many multiply-adds take in the forward pass, and the

@@ -226,12 +226,18 @@ impl GroupEngine {
             let held = held.of(number);
             no_grad(|| {
                 let sum = sum(&held, &engine.owned(), engine.device())?;
-                let norm = f64::try_from(update::norm(&sum)?)?;
+                let norm = f64::try_from(update::norm(&sum, engine.running())?)?;
                 Ok((sum, norm))
             })
         })?;
         let norm = parts.iter().map(|(_, norm)| norm.powi(2)).sum::<f64>().sqrt();
         Ok((parts.into_iter().map(|(sum, _)| sum).collect(), norm))
+    }
+
+    /// The norm of a gradient whose sums these are.
+    fn norm(&self, summed: &[Span<'_>]) -> Result<f64, EngineError> {
+        let first = self.engine(0);
+        first.products.norm(&self.threads, summed, first.layout().running())
     }
 
     /// Has each device update its own part and give the new weights to the others.
@@ -401,14 +407,14 @@ impl Engine for GroupEngine {
         match gradient {
             // The same norm on every rank, whatever its devices.
             Gradient::Summed(spans) => {
-                let norm = self.engine(0).products.norm(&self.threads, spans)?;
+                let norm = self.norm(spans)?;
                 self.update_parts(|_, engine| engine.received(spans), norm, update)
             }
             Gradient::Own => {
                 let (parts, norm) = self.summed()?;
                 if !norm.is_finite() {
                     for (number, part) in parts.iter().enumerate() {
-                        if !f64::try_from(update::norm(part)?)?.is_finite() {
+                        if !f64::try_from(update::norm(part, 0)?)?.is_finite() {
                             let at = self.engine(number).owned().start + update::first_not_finite(part)?.at;
                             return Err(NotFinite { at }.into());
                         }

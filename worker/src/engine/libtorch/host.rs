@@ -96,7 +96,7 @@ impl HostEngine {
                 collect(&network.layout, kept, params, grads, if is_due { Some(&mut values) } else { None })
             }
         };
-        let (sums, times) = network.gradient(batch.labels.len(), tapped, feed, head, take)?;
+        let (sums, times) = network.gradient((batch.labels.len(), batch.share()), tapped, feed, head, take)?;
         Ok((sums, times.phases()?))
     }
 

@@ -3,6 +3,8 @@
 //! several devices. No other module names libtorch, tch or burn-tch.
 #![allow(deprecated)] // burn-tch is deprecated upstream as a whole.
 
+mod batch_norm;
+mod bridge;
 pub(super) mod group;
 pub(super) mod host;
 mod input;

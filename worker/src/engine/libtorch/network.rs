@@ -11,21 +11,20 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use burn::backend::LibTorch;
-use burn::backend::libtorch::TchTensor;
-use burn::module::{ModuleMapper, Param};
-use burn::tensor::Tensor as BurnTensor;
 use common::contained::panic_message;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{EngineError, EngineSetup, Phases, lap};
+use super::super::{EngineError, EngineSetup, Phases, in_order, lap};
+use super::batch_norm;
+use super::bridge::{inner, wrap};
 use super::products::Products;
 use super::shim::Event;
-use crate::models::{Model, ParamLayout, Pass, Tap};
+use crate::models::{BatchNorms, Model, NewLeaf, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {
     model: Model,
     pub(super) layout: ParamLayout,
+    norms: BatchNorms,
     /// The model's parameters, in the order of the layout: views of the flat weights.
     leaves: Vec<Tensor>,
     device: tch::Device,
@@ -44,7 +43,8 @@ pub(super) struct Feed<T> {
 
 /// What a backward pass has completed.
 pub(super) enum Finished {
-    /// The gradients of these parameters, which are numbered as in the layout.
+    /// The gradients of these parameters, which are numbered as in the layout. Of running
+    /// statistics it is by how much they are to be reduced.
     Gradients(Vec<usize>, Vec<Tensor>),
     /// The factors of a tapped layer, by its place among those: its inputs `[n, inputs]` and
     /// the gradient of its outputs `[n, units]`.
@@ -79,33 +79,37 @@ impl Network {
     pub(super) fn new(setup: &EngineSetup<'_>, flat: &Tensor) -> Result<Self, EngineError> {
         let device = flat.device();
         let cuda = if let tch::Device::Cuda(index) = device { Some(index) } else { None };
-        let model = Model::new(setup.model, setup.input, &super::device(cuda));
+        let model = Model::new(setup.model, setup.input, &super::device(cuda))?;
         let layout = ParamLayout::of(&model, setup.train);
         let leaf = |param: &crate::models::ParamSpec| -> Result<Tensor, tch::TchError> {
             let range = param.range();
             let view = flat.f_narrow(0, range.start as i64, range.len() as i64)?;
             let shape: Vec<i64> = param.shape().iter().map(|&n| n as i64).collect();
-            Ok(view.f_view(shape.as_slice())?.f_detach()?.set_requires_grad(!param.is_frozen()))
+            Ok(view.f_view(shape.as_slice())?.f_detach()?.set_requires_grad(param.has_gradient()))
         };
         let leaves = layout.params().iter().map(leaf).collect::<Result<Vec<_>, _>>()?;
-        let model = model.map(&mut Loader { next: 0, leaves: &leaves });
-        Ok(Self { model, layout, leaves, device })
+        let mut next = leaves.iter();
+        let model =
+            model.map(&mut || NewLeaf::Tensor(wrap::<1>(next.next().map_or_else(Tensor::new, Tensor::shallow_clone)).into_dispatch()));
+        let norms = layout.batch_norms(&model);
+        Ok(Self { model, layout, norms, leaves, device })
     }
 
-    /// Forward pass, `loss` and backward pass over `samples` samples. `loss` turns f32
+    /// Forward pass, `loss` and backward pass over `samples` samples, which are this `share` of
+    /// the global batch. `loss` turns f32
     /// logits `[n, classes]` and the target into the gradient of the loss with respect to
     /// the logits, and something to return. `take` gets gradients as soon as
     /// they are complete: first of the classifier, then of the features. Of dense layers that
     /// are `tapped`, it gets the factors first, and no gradient of their weights.
     pub(super) fn gradient<T, S>(
         &self,
-        samples: usize,
+        (samples, share): (usize, f32),
         tapped: Option<&Products>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
         take: impl FnMut(Finished) -> Result<(), EngineError>,
     ) -> Result<(S, Times), EngineError> {
-        self.guarded(samples, || self.forward_and_backward(tapped, feed, loss, take))
+        self.guarded(samples, || self.forward_and_backward(share, tapped, feed, loss, take))
     }
 
     /// A failure of libtorch within `work` as an error, also where burn makes a panic of
@@ -125,6 +129,10 @@ impl Network {
             tch::Device::Cuda(index) => format!("cuda:{index}"),
             _ => "cpu".to_owned(),
         };
+        if cause.contains("modified by an inplace operation") {
+            let rule = "a sum or an activation of the model has overwritten what the backward pass needs: keep a clone of the tensor until after it (docs/own-model.md)";
+            return EngineError::Compute(format!("{device}: {rule}; {cause}"));
+        }
         if cause.contains("out of memory") || cause.contains("can't allocate memory") {
             EngineError::OutOfMemory { device, samples, cause }
         } else {
@@ -134,6 +142,7 @@ impl Network {
 
     fn forward_and_backward<T, S>(
         &self,
+        share: f32,
         tapped: Option<&Products>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
@@ -151,7 +160,9 @@ impl Network {
         let start = Instant::now();
         let Feed { images, masks, target } = feed()?;
         let numbers = tapped.map_or_else(Vec::new, |tapped| tapped.factored.layers.iter().map(|layer| layer.number).collect());
-        let mut pass = Pass::train(masks.into_iter().map(wrap).collect()).tapping(numbers);
+        let masks = masks.into_iter().map(wrap).collect();
+        let frozen_norms = self.norms.frozen.clone();
+        let mut pass = Pass::train(masks, share).tapping(numbers).freezing(frozen_norms).with_batch_norm(batch_norm::normalised);
         let first = self.layout.feature_parameters();
         let trained = |places: Range<usize>| places.filter(|&param| !self.layout.params()[param].is_frozen());
         let features_params: Vec<usize> = trained(0..first).collect();
@@ -165,8 +176,9 @@ impl Network {
         let kept = input.clone();
         let logits = inner(self.model.classifier(input, &mut pass))?.f_to_kind(Kind::Float)?;
         let tap = |tap: Tap| Ok::<_, EngineError>((inner(tap.input)?.f_detach()?.f_contiguous()?, inner(tap.output)?));
-        let (tap_inputs, tap_outputs): (Vec<_>, Vec<_>) =
-            pass.into_taps().into_iter().map(tap).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let (taps, statistics) = pass.into_found();
+        let statistics = in_order(&self.norms.trained, statistics)?.into_iter().map(inner).collect::<Result<Vec<_>, _>>()?;
+        let (tap_inputs, tap_outputs): (Vec<_>, Vec<_>) = taps.into_iter().map(tap).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         let expected = tapped.map_or(0, |tapped| tapped.params.len());
         if tap_inputs.len() != expected {
             let problem =
@@ -181,7 +193,7 @@ impl Network {
         let root = logits.f_mul(&slope)?.f_sum(Kind::Float)?;
         drop((logits, kept));
         let is_tapped = |param: &usize| tapped.is_some_and(|tapped| tapped.params.contains(param));
-        let params: Vec<usize> = trained(first..self.leaves.len()).filter(|param| !is_tapped(param)).collect();
+        let mut params: Vec<usize> = trained(first..self.layout.parameters()).filter(|param| !is_tapped(param)).collect();
         // The gradient of a tapped layer's outputs is asked for instead of its weights'.
         let inputs = tap_outputs.iter().chain(params.iter().map(|&param| &self.leaves[param])).chain(trains_features.then_some(&cut));
         let mut grads = backward(&root, &inputs.collect::<Vec<_>>())?.into_iter();
@@ -192,9 +204,10 @@ impl Network {
         for (layer, (inputs, slopes)) in tap_inputs.into_iter().zip(grads.by_ref()).enumerate() {
             take(Finished::Factors(layer, inputs, slopes.f_contiguous()?))?;
         }
-        let of_params = grads.by_ref().take(params.len()).collect();
-        take(Finished::Gradients(params, of_params))?;
+        let of_params = grads.by_ref().take(params.len()).chain(statistics).collect();
         let slope = grads.next();
+        params.extend(trained(self.layout.parameters()..self.leaves.len()));
+        take(Finished::Gradients(params, of_params))?;
         phases.copy = lap("gradient copy", start);
 
         if let Some(slope) = slope {
@@ -230,31 +243,4 @@ fn backward(root: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EngineErro
 /// The values of an f32 tensor.
 pub(super) fn to_host(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {
     Ok(Vec::try_from(tensor.f_detach()?.f_reshape([-1])?)?)
-}
-
-/// A libtorch tensor as burn's.
-fn wrap<const D: usize>(tensor: Tensor) -> BurnTensor<D> {
-    BurnTensor::from_primitive::<LibTorch>(TchTensor::new(tensor))
-}
-
-/// The libtorch tensor that burn holds.
-fn inner<const D: usize>(tensor: BurnTensor<D>) -> Result<Tensor, EngineError> {
-    match tensor.try_into_primitive::<LibTorch>() {
-        Ok(primitive) => Ok(primitive.tensor),
-        Err(error) => Err(EngineError::Compute(format!("{error:?}"))),
-    }
-}
-
-/// Puts the leaves in the place of the model's parameters.
-struct Loader<'a> {
-    next: usize,
-    leaves: &'a [Tensor],
-}
-
-impl ModuleMapper for Loader<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<BurnTensor<D>>) -> Param<BurnTensor<D>> {
-        let leaf = self.leaves[self.next].shallow_clone();
-        self.next += 1;
-        Param::initialized(param.id, wrap(leaf))
-    }
 }

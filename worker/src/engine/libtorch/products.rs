@@ -75,17 +75,18 @@ impl Products {
 
     /// The norm of the whole gradient, of which these spans are what was summed: the same on
     /// every rank that makes the same products, be they on its CPU or on a GPU.
-    pub(super) fn norm(&self, threads: &Threads, summed: &[Span<'_>]) -> Result<f64, EngineError> {
+    /// The last `running` values are those of running statistics.
+    pub(super) fn norm(&self, threads: &Threads, summed: &[Span<'_>], running: usize) -> Result<f64, EngineError> {
         let regions = &self.factored.regions;
         if self.products.iter().all(|product| product.device() == tch::Device::Cpu) {
-            return Ok(threads.norm(&whole(regions, summed, &self.spans()?))?);
+            return Ok(threads.norm(&whole(regions, summed, &self.spans()?), running)?);
         }
         // Products stay on the GPU.
         let flat = |found: NotFinite| NotFinite { at: regions.flat(found.at..found.at + 1).next().map_or(found.at, |range| range.start) };
-        let mut squares = threads.norm(summed).map_err(flat)?.powi(2);
+        let mut squares = threads.norm(summed, running).map_err(flat)?.powi(2);
         for (range, product) in self.on_device() {
             let product = product.f_view([-1])?;
-            let norm = f64::try_from(update::norm(&product)?)?;
+            let norm = f64::try_from(update::norm(&product, 0)?)?;
             if !norm.is_finite() {
                 return Err(NotFinite { at: range.start + update::first_not_finite(&product)?.at }.into());
             }

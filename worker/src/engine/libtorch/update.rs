@@ -1,6 +1,8 @@
 //! Updates by libtorch's operations, and what they depend on, over flat vectors on one
 //! device.
 
+use std::ops::Range;
+
 use tch::{Kind, Tensor};
 
 use super::super::EngineError;
@@ -29,8 +31,12 @@ pub(super) fn apply(
         update_piece(rule, &mut weights, &piece(gradient)?.f_to_kind(Kind::Float)?, &mut slots)?;
         if let Some((average, rest)) = average {
             let mut average = piece(average)?;
-            let way = weights.f_sub(&average)?.f_mul_scalar(f64::from(rest))?;
-            let _ = average.f_add_(&way)?;
+            if *rule == Rule::Running {
+                average.f_copy_(&weights)?;
+            } else {
+                let way = weights.f_sub(&average)?.f_mul_scalar(f64::from(rest))?;
+                let _ = average.f_add_(&way)?;
+            }
         }
         if let Some(mirror) = mirror {
             piece(mirror)?.f_copy_(&weights)?;
@@ -101,6 +107,9 @@ fn update_piece(rule: &Rule, weights: &mut Tensor, gradient: &Tensor, slots: &mu
             let change = times(m, step.rate)?.f_div_(&corrected_root(v, step.root_correct2, step.epsilon)?)?;
             let _ = weights.f_mul_scalar_(f64::from(step.shrink))?.f_sub_(&change)?;
         }
+        (Rule::Running, _) => {
+            let _ = weights.f_sub_(gradient)?;
+        }
         _ => unreachable!("slots are made for the optimizer's kind"),
     }
     Ok(())
@@ -116,11 +125,25 @@ fn square_root(values: &Tensor) -> Result<Tensor, EngineError> {
     }
 }
 
-/// The Euclidean norm of a flat vector, summed in f64, on its device.
-pub(super) fn norm(flat: &Tensor) -> Result<Tensor, EngineError> {
-    let total = flat.numel();
-    let pieces = (0..total).step_by(PIECE).map(|start| {
-        let piece = flat.f_narrow(0, start as i64, PIECE.min(total - start) as i64)?;
+/// The Euclidean norm of a flat gradient, summed in f64, on its device. Its last `running`
+/// values are those of running statistics: they count for nothing, unless one is not finite.
+/// Then the norm is not finite either.
+pub(super) fn norm(flat: &Tensor, running: usize) -> Result<Tensor, EngineError> {
+    let trained = flat.numel() - running;
+    let norm = norm_of(flat, 0..trained)?;
+    if running == 0 {
+        return Ok(norm);
+    }
+    let nothing = norm_of(flat, trained..flat.numel())?.f_mul_scalar(0.0)?;
+    Ok(norm.f_add(&nothing)?)
+}
+
+fn norm_of(flat: &Tensor, range: Range<usize>) -> Result<Tensor, EngineError> {
+    if range.is_empty() {
+        return Ok(Tensor::f_zeros([], (Kind::Double, flat.device()))?);
+    }
+    let pieces = range.clone().step_by(PIECE).map(|start| {
+        let piece = flat.f_narrow(0, start as i64, PIECE.min(range.end - start) as i64)?;
         piece.f_norm_scalaropt_dtype(2.0, Kind::Double)
     });
     let pieces = pieces.collect::<Result<Vec<_>, _>>()?;

@@ -62,6 +62,8 @@ impl Nodes {
             LayerKind::Activation(Activation::Sigmoid) => self.push("Sigmoid", &[], Vec::new()),
             LayerKind::Activation(Activation::Tanh) => self.push("Tanh", &[], Vec::new()),
             LayerKind::Activation(Activation::Identity) => {}
+            // Of models of one's own, which are refused.
+            LayerKind::BatchNorm | LayerKind::Other => {}
             LayerKind::Dense { .. } => {
                 if self.shape.len() > 1 {
                     self.push("Flatten", &[], vec![int("axis", 1)]);

@@ -53,8 +53,15 @@ pub struct OnnxModel<'a> {
 /// The bytes of an ONNX file with the flat `weights`.
 ///
 /// # Errors
-/// The model is larger than a protobuf message may be.
+/// The model is one's own, of which no graph is known, or larger than a protobuf message may
+/// be.
 pub fn onnx_bytes(onnx: &OnnxModel<'_>, layout: &ParamLayout, weights: &[f32]) -> Result<Vec<u8>, WeightsError> {
+    if let ModelConfig::Own(own) = onnx.model {
+        return Err(WeightsError::Write(format!(
+            "what the layers of `{}` do with each other is known to its own code alone: take --to pth or safetensors, load the file into the same network in PyTorch, and write ONNX from there",
+            own.name
+        )));
+    }
     if 4 * weights.len() as u64 + AROUND_WEIGHTS > MOST_BYTES {
         return Err(WeightsError::Write(format!(
             "{} weights are more than an ONNX file can hold, which ends at 2 GiB: take --to safetensors or pth",

@@ -190,18 +190,26 @@ impl ResidentEngine {
             let found = loss::sums(*loss, logits, &target, batch.scale)?;
             Ok((found.slope, found.sums))
         };
-        let done = network.gradient(batch.labels.len(), taps.then_some(&*products), feed, head, |finished| match finished {
-            Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
-            Finished::Gradients(params, grads) => {
-                no_grad(|| keep(&network.layout, kept, add, &params, &grads))?;
-                let ranges = neighbours(params.iter().map(|&param| network.layout.params()[param].range()));
-                ranges.into_iter().rev().try_for_each(|range| complete(&mut **streams.borrow_mut(), Complete::Range(kept, range)))
-            }
-        })?;
+        let done =
+            network.gradient((batch.labels.len(), batch.share()), taps.then_some(&*products), feed, head, |finished| match finished {
+                Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
+                Finished::Gradients(params, grads) => {
+                    no_grad(|| keep(&network.layout, kept, add, &params, &grads))?;
+                    let ranges = neighbours(params.iter().map(|&param| network.layout.params()[param].range()));
+                    ranges.into_iter().rev().try_for_each(|range| complete(&mut **streams.borrow_mut(), Complete::Range(kept, range)))
+                }
+            })?;
         if let Some(next) = next {
             self.send(next, &before)?;
         }
         Ok(done)
+    }
+
+    /// How many values of what is owned, from the last one, are running statistics.
+    pub(super) fn running(&self) -> usize {
+        let layout = self.layout();
+        let trained = layout.trained_total() - layout.running();
+        self.owned.end.saturating_sub(trained.max(self.owned.start))
     }
 
     pub(super) fn owned(&self) -> Range<usize> {
@@ -355,7 +363,11 @@ impl Engine for ResidentEngine {
             self.outbox = outbox;
             // The only wait of a step that is not for the ring.
             let keeps = delivery == Delivery::Keep && number + 1 == parts.len();
-            let read = if keeps { Tensor::f_cat(&[statistics, update::norm(&self.kept)?.f_unsqueeze(0)?], 0)? } else { statistics };
+            let read = if keeps {
+                Tensor::f_cat(&[statistics, update::norm(&self.kept, self.layout().running())?.f_unsqueeze(0)?], 0)?
+            } else {
+                statistics
+            };
             let (sums, rest) = loss::read(&read, part.labels.len())?;
             self.norm = rest.first().copied();
             if delivers {
@@ -398,10 +410,12 @@ impl Engine for ResidentEngine {
     fn update(&mut self, gradient: Gradient<'_>, update: Update) -> Result<UpdateReport, EngineError> {
         let (flat, norm) = match gradient {
             // The same norm on every rank, whatever its device.
-            Gradient::Summed(spans) => (self.received(spans)?, self.products.norm(&self.threads, spans)?),
+            Gradient::Summed(spans) => (self.received(spans)?, self.products.norm(&self.threads, spans, self.layout().running())?),
             Gradient::Own if !self.holds => (self.kept.f_zeros_like()?, 0.0),
             Gradient::Own => {
-                let norm = self.norm.map_or_else(|| Ok(f64::try_from(update::norm(&self.kept)?)?), Ok::<_, EngineError>)?;
+                let norm = self
+                    .norm
+                    .map_or_else(|| Ok(f64::try_from(update::norm(&self.kept, self.layout().running())?)?), Ok::<_, EngineError>)?;
                 if !norm.is_finite() {
                     return Err(update::first_not_finite(&self.kept)?.into());
                 }

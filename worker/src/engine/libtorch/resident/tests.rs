@@ -9,6 +9,7 @@ use super::super::shim::{operator, operators_of};
 use super::*;
 use crate::data::{BatchName, Erased, Filling, Finish, Inputs, Pictures};
 use crate::data::{MaskGroup, Masks, Second};
+use crate::models::tests_of_own::normed;
 use crate::models::{InputShape, Model, initial_weights};
 
 /// What only the CPU's path calls: on a GPU, cuDNN computes instead.
@@ -22,8 +23,8 @@ fn everything() {
         Finish { affine: [[0.02, -1.0, -2.0, 2.0]; 3], erased: Some(Erased { part: [1, 2, 3, 4], filling: Filling::Numbers([0.0; 3]) }) };
     let pictures = Inputs::Pictures(Pictures { bytes: &bytes, finishes: &[finish; 2] });
     let images = Images { values: pictures, n: 2, input };
-    for preset in [AlexnetPreset::Notes, AlexnetPreset::Torchvision] {
-        let model = ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5, ..AlexnetConfig::default() });
+    let alexnet = |preset| ModelConfig::Alexnet(AlexnetConfig { preset, width: 0.04, dropout: 0.5, ..AlexnetConfig::default() });
+    for model in [alexnet(AlexnetPreset::Notes), alexnet(AlexnetPreset::Torchvision), normed(4, input)] {
         for optimizer in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Lars, OptimizerKind::Lamb] {
             for precision in [Precision::F32, Precision::Bf16] {
                 let train = TrainConfig {
@@ -34,14 +35,15 @@ fn everything() {
                     ema: Some(0.9),
                     ..TrainConfig::default()
                 };
-                let layout = ParamLayout::of_all(&Model::new(&model, input, &super::super::device(None)));
+                let network = Model::new(&model, input, &super::super::device(None)).unwrap();
+                let layout = ParamLayout::of_all(&network);
                 let weights = initial_weights(&layout, &model, 1);
                 let mut engine = ResidentEngine::new(
                     EngineSetup { model: &model, input, train: &train, trained: weights.len(), weights, threads: 1 },
                     None,
                 )
                 .unwrap();
-                let masks = Masks::drawn(&Model::dropouts(&model), &[MaskGroup { seed: 1, samples: 2 }]);
+                let masks = Masks::drawn(&network.dropouts(), &[MaskGroup { seed: 1, samples: 2 }]);
                 let batch = TrainBatch { images, labels: &[1, 2], seconds: &[], masks: masks.all(), scale: 0.5, name: None };
                 let seconds = [Second { label: 0, share: 0.25 }; 2];
                 let mixed = TrainBatch { seconds: &seconds, ..batch };
@@ -69,7 +71,13 @@ fn every_operator_has_a_cuda_kernel() {
     operators.retain(|(name, _)| !CPU_ONLY.iter().any(|of_cpu| name.contains(of_cpu)));
     operators.push(("aten::cudnn_convolution".to_owned(), String::new()));
     assert!(operators.len() > 40, "only {operators:?}");
-    for wanted in ["aten::convolution", "aten::convolution_backward", "aten::max_pool2d_with_indices_backward", "aten::mm"] {
+    for wanted in [
+        "aten::native_batch_norm_backward",
+        "aten::convolution",
+        "aten::convolution_backward",
+        "aten::max_pool2d_with_indices_backward",
+        "aten::mm",
+    ] {
         assert!(operators.iter().any(|(name, _)| name == wanted), "{wanted} is not among {operators:?}");
     }
     let all: Vec<_> = operators.iter().map(|(name, overload)| (name, overload, operator(name, overload))).collect();
@@ -93,7 +101,7 @@ fn small() -> ModelConfig {
 
 fn engine(train: &TrainConfig, streams: Box<dyn Streams>) -> ResidentEngine {
     let model = small();
-    let layout = ParamLayout::of_all(&Model::new(&model, INPUT, &super::super::device(None)));
+    let layout = ParamLayout::of_all(&Model::new(&model, INPUT, &super::super::device(None)).unwrap());
     let weights = initial_weights(&layout, &model, 1);
     ResidentEngine::on_streams(EngineSetup { model: &model, input: INPUT, train, trained: weights.len(), weights, threads: 1 }, streams)
         .unwrap()

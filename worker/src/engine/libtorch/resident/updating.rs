@@ -31,7 +31,13 @@ impl ResidentEngine {
     /// Does what comes before norms are measured. The update's factor is the whole one.
     pub(in super::super) fn begin_update(&mut self, gradient: &Tensor, update: Update) -> Result<(), EngineError> {
         match Rule::first(&self.train, update) {
-            Some(rule) => no_grad(|| update::apply(&rule, &self.own(&self.master)?, gradient, &self.slots, None, None)),
+            Some(rule) => {
+                // Running statistics have no moments.
+                let trained = (self.owned.len() - self.running()) as i64;
+                let part = |flat: &Tensor| flat.f_narrow(0, 0, trained);
+                let slots = self.slots.iter().map(part).collect::<Result<Vec<_>, _>>()?;
+                no_grad(|| update::apply(&rule, &part(&self.own(&self.master)?)?, &part(gradient)?, &slots, None, None))
+            }
             None => Ok(()),
         }
     }
