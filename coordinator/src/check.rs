@@ -101,10 +101,11 @@ pub fn report(args: &CheckArgs) -> Result<String> {
         ("workers", format!("{workers}; {}", shards.join("; "))),
         ("balance", balance(&config, workers)),
     ];
-    let frozen = (parameters > trained).then(|| {
+    let learned: u64 = config.train.trained_layers(&config.model.layers(input)).map(|layer| layer.parameters).sum();
+    let frozen = (parameters > learned).then(|| {
         let share = format!(
             "{} of {} parameters keep their weights ({})",
-            HumanCount(parameters - trained),
+            HumanCount(parameters - learned),
             HumanCount(parameters),
             config.train.freeze.join(", ")
         );
