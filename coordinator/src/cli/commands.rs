@@ -150,10 +150,10 @@ async fn ssh_command(args: SshArgs, log: &common::ui::LogArgs) -> Result<Option<
     let data = args.data.as_deref().or(config.data.path()).filter(|path| !args.stream_data && !objects::is_address(path));
     let data = data.map(std::path::absolute).transpose().context("the data's path")?;
     let ssh = Ssh { config: args.ssh_config, options: args.ssh_options };
-    let hosts = ssh::install(&ssh, hosts, &archive, data.as_deref()).await?;
+    let hosts = ssh::install(&ssh, hosts, &archive, data.as_deref(), log.quiet).await?;
     if let Some(data) = &data {
         for ready in hosts.iter().filter(|ready| !ready.has_data) {
-            print_stderr(&format!("{}: there is no `{}`: its workers get their samples from here", ready.host.name, data.display()));
+            tracing::warn!("{}: there is no `{}`: its workers get their samples from here", ready.host.name, data.display());
         }
     }
     if config.train.threads.is_none() && !config.train.reproducible {
@@ -177,7 +177,9 @@ async fn ssh_command(args: SshArgs, log: &common::ui::LogArgs) -> Result<Option<
     let line = run.run_dir.path().join("keys/join");
     leave_join_line(&line, &format!("{join} {token}\n"))?;
     tokio::spawn(renew(Arc::clone(&run.authority), line, join.clone()));
-    print_stderr(&format!("run directory: {}", run.run_dir.path().display()));
+    if !log.quiet {
+        print_stderr(&format!("run directory: {}", run.run_dir.path().display()));
+    }
     let launch = ssh::Launch { ssh, archive: archive.hash, hosts, addresses, devices: args.devices, data, log: log.options() };
     let host = join.rsplit_once(':').map_or_else(String::new, |(host, _)| host.to_owned());
     Ok(Some(launched(run, endpoint, launch, &args.run, args.page.http, (host, join)).await?))

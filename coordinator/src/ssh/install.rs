@@ -61,17 +61,17 @@ struct Answer {
     sees: Option<IpAddr>,
 }
 
-/// Makes all hosts ready, several at a time.
+/// Makes all hosts ready, several at a time. What is copied is said, unless `quiet`.
 ///
 /// # Errors
 /// Hosts that cannot be used, each with the cause and what to do.
-pub async fn install(ssh: &Ssh, hosts: Vec<Host>, archive: &Archive, data: Option<&Path>) -> Result<Vec<Ready>> {
+pub async fn install(ssh: &Ssh, hosts: Vec<Host>, archive: &Archive, data: Option<&Path>, quiet: bool) -> Result<Vec<Ready>> {
     let data = data.map_or_else(PathBuf::new, Path::to_owned);
     let each = hosts.into_iter().map(|host| {
         let data = data.as_path();
         async move {
             let name = host.name.clone();
-            make_ready(ssh, host, archive, data).await.map_err(|e| format!("{name}: {e:#}"))
+            make_ready(ssh, host, archive, data, quiet).await.map_err(|e| format!("{name}: {e:#}"))
         }
     });
     let results: Vec<Result<Ready, String>> = stream::iter(each).buffered(AT_A_TIME).collect().await;
@@ -83,13 +83,13 @@ pub async fn install(ssh: &Ssh, hosts: Vec<Host>, archive: &Archive, data: Optio
     Ok(ready.into_iter().flatten().collect())
 }
 
-async fn make_ready(ssh: &Ssh, host: Host, archive: &Archive, data: &Path) -> Result<Ready> {
+async fn make_ready(ssh: &Ssh, host: Host, archive: &Archive, data: &Path, quiet: bool) -> Result<Ready> {
     let mut asking = ssh.command(&host.name, ASK, &[archive.hash.clone(), data.display().to_string()]);
     asking.stdin(Stdio::null()).kill_on_drop(true);
     let output = asking.output().await.context("could not start ssh: install OpenSSH's client")?;
     let answer = answer(&host.name, &output)?;
     if !answer.has_archive {
-        copy(ssh, &host.name, archive).await?;
+        copy(ssh, &host.name, archive, quiet).await?;
     }
     Ok(Ready { host, cores: answer.cores, has_data: answer.has_data, sees: answer.sees })
 }
@@ -116,16 +116,20 @@ fn failed(host: &str, output: &Output) -> anyhow::Error {
     }
 }
 
-async fn copy(ssh: &Ssh, host: &str, archive: &Archive) -> Result<()> {
+async fn copy(ssh: &Ssh, host: &str, archive: &Archive, quiet: bool) -> Result<()> {
     let file = archive.file().await?;
     let bytes = file.metadata()?.len();
-    print_stderr(&format!("{host}: copying the archive, {} MB", bytes.div_ceil(1_000_000)));
+    if !quiet {
+        print_stderr(&format!("{host}: copying the archive, {} MB", bytes.div_ceil(1_000_000)));
+    }
     let started = Instant::now();
     let output = fed(ssh.command(host, INSTALL, std::slice::from_ref(&archive.hash)), &file).await?;
     if !output.status.success() {
         return Err(failed(host, &output).context("the archive could not be installed"));
     }
-    print_stderr(&format!("{host}: the archive is there after {:.1} s", started.elapsed().as_secs_f64()));
+    if !quiet {
+        print_stderr(&format!("{host}: the archive is there after {:.1} s", started.elapsed().as_secs_f64()));
+    }
     Ok(())
 }
 
