@@ -40,6 +40,8 @@ name=ringleader-$version-linux-$(uname -m)-$kind
 out=dist/$name
 rm -rf "$out"
 mkdir -p "$out"/bin "$out"/lib "$out"/licenses
+# By this file `coordinator ssh` knows the folder of an archive, which it copies to hosts.
+printf '%s\n' "$name" > "$out/RELEASE"
 
 for binary in worker coordinator; do
     strip -o "$out/bin/$binary" "$built/$binary"
@@ -89,7 +91,7 @@ package=$(mktemp -d)
 trap 'rm -rf "$package"' EXIT
 chmod 755 "$package"
 mkdir -p "$package"/DEBIAN "$package"/usr/bin "$package"/usr/lib/systemd/system "$package"/usr/share/doc/ringleader "$package"/usr/lib/ringleader
-cp -r "$out/bin" "$package/usr/lib/ringleader/"
+cp -r "$out/bin" "$out/RELEASE" "$package/usr/lib/ringleader/"
 [ ! -d "$out/lib" ] || cp -r "$out/lib" "$package/usr/lib/ringleader/"
 cp -r "$out"/{configs,docs,licenses,README.md,SECURITY.md} "$package/usr/share/doc/ringleader/"
 # The names of the binaries are words that others use too.

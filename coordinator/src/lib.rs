@@ -1,5 +1,5 @@
 //! The coordinator of a run: membership, data and checkpoint service, and the
-//! launcher of local workers. It trains nothing and knows no tensor.
+//! launcher of workers here and over ssh. It trains nothing and knows no tensor.
 //!
 //! [`membership`] decides and [`serve`] carries out. The modules below are in the
 //! order of their dependencies: none imports from a later one.
@@ -31,8 +31,17 @@ pub mod serve;
 // What a model of one's own consists of.
 pub mod describe;
 
+// Words of a POSIX shell.
+pub mod shell;
+
+// Starts worker processes, prefixes their lines, replaces those that die.
+pub mod supervisor;
+
 // The worker processes of a cluster on one machine.
 pub mod local;
+
+// Workers on other machines, over ssh.
+pub mod ssh;
 
 // `coordinator audit`.
 pub mod audit;

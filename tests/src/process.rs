@@ -59,6 +59,12 @@ impl Running {
         Self::new(child, PathBuf::new(), None)
     }
 
+    /// A process that was started in another way, with its outputs piped; the record of its
+    /// run is at `path`.
+    pub fn spawned(child: Child, path: PathBuf) -> Self {
+        Self::new(child, path, None)
+    }
+
     pub(crate) fn new(mut child: Child, path: PathBuf, cluster: Option<LocalCluster>) -> Self {
         let mut readers = Vec::new();
         if let Some(out) = child.stdout.take() {

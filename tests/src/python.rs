@@ -33,6 +33,11 @@ impl Python {
         Some(Self { program: "python3".into(), packages: installed("requirements-records.txt")?.into() })
     }
 
+    /// Those of tests/python/requirements-kubernetes.txt.
+    pub fn with_kubernetes() -> Option<Self> {
+        Some(Self { program: "python3".into(), packages: installed("requirements-kubernetes.txt")?.into() })
+    }
+
     /// These and PyTorch with torchvision: those of the benchmarks if they are there, else of
     /// tests/python/requirements-torch.txt.
     pub fn with_torch() -> Option<Self> {

@@ -30,6 +30,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Start a coordinator and N worker processes here, and train.
     Local(LocalArgs),
+    /// Start a coordinator here and workers on other machines over ssh, and train.
+    Ssh(SshArgs),
     /// Write a batch file that trains on the nodes of a Slurm cluster.
     Slurm(SlurmArgs),
     /// Write a commented config that fits the data at a place.
@@ -143,6 +145,46 @@ pub struct LocalArgs {
     /// instead of reading the folder.
     #[arg(long, value_name = "RANK,...", value_delimiter = ',')]
     pub stream_data: Vec<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct SshArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    #[command(flatten)]
+    pub page: PageArgs,
+    /// The hosts, as ssh knows them, between commas: host, user@host, or host:N for N
+    /// workers there; or a file with one in each line.
+    #[arg(long, value_name = "FILE|HOST,...")]
+    pub hosts: String,
+    /// The archive of `make dist` that is copied to hosts which lack it, once for each
+    /// content [default: the unpacked archive in which this program lies].
+    #[arg(long, value_name = "FILE")]
+    pub archive: Option<PathBuf>,
+    /// The devices of each host, between commas, of which its workers take their shares:
+    /// cuda:N, cpu or flex; auto is every GPU that there is, else the CPU.
+    #[arg(long, value_name = "DEVICE,...", default_value = "auto")]
+    pub devices: String,
+    /// Where the data is on the hosts; workers of a host without it get their samples
+    /// from here [default: the path of the config].
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Have all workers get their samples from here.
+    #[arg(long, conflicts_with = "data")]
+    pub stream_data: bool,
+    /// Where to listen (UDP); port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:0")]
+    pub listen: SocketAddr,
+    /// The host or address by which workers reach this machine [default: the address by
+    /// which each host sees it].
+    #[arg(long, value_name = "HOST")]
+    pub advertise: Option<String>,
+    /// The configuration for ssh, instead of ~/.ssh/config.
+    #[arg(long, value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
+    /// One more option for ssh, as in ~/.ssh/config, for example Port=2222.
+    #[arg(long = "ssh-option", value_name = "KEY=VALUE")]
+    pub ssh_options: Vec<String>,
 }
 
 #[cfg(test)]

@@ -7,25 +7,28 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::CommandFactory;
-use common::config::Config;
+use common::config::{Config, ModelConfig};
 use common::dataset;
 use common::files::replace_private;
 use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
+use common::objects;
 use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
 use common::ui::{busy, exit, index_progress, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
 
-use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs};
+use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs, SshArgs};
 use crate::describe::describe as describe_model;
 use crate::inbox::LauncherEvent;
-use crate::local::{Launch, Workers, worker_binary};
+use crate::local::{self, merge_traces, worker_binary};
 use crate::page::{Actions, Http, Page, Source};
 use crate::serve::{Outcome, Run, serve};
+use crate::ssh::{self, Archive, Ssh};
+use crate::supervisor::{Launcher, Supervision, Workers};
 use crate::{audit, check, init, runs, slurm, token};
 
-/// How long local workers get to end by themselves.
+/// How long workers that were started here get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// How often the join line's token is checked.
@@ -40,6 +43,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => report(runtime.block_on(serve_command(args, cli.log.quiet))?.as_ref()),
         Command::Local(args) => report(runtime.block_on(local_command(args, &cli.log))?.as_ref()),
+        Command::Ssh(args) => report(runtime.block_on(ssh_command(args, &cli.log))?.as_ref()),
         Command::Audit(args) => {
             let _busy = busy("auditing");
             print_result(audit::run(&args.run)?.trim_end())?;
@@ -115,27 +119,96 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     // Other workers may join the local ones.
     let token = run.authority.tokens().standing(SystemTime::now())?;
     leave_join_line(&run.run_dir.path().join("keys/join"), &format!("{} {token}\n", endpoint.local_addr()?))?;
-    let launch = Launch {
+    let launch = local::Launch {
         workers: args.workers,
+        addr: endpoint.local_addr()?,
         devices: args.devices,
         binary,
         data,
         stream_data: args.stream_data,
-        trace: args.trace,
+        trace: args.trace.clone(),
         log: log.options(),
-        min_workers: run.config.cluster.min_workers,
-        run_dir: run.run_dir.path().to_owned(),
     };
+    let host = host_part(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
+    let join = endpoint.local_addr()?.to_string();
+    let outcome = launched(run, endpoint, launch, &args.run, args.page.http, (host, join)).await;
+    if let Some(trace) = &args.trace {
+        merge_traces(trace, args.workers);
+    }
+    Ok(Some(outcome?))
+}
+
+async fn ssh_command(args: SshArgs, log: &common::ui::LogArgs) -> Result<Option<Outcome>> {
+    let mut config = Config::load(&args.run.config, &args.run.overrides)?;
+    let hosts = ssh::read_hosts(&args.hosts)?;
+    let workers = hosts.iter().map(|host| host.workers).sum();
+    if workers > config.train.shards {
+        bail!("--hosts has {workers} workers: every worker owns at least one shard, and train.shards is {}", config.train.shards);
+    }
+    let here = std::env::current_exe().context("could not find this program's own path")?;
+    let archive = Archive::find(args.archive, &here)?;
+    let socket = BoundSocket::bind(args.listen).context("choose another --listen")?;
+    // What lies in a store, workers find by the config.
+    let data = args.data.as_deref().or(config.data.path()).filter(|path| !args.stream_data && !objects::is_address(path));
+    let data = data.map(std::path::absolute).transpose().context("the data's path")?;
+    let ssh = Ssh { config: args.ssh_config, options: args.ssh_options };
+    let hosts = ssh::install(&ssh, hosts, &archive, data.as_deref(), log.quiet).await?;
+    if let Some(data) = &data {
+        for ready in hosts.iter().filter(|ready| !ready.has_data) {
+            tracing::warn!("{}: there is no `{}`: its workers get their samples from here", ready.host.name, data.display());
+        }
+    }
+    if config.train.threads.is_none() && !config.train.reproducible {
+        config.train.threads = ssh::threads(&hosts);
+        config.validate()?;
+    }
+    // Only the worker of the archive has a model of one's own, and it lies beside this program.
+    let binary = matches!(config.model, ModelConfig::Own(_)).then(|| worker_binary(None)).transpose()?;
+    let run = prepare(config, &args.run, workers, binary.as_deref(), log.quiet)?;
+    if is_complete(&run, args.run.resume)? {
+        return Ok(None);
+    }
+    let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
+    let port = endpoint.local_addr()?.port();
+    let is_heard = |ip: IpAddr| args.listen.ip().is_unspecified() || ip == args.listen.ip();
+    let is_ours = |ip: IpAddr| is_heard(ip) && UdpSocket::bind((ip, 0)).is_ok();
+    let named = |ip: IpAddr| args.advertise.clone().unwrap_or_else(|| host_part(SocketAddr::new(ip, 0)));
+    let addresses: Vec<String> =
+        ssh::addresses(&hosts, is_ours, args.listen.ip()).into_iter().map(|ip| format!("{}:{port}", named(ip))).collect();
+    // Other workers may join those of the hosts.
+    let join = addresses.first().cloned().unwrap_or_default();
+    let token = run.authority.tokens().standing(SystemTime::now())?;
+    let line = run.run_dir.path().join("keys/join");
+    leave_join_line(&line, &format!("{join} {token}\n"))?;
+    tokio::spawn(renew(Arc::clone(&run.authority), line, join.clone()));
+    if !log.quiet {
+        print_stderr(&format!("run directory: {}", run.run_dir.path().display()));
+    }
+    let launch = ssh::Launch { ssh, archive: archive.hash, hosts, addresses, devices: args.devices, data, log: log.options() };
+    let host = join.rsplit_once(':').map_or_else(String::new, |(host, _)| host.to_owned());
+    Ok(Some(launched(run, endpoint, launch, &args.run, args.page.http, (host, join)).await?))
+}
+
+/// Serves a run with the workers of `launch`, and ends them with it. `host` is this machine for
+/// others; `join` is where workers join.
+async fn launched(
+    run: Run,
+    endpoint: Endpoint,
+    launch: impl Launcher,
+    args: &RunArgs,
+    http: Http,
+    (host, join): (String, String),
+) -> Result<Outcome> {
     let path = run.run_dir.path().to_owned();
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
-    let host = host_part(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)));
-    let run = with_page(run, args.page.http, &host, endpoint.local_addr()?.to_string(), &send);
-    if let Some(page) = run.page.as_ref().filter(|_| !log.quiet) {
+    let run = with_page(run, http, &host, join, &send);
+    if let Some(page) = run.page.as_ref().filter(|_| !run.quiet) {
         print_stderr(&format!("page: {}", page.url));
     }
-    let contents = check_contents(&run, &args.run, send.clone())?;
+    let contents = check_contents(&run, args, send.clone())?;
     interrupts(Signals::listen(false)?, send.clone());
-    let mut workers = Workers::start(launch, endpoint.local_addr()?, Arc::clone(&run.authority), send).await?;
+    let rules = Supervision { min_workers: run.config.cluster.min_workers, run_dir: path.clone() };
+    let mut workers = Workers::start(launch, rules, Arc::clone(&run.authority), send).await?;
     let timeout = Duration::from_millis(run.config.cluster.timeout_ms);
     let mut serving = std::pin::pin!(serve(run, endpoint, events));
     let served = tokio::select! {
@@ -150,7 +223,7 @@ async fn local_command(args: LocalArgs, log: &common::ui::LogArgs) -> Result<Opt
     workers.end(if served.is_ok() { GRACE } else { Duration::from_millis(500) }).await;
     let outcome = served?;
     contents.finish()?;
-    Ok(Some(outcome))
+    Ok(outcome)
 }
 
 /// The run with its page, if it is to have one. `host` is this machine for others; `join` is

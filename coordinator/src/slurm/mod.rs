@@ -11,6 +11,7 @@ use common::config::Config;
 use common::objects;
 
 use crate::local::worker_binary;
+use crate::shell::quoted;
 
 /// What the batch file does, after its options and paths.
 const JOB: &str = include_str!("job.sh");
@@ -144,12 +145,6 @@ fn directive(option: &str) -> String {
         Some((key, value)) if value.contains(char::is_whitespace) => format!("{key}=\"{value}\""),
         _ => option.to_owned(),
     }
-}
-
-/// A word of the shell.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// Slurm's `days-hours:minutes:seconds`.

@@ -1,0 +1,269 @@
+//! `coordinator ssh` with real ssh servers, on hosts that are network namespaces of this
+//! machine: each has an address of its own, and no way out of their common network.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cluster_tests::record::{generations, wait_for_ring};
+use cluster_tests::{Running, binary, project, signal, until};
+use tempfile::TempDir;
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// How long what must not stay may take to end.
+const END: Duration = Duration::from_secs(8);
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+}
+
+/// Hosts on one switch: number 0 is where the coordinator runs, 1 and 2 have ssh servers.
+struct Network {
+    folder: TempDir,
+    name: String,
+    servers: Vec<Child>,
+}
+
+impl Network {
+    /// None, with a word, where this user may make none or there is no ssh server.
+    fn new() -> Option<Self> {
+        let tools = ["ip", "ssh", "ssh-keygen", "strip"];
+        let there = |tool: &&str| Command::new("which").arg(tool).output().is_ok_and(|o| o.status.success());
+        let may = Command::new("ip").args(["netns", "list"]).output().is_ok_and(|o| o.status.success());
+        if !rustix::process::geteuid().is_root() || !Path::new(SSHD).is_file() || !tools.iter().all(there) || !may {
+            eprintln!("not tried: it takes root, {SSHD}, and {}", tools.join(", "));
+            return None;
+        }
+        let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
+        let mut network = Self { folder, name: format!("rlssh{}", std::process::id()), servers: Vec::new() };
+        network.connect();
+        network.serve();
+        network.release();
+        Some(network)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn host(&self, n: usize) -> String {
+        format!("{}-{n}", self.name)
+    }
+
+    fn connect(&self) {
+        let hub = self.host(0);
+        for n in 0..3 {
+            run("ip", &["netns", "add", &self.host(n)]);
+            run("ip", &["-n", &self.host(n), "link", "set", "lo", "up"]);
+        }
+        run("ip", &["-n", &hub, "link", "add", "name", "switch", "type", "bridge"]);
+        run("ip", &["-n", &hub, "addr", "add", "10.78.0.1/24", "dev", "switch"]);
+        run("ip", &["-n", &hub, "link", "set", "switch", "up"]);
+        for n in 1..3 {
+            let (host, port, address) = (self.host(n), format!("port{n}"), format!("10.78.0.{}/24", n + 1));
+            run("ip", &["-n", &hub, "link", "add", "name", &port, "type", "veth", "peer", "name", "eth0", "netns", &host]);
+            run("ip", &["-n", &hub, "link", "set", &port, "master", "switch", "up"]);
+            run("ip", &["-n", &host, "addr", "add", &address, "dev", "eth0"]);
+            run("ip", &["-n", &host, "link", "set", "eth0", "up"]);
+        }
+    }
+
+    /// Starts the ssh servers, and writes what a user's ~/.ssh would have.
+    fn serve(&mut self) {
+        for key in ["key", "other-key", "host-key"] {
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &self.text(key)]);
+        }
+        let public = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_else(|e| panic!("{e}"));
+        write(&self.path("authorized"), &public("key.pub"));
+        write(&self.path("known"), &(2..4).map(|n| format!("10.78.0.{n} {}", public("host-key.pub"))).collect::<String>());
+        let mut config = String::new();
+        for (name, address, key, known) in [
+            ("node1", "10.78.0.2", "key", "known"),
+            ("node2", "10.78.0.3", "key", "known"),
+            ("uninvited", "10.78.0.2", "other-key", "known"),
+            ("stranger", "10.78.0.3", "key", "none"),
+            ("elsewhere", "10.79.0.1", "key", "known"),
+        ] {
+            let [key, known] = [key, known].map(|file| self.text(file));
+            let _ = writeln!(config, "Host {name}\nHostName {address}\nIdentityFile {key}\nUserKnownHostsFile {known}");
+        }
+        config.push_str("Host *\nUser root\nIdentitiesOnly yes\nIdentityAgent none\nGlobalKnownHostsFile /dev/null\n");
+        write(&self.path("ssh_config"), &config);
+        // sshd wants this folder, which its service makes.
+        std::fs::create_dir_all("/run/sshd").unwrap_or_else(|e| panic!("{e}"));
+        // The worker of an archive finds its libraries by itself, the one that was just built does not.
+        let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+        for n in 1..3 {
+            let cache = self.text(&format!("cache{n}"));
+            let config = self.path(&format!("sshd_config{n}"));
+            let text = format!(
+                "HostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n\
+                 SetEnv XDG_CACHE_HOME={cache} \"LD_LIBRARY_PATH={libraries}\"\n",
+                self.text("host-key"),
+                self.text("authorized")
+            );
+            write(&config, &text);
+            let log = std::fs::File::create(self.path(&format!("sshd{n}.log"))).unwrap_or_else(|e| panic!("{e}"));
+            let mut sshd = Command::new("ip");
+            sshd.args(["netns", "exec", &self.host(n), SSHD, "-D", "-e", "-f"]).arg(config).stdin(Stdio::null()).stderr(log);
+            self.servers.push(sshd.spawn().unwrap_or_else(|e| panic!("{e}")));
+        }
+    }
+
+    /// An unpacked archive of the binaries.
+    fn release(&self) {
+        std::fs::create_dir_all(self.path("release/bin")).unwrap_or_else(|e| panic!("{e}"));
+        write(&self.path("release/RELEASE"), "ringleader-test\n");
+        run("strip", &["-o", &self.text("release/bin/worker"), &binary("worker").display().to_string()]);
+        run("strip", &["-o", &self.text("release/bin/coordinator"), &binary("coordinator").display().to_string()]);
+        let listening = |n: usize| {
+            let log = std::fs::read_to_string(self.path(&format!("sshd{n}.log"))).unwrap_or_default();
+            log.contains("Server listening").then_some(())
+        };
+        (1..3).for_each(|n| until("ssh server", END, || listening(n)));
+    }
+
+    /// Starts the archive's `coordinator ssh` on host 0.
+    fn start(&self, hosts: &str, run_dir: &str) -> Running {
+        let run_dir = self.path(run_dir);
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.host(0)]).arg(self.path("release/bin/coordinator"));
+        command.args(["ssh", "configs/alexnet-synthetic.toml", "--http", "off", "--ssh-option=LogLevel=INFO"]);
+        command.arg("--hosts").arg(hosts).arg("--ssh-config").arg(self.path("ssh_config")).arg("--run-dir").arg(&run_dir);
+        for pair in [
+            "train.max_steps=100000",
+            "train.epochs=10000",
+            "data.train=640",
+            "data.val=64",
+            "model.width=0.0625",
+            "train.shards=6",
+            "train.global_batch=36",
+            "cluster.timeout_ms=5000",
+        ] {
+            command.args(["--set", pair]);
+        }
+        command.current_dir(project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::spawned(command.spawn().unwrap_or_else(|e| panic!("{e}")), run_dir)
+    }
+
+    /// The workers that run on a host.
+    fn workers(&self, n: usize) -> Vec<i32> {
+        let below = self.path(&format!("cache{n}"));
+        let is_one = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(&below));
+        pids().into_iter().filter(is_one).collect()
+    }
+
+    /// The command lines of all that was started on hosts, and of ssh here: each names the
+    /// hash of the archive.
+    fn left(&self) -> Vec<String> {
+        let mut installed = std::fs::read_dir(self.path("cache1/ringleader/dist")).unwrap_or_else(|e| panic!("{e}")).flatten();
+        let hash = installed.next().unwrap_or_else(|| panic!("nothing is installed")).file_name().to_string_lossy().into_owned();
+        let of = |pid: i32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let lines = pids().into_iter().map(|pid| String::from_utf8_lossy(&of(pid)).replace('\0', " "));
+        lines.filter(|line| line.contains(&hash)).collect()
+    }
+
+    fn nothing_is_left(&self) {
+        until("end of all workers", END, || self.left().is_empty().then_some(()));
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        for n in (0..3).rev() {
+            let _ = Command::new("ip").args(["netns", "del", &self.host(n)]).output();
+        }
+    }
+}
+
+fn pids() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap_or_else(|e| panic!("{e}")).flatten();
+    entries.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok())).collect()
+}
+
+fn parent(pid: i32) -> i32 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|id| id.trim().parse().ok()).unwrap_or_else(|| panic!("process {pid} has no parent"))
+}
+
+#[test]
+fn workers_on_other_hosts_live_and_end_with_the_run() {
+    let Some(network) = Network::new() else { return };
+    let hosts = network.path("hosts");
+    write(&hosts, "# two of them\nnode1:2\nnode2  # and one\n");
+    let hosts = hosts.display().to_string();
+    let copies = |log: &str| ["node1", "node2"].map(|host| log.matches(&format!("{host}: copying the archive")).count());
+
+    // Two hosts, three workers, one copy for each host.
+    let mut first = network.start(&hosts, "first");
+    first.wait_for_steps(3);
+    assert_eq!(copies(&first.log()), [1, 1], "{}", first.log());
+    assert_eq!([network.workers(1).len(), network.workers(2).len()], [2, 1]);
+    wait_for_ring(&first.path, 3);
+    // ssh, the shell and the worker, three times.
+    assert!(network.left().len() >= 9, "{:?}", network.left());
+    assert!(!network.left().iter().any(|line| line.contains("rl1-")), "a token is on a command line: {:?}", network.left());
+
+    // One that is killed is started again.
+    let before = network.workers(1);
+    signal(before[0], libc::SIGKILL);
+    until("another worker", END, || network.workers(1).iter().any(|pid| !before.contains(pid)).then_some(()));
+    assert!(first.log().contains("on node1 was killed by signal 9: starting another in its place"), "{}", first.log());
+    let rings = generations(&first.path).len();
+    wait_for_ring(&first.path, 3);
+
+    // One whose connection breaks ends there, and is started again over another connection.
+    let cut = network.workers(2);
+    let shell = parent(cut[0]);
+    signal(parent(shell), libc::SIGKILL);
+    until("end of the worker without a connection", END, || cluster_tests::gone(&[cut[0], shell]).then_some(()));
+    until("another worker on node2", END, || network.workers(2).iter().any(|pid| !cut.contains(pid)).then_some(()));
+    assert!(first.log().contains("worker 2 on node2 has lost its ssh connection"), "{}", first.log());
+    until("another ring", END, || (generations(&first.path).len() > rings).then_some(()));
+    wait_for_ring(&first.path, 3);
+
+    // Ctrl-C stops the run with a checkpoint, and leaves nothing.
+    first.signal(libc::SIGINT);
+    let first = first.wait().succeeded();
+    assert!(first.stdout.contains("stopped; go on with --resume"), "{}", first.stdout);
+    assert!(first.stderr.contains("[rank 2 on node2] "), "{}", first.stderr);
+    network.nothing_is_left();
+
+    // Another start copies nothing, and nothing outlives a coordinator that is killed.
+    let mut second = network.start("node1,node2", "second");
+    second.wait_for_steps(1);
+    assert_eq!(copies(&second.log()), [0, 0], "{}", second.log());
+    second.signal(libc::SIGKILL);
+    second.await_end();
+    network.nothing_is_left();
+
+    // What is wrong with each host is said, and no run is begun.
+    let refused = network.start("node1,uninvited,stranger,elsewhere,nowhere.invalid", "third").wait();
+    let refused = refused.failed(
+        1,
+        &[
+            "uninvited: it lets nobody in without a password: run `ssh-copy-id uninvited`",
+            "stranger: its host key is not known here: connect once by hand with `ssh stranger`",
+            "elsewhere: no route leads to it",
+            "nowhere.invalid: its name is unknown here",
+        ],
+    );
+    assert!(!refused.stderr.contains("node1:") && !refused.path.exists(), "{}", refused.stderr);
+}
