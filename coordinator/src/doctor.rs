@@ -39,7 +39,7 @@ pub async fn findings(args: &DoctorArgs, host: &str) -> Vec<Finding> {
         findings.extend(config(path, &args.overrides));
     }
     let networks = Networks::new_with_refreshed_list();
-    let all: Vec<IpAddr> = networks.iter().flat_map(|(_, network)| network.ip_networks()).map(|network| network.addr).collect();
+    let all: Vec<IpAddr> = networks.values().flat_map(|network| network.ip_networks()).map(|network| network.addr).collect();
     findings.push(addresses(args.listen, host, &all));
     findings.push(port(args.listen).await);
     findings.push(socket_buffers());
