@@ -13,6 +13,11 @@ pub async fn enrolment(bytes: &[u8]) {
     crate::net::enrolment::read_any(bytes).await;
 }
 
+/// A visitor's introduction and the coordinator's answer to it.
+pub async fn visit(bytes: &[u8]) {
+    crate::net::visit::read_any(bytes).await;
+}
+
 /// The name in a certificate.
 pub fn certificate(bytes: &[u8]) {
     let _ = crate::net::tls::name_in(&CertificateDer::from(bytes));

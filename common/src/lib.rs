@@ -69,6 +69,9 @@ pub mod wire;
 // Encrypted, authenticated connections.
 pub mod net;
 
+// What is wrong with a machine or with the network between two.
+pub mod diagnosis;
+
 // Ring all-reduce.
 pub mod ring;
 

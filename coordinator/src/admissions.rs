@@ -99,6 +99,11 @@ impl Admissions {
         self.state().members.contains(name)
     }
 
+    /// Whether there is a ring, as far as is known.
+    pub fn has_members(&self) -> bool {
+        !self.state().members.is_empty()
+    }
+
     /// Reads the token files again if they have changed. Returns the names whose
     /// token was revoked since the last call. It may take as long as the disk does;
     /// other calls do not wait for it.

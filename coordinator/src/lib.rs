@@ -52,6 +52,9 @@ pub mod forecast;
 // `coordinator check`.
 pub mod check;
 
+// `coordinator doctor`.
+pub mod doctor;
+
 // `coordinator token`.
 pub mod token;
 

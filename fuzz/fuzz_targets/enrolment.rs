@@ -1,5 +1,5 @@
 //! What a stranger may send to a coordinator, and a false coordinator to a
-//! stranger: enrolment messages, certificate requests, certificates. The first
+//! stranger: enrolment messages, introductions of visits, certificate requests, certificates. The first
 //! byte chooses.
 #![no_main]
 
@@ -17,9 +17,10 @@ static AUTHORITY: LazyLock<(Authority, TempDir)> = LazyLock::new(|| {
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
-    match choice % 3 {
+    match choice % 4 {
         0 => block_on(common::fuzzing::enrolment(bytes)),
-        1 => common::fuzzing::certificate(bytes),
+        1 => block_on(common::fuzzing::visit(bytes)),
+        2 => common::fuzzing::certificate(bytes),
         _ => {
             let _ = AUTHORITY.0.issue("worker-1", bytes);
         }

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 
 use common::config::Config;
 use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Split};
+use common::diagnosis::{Examination, examine};
 use common::net::{Authority, COORDINATOR, Endpoint, Role, Token};
 use common::plan::Ownership;
 use common::run_dir::RunDir;
+use common::ui::Verdict;
 use coordinator::serve::{Outcome, Run, serve};
 use worker::cluster::join::{JoinOptions, join};
 
@@ -135,6 +137,43 @@ async fn a_cluster_keeps_its_best_checkpoint_with_the_average_and_ends_without_p
     let sums = trained.score(&trained.open_data(None).unwrap(), Split::Val, |_, _, _| ()).unwrap();
     let loss = sums.loss / f64::from(sums.count);
     assert!((loss - best.evaluation.loss).abs() < 1e-3 * loss, "{loss} is not {}", best.evaluation.loss);
+}
+
+/// Neither a line of the journal nor a bit of the weights comes of a diagnosis.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_run_beside_which_the_network_is_measured_is_the_same_run() {
+    let mut digests = Vec::new();
+    for measured in [false, true] {
+        let served = start(2, &["train.reproducible=true", "train.epochs=40"]).await;
+        let (_keep, stop) = tokio::sync::watch::channel(false);
+        let workers: Vec<_> = (0..2).map(|rank| tokio::spawn(join(options(&served, rank), stop.clone()))).collect();
+        let journal = served.folder.path().join("run/journal.jsonl");
+        let written = || std::fs::read_to_string(&journal).unwrap_or_default();
+        if measured {
+            while !written().contains("\"generation\"") {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let examination = Examination {
+                coordinator: served.addr.to_string(),
+                token: Some(served.token.clone()),
+                ring_listen: ([127, 0, 0, 1], 0).into(),
+            };
+            let findings = examine(&examination).await;
+            assert!(findings.iter().any(|finding| finding.value.contains("a ring trains")), "{findings:#?}");
+            assert!(findings.iter().any(|finding| finding.name == "lost"), "{findings:#?}");
+            assert!(findings.iter().all(|finding| finding.verdict != Verdict::Fail), "{findings:#?}");
+            assert!(!served.outcome.is_finished(), "the run was over before it was measured beside it");
+        }
+        for worker in workers {
+            worker.await.unwrap().unwrap();
+        }
+        let outcome = served.outcome.await.unwrap().unwrap();
+        let lines = written();
+        let events: Vec<&str> =
+            ["\"enrolled\"", "\"worker_lost\"", "\"generation\""].into_iter().flat_map(|event| lines.matches(event)).collect();
+        digests.push((outcome.summary.weights_blake3, outcome.summary.samples, events.join(" ")));
+    }
+    assert_eq!(digests[0], digests[1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -156,7 +156,7 @@ impl Acceptor {
         let from = connection.remote_address();
         let Some(alpn) = agreed(&connection) else { return connection.close(NO_CERTIFICATE, b"unknown protocol") };
         match certified_name(&connection) {
-            None if alpn == Alpn::Enrol => self.admit_stranger(connection),
+            None if matches!(alpn, Alpn::Enrol | Alpn::Doctor) => self.admit_stranger(connection, alpn, route),
             None => {
                 self.complaints.warn(&format!("refused a connection from {from} without a certificate of this run"));
                 connection.close(NO_CERTIFICATE, b"a certificate of this run is needed: enrol first");
@@ -171,7 +171,7 @@ impl Acceptor {
         }
     }
 
-    fn admit_stranger(&self, connection: Connection) {
+    fn admit_stranger(&self, connection: Connection, alpn: Alpn, route: Route) {
         let entered = lock(&self.strangers).enter(source(connection.remote_address()), Instant::now(), connection.clone());
         let Some(Entered { id, gave_way }) = entered else {
             return connection.close(BUSY, b"others are enrolling now: try again");
@@ -179,8 +179,9 @@ impl Acceptor {
         if let Some(other) = gave_way {
             other.close(BUSY, b"others came to enrol, and this one had not done so: try again");
         }
-        let place = Place { strangers: Arc::clone(&self.strangers), id, connection: connection.clone() };
-        self.hand_over(Peer { name: None, alpn: Alpn::Enrol, connection, place: Some(place) });
+        let socket_buffer = self.socket_buffer;
+        let place = Place { strangers: Arc::clone(&self.strangers), id, connection: connection.clone(), route, socket_buffer };
+        self.hand_over(Peer { name: None, alpn, connection, place: Some(place) });
     }
 
     /// Returns once the connection has ended.
@@ -215,7 +216,7 @@ fn in_words(problem: &ConnectionError) -> String {
 fn agreed(connection: &Connection) -> Option<Alpn> {
     let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     let protocol = data.protocol?;
-    [Alpn::Enrol, Alpn::Control, Alpn::Bulk, Alpn::Ring].into_iter().find(|a| a.as_bytes() == protocol)
+    [Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk, Alpn::Ring].into_iter().find(|a| a.as_bytes() == protocol)
 }
 
 /// The name in the certificate that the handshake has verified.

@@ -4,25 +4,22 @@
 //! request; neither the secret nor anything that another session could use
 //! crosses the wire.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use quinn::TokioRuntime;
 use rcgen::{CertificateParams, KeyPair};
 use rkyv::{Archive, Deserialize, Serialize};
-use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::authority::Authority;
 use super::closing::BUSY;
 use super::error::{AuthorityError, NetError};
-use super::identity::{COORDINATOR, Identity};
+use super::identity::Identity;
 use super::peer::Peer;
+use super::pinned::PinnedClient;
 use super::protocol::Alpn;
 use super::token::{SECRET, Token};
-use super::transport::{self, Route};
-use super::{closing, endpoint, tls, tokens};
+use super::{closing, tls, tokens};
 use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
@@ -97,10 +94,7 @@ enum Reply {
 
 /// Proves knowledge of the secret, in this TLS session and for this request.
 fn proof(connection: &quinn::Connection, secret: &[u8; SECRET], request: &[u8]) -> Option<blake3::Hash> {
-    let mut session = [0; 32];
-    connection.export_keying_material(&mut session, b"EXPORTER-ringleader-enrolment", b"").ok()?;
-    let key = blake3::derive_key("ringleader 1 enrolment proof", secret);
-    Some(blake3::keyed_hash(&key, &[&session, request].concat()))
+    tls::proof(connection, "ringleader 1 enrolment proof", secret, request)
 }
 
 /// Worker side: gets a fresh certificate from the coordinator at `address`. Tries
@@ -145,23 +139,8 @@ async fn attempt(address: SocketAddr, token: &Token) -> Result<Identity, Enrolme
     let request = CertificateParams::default().serialize_request(&key).map_err(AuthorityError::from)?;
     let request = request.der().to_vec();
 
-    let pinned = tls::PinnedAuthority::new(token.fingerprint);
-    let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(NetError::from)?
-        .dangerous()
-        .with_custom_certificate_verifier(pinned.clone())
-        .with_no_client_auth();
-    config.alpn_protocols = vec![Alpn::Enrol.as_bytes().to_vec()];
-    config.resumption = Resumption::disabled();
-    let mut config = tls::quic_client(config)?;
-
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let bound = |source| NetError::Bind { address: SocketAddr::new(any, 0), source };
-    let (socket, socket_buffer) = transport::bind(SocketAddr::new(any, 0)).map_err(bound)?;
-    config.transport_config(Arc::new(transport::outgoing(Alpn::Enrol, Route::to(address), socket_buffer, TIMEOUT)));
-    let endpoint = quinn::Endpoint::new(transport::endpoint(), None, socket, Arc::new(TokioRuntime)).map_err(bound)?;
-    let connection = match endpoint::connect(&endpoint, config, address, COORDINATOR).await {
+    let pinned = PinnedClient::new(address, token, Alpn::Enrol, TIMEOUT)?;
+    let connection = match pinned.connect().await {
         Err(_) if pinned.met_another() => return Err(EnrolmentError::OtherRun { address }),
         other => other?,
     };
@@ -191,7 +170,7 @@ async fn attempt(address: SocketAddr, token: &Token) -> Result<Identity, Enrolme
         None => return Err(broken("it ended without an answer".to_owned())),
     };
     let name = tls::name_in(&certificate).ok_or_else(|| failed("the certificate holds no name"))?;
-    let authority = pinned.found().cloned().ok_or_else(|| failed("the authority was not shown"))?;
+    let authority = pinned.authority().ok_or_else(|| failed("the authority was not shown"))?;
     Ok(Identity::new(name, certificate, authority, PrivateKeyDer::Pkcs8(key.serialize_der().into())))
 }
 

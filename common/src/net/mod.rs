@@ -4,7 +4,7 @@
 //!
 //! Every node with a certificate of the run is a peer. A node without one can only make
 //! an enrolment connection to the coordinator, where it proves the token's secret and
-//! gets its certificate.
+//! gets its certificate, or a visit, where it proves the same and gets none.
 
 mod acceptor;
 mod allow_list;
@@ -15,6 +15,7 @@ pub mod enrolment;
 mod error;
 pub mod identity;
 mod peer;
+mod pinned;
 mod protocol;
 mod queue;
 pub mod rate_limited_log;
@@ -25,6 +26,7 @@ pub(crate) mod tls;
 pub mod token;
 pub mod tokens;
 pub mod transport;
+pub(crate) mod visit;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,7 @@ pub use identity::{COORDINATOR, Identity, worker_name};
 pub use peer::Peer;
 pub use protocol::{Alpn, Role};
 pub use socket::BoundSocket;
+pub(crate) use tls::random as random_bytes;
 pub use tls::random_word;
 pub use token::Token;
 pub use transport::Route;

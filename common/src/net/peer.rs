@@ -7,13 +7,15 @@ use quinn::{Connection, VarInt};
 
 use super::protocol::Alpn;
 use super::slots::Slots;
+use super::transport::{self, Route};
 
 /// A peer that has connected to this node. A worker's endpoint also holds the
 /// connections that it accepts (see [`super::Endpoint::expect`]): dropping one does not
 /// end it, closing it does.
 #[derive(Debug)]
 pub struct Peer {
-    /// The name in its certificate of this run; none only for [`Alpn::Enrol`].
+    /// The name in its certificate of this run; none only for [`Alpn::Enrol`] and
+    /// [`Alpn::Doctor`].
     pub name: Option<String>,
     pub alpn: Alpn,
     pub connection: quinn::Connection,
@@ -28,6 +30,14 @@ impl Peer {
             place.prove();
         }
     }
+
+    /// Gives a peer without a certificate, which has proved a secret, the limits that its
+    /// protocol needs.
+    pub(super) fn raise(&self) {
+        if let Some(place) = &self.place {
+            transport::raise(&self.connection, self.alpn, place.route, place.socket_buffer);
+        }
+    }
 }
 
 /// Peers without a certificate that have come to enrol.
@@ -38,6 +48,8 @@ pub(super) struct Place {
     pub(super) strangers: Strangers,
     pub(super) id: u64,
     pub(super) connection: Connection,
+    pub(super) route: Route,
+    pub(super) socket_buffer: usize,
 }
 
 impl Place {

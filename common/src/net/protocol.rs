@@ -5,6 +5,8 @@
 pub enum Alpn {
     /// A newcomer without a certificate gets one.
     Enrol,
+    /// A node without a certificate, which knows a token's secret, measures the network.
+    Doctor,
     /// Small messages between coordinator and worker.
     Control,
     /// State, data and checkpoints.
@@ -17,6 +19,7 @@ impl Alpn {
     pub fn as_bytes(self) -> &'static [u8] {
         match self {
             Self::Enrol => b"ringleader-enroll/1",
+            Self::Doctor => b"ringleader-doctor/1",
             Self::Control => b"ringleader-control/1",
             Self::Bulk => b"ringleader-bulk/1",
             Self::Ring => b"ringleader-ring/1",
@@ -27,7 +30,7 @@ impl Alpn {
 /// What an endpoint accepts connections for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Enrolment without a certificate; control and bulk with one.
+    /// Enrolment and diagnosis without a certificate; control and bulk with one.
     Coordinator,
     /// Ring and bulk, with a certificate only.
     Worker,
@@ -36,7 +39,7 @@ pub enum Role {
 impl Role {
     pub(super) fn alpns(self) -> &'static [Alpn] {
         match self {
-            Self::Coordinator => &[Alpn::Enrol, Alpn::Control, Alpn::Bulk],
+            Self::Coordinator => &[Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk],
             Self::Worker => &[Alpn::Ring, Alpn::Bulk],
         }
     }

@@ -128,6 +128,7 @@ fn base(route: Route, socket_buffer: usize) -> TransportConfig {
 fn streams(alpn: Alpn) -> (u32, u32) {
     match alpn {
         Alpn::Enrol => (1, 0),
+        Alpn::Doctor => (STREAMS_IN_FLIGHT, 0),
         Alpn::Control => (16, 16),
         Alpn::Bulk => (16, 0),
         // A stream's slot is free again only once its end was acknowledged.

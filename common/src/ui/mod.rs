@@ -2,6 +2,7 @@
 //! lines elsewhere. None of it can delay or end a run. And what shells and `man` know of
 //! the command lines.
 
+mod findings;
 mod logging;
 mod manual;
 mod output;
@@ -10,6 +11,7 @@ mod screen;
 mod visible;
 mod writer;
 
+pub use findings::{Finding, Verdict, print_findings};
 pub use logging::{LogArgs, LogFormat, LogOptions, exit_code, init};
 pub use manual::{CompletionsArgs, ManArgs};
 pub use output::{Unread, exit, flush, print_result, print_stderr, print_stdout};

@@ -38,8 +38,14 @@ pub fn print_stdout(text: &str) {
 /// Errors when that fails; with [`Unread`] when the reader is gone, which
 /// [`super::exit_code`] counts as success.
 pub fn print_result(text: &str) -> anyhow::Result<()> {
+    print_styled(&for_stdout(text))
+}
+
+/// Like [`print_result`], for text with colours, in which the caller has made whatever it
+/// quotes visible.
+pub(super) fn print_styled(text: &str) -> anyhow::Result<()> {
     flush();
-    let text = for_stdout(text) + "\n";
+    let text = text.to_owned() + "\n";
     let mut written = Ok(());
     screen::above_the_bar(|| {
         let mut stdout = io::stdout().lock();

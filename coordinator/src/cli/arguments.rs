@@ -8,6 +8,7 @@ use common::run_dir::Resume;
 use common::ui::{CompletionsArgs, LogArgs, ManArgs};
 
 use crate::check::CheckArgs;
+use crate::doctor::DoctorArgs;
 use crate::init::InitArgs;
 use crate::page::Http;
 use crate::runs::RunsArgs;
@@ -38,6 +39,8 @@ pub enum Command {
     Init(InitArgs),
     /// Validate a config and its data, and print the plan. Changes nothing.
     Check(CheckArgs),
+    /// Say what keeps a coordinator on this machine from being reached, or from working.
+    Doctor(DoctorArgs),
     /// List the runs of a folder: state, best accuracy, size.
     Runs(RunsArgs),
     /// Show that each epoch of a run used every sample exactly once.

@@ -15,7 +15,7 @@ use common::objects;
 use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
-use common::ui::{busy, exit, index_progress, print_result, print_stderr, print_stdout};
+use common::ui::{busy, exit, index_progress, print_findings, print_result, print_stderr, print_stdout};
 use tokio::sync::mpsc;
 
 use crate::cli::arguments::{Cli, Command, LocalArgs, RunArgs, ServeArgs, ShowArgs, SshArgs};
@@ -26,7 +26,7 @@ use crate::page::{Actions, Http, Page, Source};
 use crate::serve::{Outcome, Run, serve};
 use crate::ssh::{self, Archive, Ssh};
 use crate::supervisor::{Launcher, Supervision, Workers};
-use crate::{audit, check, init, runs, slurm, token};
+use crate::{audit, check, doctor, init, runs, slurm, token};
 
 /// How long workers that were started here get to end by themselves.
 const GRACE: Duration = Duration::from_secs(5);
@@ -52,6 +52,10 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Slurm(args) => print_result(&slurm::run(&args)?)?,
         Command::Page(args) => runtime.block_on(page_command(args))?,
         Command::Check(args) => print_result(check::report(&args)?.trim_end())?,
+        Command::Doctor(args) => {
+            let findings = runtime.block_on(doctor::findings(&args, &host_part(args.listen)));
+            print_findings(&findings, args.json)?;
+        }
         Command::Init(args) => print_result(init::run(&args, cli.log.quiet)?.trim_end())?,
         Command::Runs(args) => print_result(runs::run(&args)?.trim_end())?,
         Command::Schema => print_result(&Config::schema())?,

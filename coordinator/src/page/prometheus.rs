@@ -1,4 +1,5 @@
 //! `/metrics`: a run's status in the text format of OpenMetrics, which Prometheus reads.
+//! Whoever asks for plain text alone, as for promtool, gets Prometheus's older text format.
 //! Base units, shares from 0 to 1, counters that end in `_total`. Pure.
 
 use std::sync::atomic::AtomicU64;
@@ -14,6 +15,9 @@ use super::document::{RunState, StatusDocument};
 
 /// What the text is, for the header `Content-Type`.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The same of the older text format.
+pub(super) const PLAIN_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -57,6 +61,31 @@ pub(super) fn metrics(status: &StatusDocument) -> String {
     // Writing to a string does not fail.
     let _ = encode(&mut text, &registry);
     text
+}
+
+/// Whether a header `Accept` means the older text format: it names plain text and not
+/// OpenMetrics.
+pub(super) fn wants_plain(accept: &str) -> bool {
+    accept.contains("text/plain") && !accept.contains("application/openmetrics-text")
+}
+
+/// Text of [`metrics`] in the older format: a family is named as its samples are, there are
+/// neither infos nor units, and no mark ends it.
+/// <https://prometheus.io/docs/instrumenting/exposition_formats/>
+pub(super) fn plain(text: &str) -> String {
+    let typed = |family: &str, kind: &str| text.contains(&format!("# TYPE {family} {kind}\n"));
+    let named = |family: &str| match () {
+        () if typed(family, "counter") => format!("{family}_total"),
+        () if typed(family, "info") => format!("{family}_info"),
+        () => family.to_owned(),
+    };
+    let line = |line: &str| match line.splitn(4, ' ').collect::<Vec<_>>()[..] {
+        ["#", "EOF"] | ["#", "UNIT", ..] => None,
+        ["#", "TYPE", family, kind] => Some(format!("# TYPE {} {}\n", named(family), if kind == "info" { "gauge" } else { kind })),
+        ["#", "HELP", family, help] => Some(format!("# HELP {} {help}\n", named(family))),
+        _ => Some(format!("{line}\n")),
+    };
+    text.lines().filter_map(line).collect()
 }
 
 struct Register<'a>(&'a mut Registry);
@@ -104,10 +133,33 @@ impl Register<'_> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
     use common::metrics::{Recovery, TimeShares};
 
     use super::*;
     use crate::page::document::tests::{about, trained};
+
+    /// Prometheus's own check of a program's metrics, where it is installed.
+    fn promtool_accepts(text: &str) {
+        let mut command = Command::new("promtool");
+        command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let Ok(mut promtool) = command.spawn() else {
+            println!("skipped: promtool is not installed (Debian has it in the package prometheus)");
+            return;
+        };
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
+    }
+
+    #[test]
+    fn plain_text_is_for_those_who_ask_for_nothing_newer() {
+        let scrape = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        assert_eq!(["text/plain", scrape, "*/*", ""].map(wants_plain), [true, false, false, false]);
+    }
 
     #[test]
     fn the_status_is_written_by_the_conventions_of_prometheus() {
@@ -131,6 +183,14 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        let older = plain(&text);
+        for line in ["# TYPE ringleader_recoveries_total counter", "ringleader_recoveries_total 1", "# TYPE ringleader_run_info gauge"] {
+            assert!(older.lines().any(|l| l == line), "{line} is not in\n{older}");
+        }
+        assert!(!older.contains("# EOF") && !older.contains(" info\n") && older.contains("# HELP ringleader_run_info "), "{older}");
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(samples(&older), samples(&text));
+        promtool_accepts(&older);
         assert!(text.contains(r#"device="a \"quoted\\ device\n""#), "{text}");
         assert!(!text.contains("validation_loss") && text.ends_with("# EOF\n"), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {

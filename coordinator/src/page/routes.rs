@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
@@ -232,8 +232,12 @@ async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refu
     Ok(document(&Facts { facts: history.facts, evaluations, events, checkpoints, skipped }))
 }
 
-async fn metrics(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
+async fn metrics(State(site): State<Arc<Site>>, uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {
     let text = prometheus::metrics(&snapshot(&site, &uri)?.status);
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if prometheus::wants_plain(accept) {
+        return Ok(([(header::CONTENT_TYPE, prometheus::PLAIN_CONTENT_TYPE)], prometheus::plain(&text)).into_response());
+    }
     Ok(([(header::CONTENT_TYPE, prometheus::CONTENT_TYPE)], text).into_response())
 }
 

@@ -123,6 +123,8 @@ fn a_run_is_shown_as_it_goes_on_and_to_its_end() {
     assert_eq!(status["workers"][0]["name"], "worker-1");
     let text = shown.get("/metrics", "");
     assert!(text.contains("application/openmetrics-text") && text.contains("\nringleader_step 1.0\n"), "{text}");
+    let older = shown.get("/metrics", "Accept: text/plain\r\n");
+    assert!(older.contains("text/plain; version=0.0.4") && older.contains("# TYPE ringleader_recoveries_total counter"), "{older}");
     let start = Instant::now();
     while !shown.get("/facts.json?run=0", "").contains("\"checkpoints\":[{\"step\":1,") {
         assert!(start.elapsed() < Duration::from_secs(20), "the checkpoint is not told of");
@@ -226,6 +228,41 @@ fn crowds_and_slow_readers_take_what_is_bounded_and_hold_nobody_up() {
     }
     let mut late = shown.stream();
     read_until(&mut late, "\"generation\":11");
+}
+
+#[test]
+fn a_thousand_readers_at_once_are_all_answered_while_the_run_goes_on() {
+    const READERS: usize = 1000;
+    // They and this server are in one process.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = limit.maximum.map_or(4096, |most| most.min(4096));
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, rustix::process::Rlimit { current: Some(wanted), ..limit }).unwrap();
+    let mut shown = shown("127.0.0.1:0");
+    let paths = ["/metrics", "/status.json", "/", "/facts.json?run=0"];
+    let ask = |n: usize| {
+        let mut stream = TcpStream::connect(shown.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", paths[n % paths.len()], shown.address).unwrap();
+        stream
+    };
+    let readers: Vec<TcpStream> = (0..READERS).map(ask).collect();
+    // None of them has read yet, and the run's steps are recorded and shown as without them.
+    let start = Instant::now();
+    for number in 0..50 {
+        let metrics = step(number, 1.5);
+        shown.run_dir.write_step(&metrics).unwrap();
+        shown.status.send_modify(|status| status.stepped(&metrics));
+    }
+    assert!(start.elapsed() < Duration::from_secs(5), "50 steps took {:?}", start.elapsed());
+    let mut answered = 0;
+    for mut reader in readers {
+        let mut answer = Vec::new();
+        let _ = reader.read_to_end(&mut answer);
+        answered += usize::from(code(&String::from_utf8_lossy(&answer)) == 200);
+    }
+    assert_eq!(answered, READERS);
+    let mut late = shown.stream();
+    read_until(&mut late, "\"step\":50,\"steps\":10");
 }
 
 #[test]

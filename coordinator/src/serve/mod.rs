@@ -19,6 +19,7 @@ use anyhow::{Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::{DatasetInfo, SampleSource};
 use common::dense::Factored;
+use common::diagnosis::Diagnoses;
 use common::net::enrolment::admit;
 use common::net::rate_limited_log::RateLimitedLog;
 use common::net::{Alpn, Authority, Endpoint, Peer};
@@ -131,6 +132,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
     let watching = tokio::spawn(watch_tokens(Arc::clone(&admissions), to_loop.clone()));
     let mut conversations = JoinSet::new();
     let complaints = Arc::new(RateLimitedLog::default());
+    let diagnoses = Arc::new(Diagnoses::default());
     let mut stops = 0;
     // Inputs are handled in the order of their timestamps.
     let mut clock = Instant::now();
@@ -150,6 +152,16 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
                     }
                     Alpn::Bulk => { tokio::spawn(bulk::serve(Arc::clone(&bulk), peer)); }
                     Alpn::Enrol => { tokio::spawn(enrol(Arc::clone(&authority), peer, to_loop.clone(), Arc::clone(&complaints))); }
+                    Alpn::Doctor => {
+                        let (diagnoses, authority, trains) = (Arc::clone(&diagnoses), Arc::clone(&authority), admissions.has_members());
+                        let complaints = Arc::clone(&complaints);
+                        tokio::spawn(async move {
+                            let from = peer.connection.remote_address();
+                            if let Err(e) = diagnoses.serve(peer, &authority, trains).await {
+                                complaints.warn(&format!("a visitor at {from} is sent away: {e}"));
+                            }
+                        });
+                    }
                     Alpn::Ring => tracing::debug!("a peer asked the coordinator for a ring"),
                 }
             }

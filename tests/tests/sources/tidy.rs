@@ -62,6 +62,7 @@ fn pure_files_stay_pure() {
         "coordinator/src/membership/sharing.rs",
         "coordinator/src/membership/staging.rs",
         "coordinator/src/membership/state.rs",
+        "common/src/diagnosis/verdicts.rs",
         "common/src/status.rs",
         "coordinator/src/limits.rs",
         "coordinator/src/page/curve.rs",

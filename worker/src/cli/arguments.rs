@@ -55,8 +55,9 @@ pub enum Command {
     /// Measure how fast the parts of training are here.
     #[command(subcommand)]
     Bench(crate::bench::BenchCommand),
-    /// Say what this machine and this build can do.
-    Doctor,
+    /// Say what this machine and this build can do, and what is wrong with the network to a
+    /// coordinator.
+    Doctor(DoctorArgs),
     /// Print what a shell needs to complete commands and options.
     Completions(CompletionsArgs),
     /// Write manual pages.
@@ -132,6 +133,32 @@ pub struct JoinArgs {
     /// End when stdin closes: how a launcher ties this process to its own life.
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Look at the network to this coordinator too, as its join line says: while a run goes
+    /// on, too. No worker is enrolled.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub coordinator: Option<String>,
+    /// The token of the coordinator's join line; without it, only whether it answers.
+    #[arg(long, value_name = "TOKEN", requires = "coordinator")]
+    pub token: Option<String>,
+    /// Read the token from a file instead, or from stdin if it is `-`.
+    #[arg(long, value_name = "FILE", conflicts_with = "token", requires = "coordinator")]
+    pub token_file: Option<PathBuf>,
+    /// Where `worker join` would listen for the ring (UDP); port 0 takes any free one.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
+    pub ring_listen: SocketAddr,
+    /// Where samples that are streamed would be kept [default: the user's cache directory].
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most gigabytes of them.
+    #[arg(long, value_name = "GB", default_value_t = 20)]
+    pub cache_gb: u64,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,7 @@
 //! What each command of `worker` does, once its arguments are parsed.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,15 +9,16 @@ use anyhow::{Context, Result, anyhow};
 use clap::CommandFactory;
 use common::config::Config;
 use common::dataset;
+use common::diagnosis::{Examination, examine};
 use common::net::Token;
 use common::objects;
 use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
 use common::signals::Signals;
 use common::trace;
-use common::ui::{exit, index_progress, print_result, print_stderr, print_stdout};
+use common::ui::{exit, index_progress, print_findings, print_result, print_stderr, print_stdout};
 
-use super::arguments::{Cli, Command, DataCommand, JoinArgs, LeaveArgs, TrainArgs};
+use super::arguments::{Cli, Command, DataCommand, DoctorArgs, JoinArgs, LeaveArgs, TrainArgs};
 use super::inspect;
 use crate::analysis::{after_training, doctor, fetch, pack};
 use crate::bench;
@@ -54,7 +55,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Data(DataCommand::Verify { data, label }) => inspect::verify(&data, &label),
         Command::Data(DataCommand::Show { data, label, out }) => inspect::show(&data, &label, out),
         Command::Bench(command) => bench::run(command),
-        Command::Doctor => print_result(doctor::report().trim_end()),
+        Command::Doctor(args) => doctor_command(args),
         Command::Completions(args) => print_result(&args.script(Cli::command())),
         Command::Man(args) => print_result(&format!("{} pages", args.write(Cli::command())?)),
     }
@@ -135,9 +136,9 @@ fn stop_when_told(stop: Arc<AtomicBool>) -> Result<()> {
 
 fn join_command(args: JoinArgs) -> Result<()> {
     let _trace = trace::to_file(args.trace.clone());
-    let token = read_token(&args)?;
+    let token = read_token(args.token.as_deref(), args.token_file.as_deref())?;
     let coordinator = resolve(&args.coordinator)?;
-    let (cache_dir, _temporary) = match args.cache_dir.or_else(|| dirs::cache_dir().map(|d| d.join("ringleader"))) {
+    let (cache_dir, _temporary) = match args.cache_dir.or_else(doctor::default_cache) {
         Some(folder) => (folder, None),
         // With a local copy of the data nothing is streamed.
         None if args.data.is_some() => (PathBuf::new(), None),
@@ -213,9 +214,23 @@ fn leave_command(args: &LeaveArgs) -> Result<()> {
     Ok(())
 }
 
-fn read_token(args: &JoinArgs) -> Result<Token> {
-    let text = match (&args.token, &args.token_file) {
-        (Some(token), _) => token.clone(),
+fn doctor_command(args: DoctorArgs) -> Result<()> {
+    let cache = args.cache_dir.or_else(doctor::default_cache);
+    let mut findings = doctor::machine(cache.as_deref(), args.cache_gb << 30);
+    if let Some(coordinator) = args.coordinator {
+        let given = args.token.is_some() || args.token_file.is_some();
+        let token = given.then(|| read_token(args.token.as_deref(), args.token_file.as_deref())).transpose()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(network_threads()).enable_all().build()?;
+        findings.extend(runtime.block_on(examine(&Examination { coordinator, token, ring_listen: args.ring_listen })));
+        // The system may still look for a name.
+        runtime.shutdown_background();
+    }
+    print_findings(&findings, args.json)
+}
+
+fn read_token(token: Option<&str>, file: Option<&Path>) -> Result<Token> {
+    let text = match (token, file) {
+        (Some(token), _) => token.to_owned(),
         (None, Some(path)) if path.as_os_str() == "-" => {
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).context("could not read the token from stdin")?;

@@ -51,6 +51,14 @@ pub fn prepare_process() {
     }
 }
 
+/// The version of libtorch, and whether it has CUDA; none without libtorch.
+pub fn libtorch_version() -> Option<String> {
+    #[cfg(feature = "libtorch")]
+    return Some(format!("{}, {} CUDA", libtorch::shim::version(), if libtorch::CUDA_BUILD { "with" } else { "without" }));
+    #[cfg(not(feature = "libtorch"))]
+    None
+}
+
 /// How CUDA computes, in words; none without libtorch.
 pub fn cuda_arithmetic() -> Option<String> {
     #[cfg(feature = "libtorch")]

@@ -14,6 +14,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/api/include/torch/version.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -65,6 +66,11 @@ extern "C" {
 // Frees a message.
 void ringleader_free_text(char* text) {
   std::free(text);
+}
+
+// The version of libtorch, which nobody frees.
+const char* ringleader_version() {
+  return TORCH_VERSION;
 }
 
 // Settings that CUDA's libraries read from the environment when they start: without a

@@ -14,6 +14,7 @@ use super::super::EngineError;
 
 unsafe extern "C" {
     fn ringleader_free_text(text: *mut c_char);
+    fn ringleader_version() -> *const c_char;
     fn ringleader_prepare_process();
     fn ringleader_arithmetic(deterministic: bool, tf32: bool, benchmark: bool) -> *mut c_char;
     #[cfg(test)]
@@ -50,6 +51,12 @@ fn taken(text: *mut c_char) -> Option<String> {
 
 fn check(problem: *mut c_char) -> Result<(), EngineError> {
     taken(problem).map_or(Ok(()), |message| Err(EngineError::Compute(message)))
+}
+
+/// The version of libtorch that this program was compiled against.
+pub(crate) fn version() -> String {
+    // SAFETY: a string that ends in 0, which lives as long as the program.
+    unsafe { CStr::from_ptr(ringleader_version()) }.to_string_lossy().into_owned()
 }
 
 /// Sets what CUDA's libraries read from the environment. Must be called before other
