@@ -1,4 +1,5 @@
 //! What must be true of the sources themselves.
 
+mod commands;
 mod rooms;
 mod tidy;
