@@ -85,6 +85,9 @@ struct Worker {
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 const SHORT_LIVES: u32 = 5;
 
+/// How long a worker waits for a coordinator that does not answer yet.
+const WAIT: &str = "10m";
+
 /// How often the processes are polled.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -256,7 +259,11 @@ fn part_of(trace: &Path, rank: u32) -> PathBuf {
 
 fn command(launch: &Launch, rank: u32, addr: SocketAddr) -> Command {
     let mut command = Command::new(&launch.binary);
-    command.arg("join").arg(addr.to_string()).args(["--token-file", "-", "--supervised", "--preferred-rank"]).arg(rank.to_string());
+    command
+        .arg("join")
+        .arg(addr.to_string())
+        .args(["--wait", WAIT, "--token-file", "-", "--supervised", "--preferred-rank"])
+        .arg(rank.to_string());
     command.args(["--devices", &launch.devices, "--share"]).arg(format!("{}/{}", rank + 1, launch.workers));
     if let Some(data) = data_for(launch, rank) {
         command.arg("--data").arg(data);

@@ -77,11 +77,12 @@ async fn start(workers: u32, set: &[&str]) -> Served {
 
 fn options(served: &Served, rank: u32) -> JoinOptions {
     JoinOptions {
-        coordinator: served.addr,
+        coordinator: vec![served.addr.to_string()],
+        wait: None,
         token: served.token.clone(),
         data: None,
         devices: worker::engine::device::ComputeDevice::parse("auto").unwrap_or_else(|e| panic!("{e}")).into(),
-        ring_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
         preferred_rank: Some(rank),
         cache_dir: served.folder.path().join("cache"),

@@ -7,6 +7,7 @@
 //! gets its certificate.
 
 mod acceptor;
+pub mod addresses;
 mod allow_list;
 pub mod authority;
 mod closing;
@@ -17,6 +18,7 @@ pub mod identity;
 mod peer;
 mod protocol;
 mod queue;
+mod race;
 pub mod rate_limited_log;
 mod revoked;
 mod slots;
@@ -37,7 +39,7 @@ pub use error::{AuthorityError, NetError};
 pub use identity::{COORDINATOR, Identity, worker_name};
 pub use peer::Peer;
 pub use protocol::{Alpn, Role};
-pub use socket::BoundSocket;
+pub use socket::{BoundSocket, OpenSocket};
 pub use tls::random_word;
 pub use token::Token;
 pub use transport::Route;

@@ -1,6 +1,5 @@
 //! What each command of `worker` does, once its arguments are parsed.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -133,7 +132,6 @@ fn stop_when_told(stop: Arc<AtomicBool>) -> Result<()> {
 fn join_command(args: JoinArgs) -> Result<()> {
     let _trace = trace::to_file(args.trace.clone());
     let token = read_token(&args)?;
-    let coordinator = resolve(&args.coordinator)?;
     let (cache_dir, _temporary) = match args.cache_dir.or_else(|| dirs::cache_dir().map(|d| d.join("ringleader"))) {
         Some(folder) => (folder, None),
         // With a local copy of the data nothing is streamed.
@@ -144,20 +142,16 @@ fn join_command(args: JoinArgs) -> Result<()> {
             (made.path().to_owned(), Some(made))
         }
     };
-    let ring_listen = if coordinator.is_ipv6() && args.ring_listen.ip().is_unspecified() {
-        SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), args.ring_listen.port())
-    } else {
-        args.ring_listen
-    };
     if !cache_dir.as_os_str().is_empty() {
         objects::keep_blocks(&cache_dir, args.cache_gb << 30);
     }
     let options = JoinOptions {
-        coordinator,
+        coordinator: args.coordinator.clone(),
+        wait: args.wait,
         token,
         data: args.data,
         devices: Devices::parse(&args.devices, args.share)?,
-        ring_listen,
+        listen: args.listen,
         advertise: args.advertise,
         preferred_rank: args.preferred_rank,
         cache_dir,
@@ -173,7 +167,7 @@ fn join_command(args: JoinArgs) -> Result<()> {
         // Without the announcement `worker leave` does not find this worker, but it
         // trains all the same.
         let announced = registry::folder().and_then(|folder| {
-            registry::announce(&folder, &args.coordinator, move || {
+            registry::announce(&folder, &args.coordinator.join(" "), move || {
                 ask.send_replace(true);
             })
         });
@@ -224,11 +218,4 @@ fn read_token(args: &JoinArgs) -> Result<Token> {
         (None, None) => return Err(anyhow!("a token is needed: give the --token of the coordinator's join line")),
     };
     Ok(text.trim().parse()?)
-}
-
-fn resolve(host: &str) -> Result<SocketAddr> {
-    host.to_socket_addrs()
-        .with_context(|| format!("`{host}` is not the host:port of a coordinator"))?
-        .next()
-        .ok_or_else(|| anyhow!("`{host}` has no address"))
 }
