@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn names_of_whoever_was_there_are_taken_though_the_line_of_their_enrolment_is_lost() {
-        let member = |name: &str| Member { name: name.to_owned(), addr: HERE };
+        let member = |name: &str| Member { name: name.to_owned(), addr: HERE, others: Vec::new() };
         let events = [
             Event::WorkerJoined { name: "worker-4".to_owned(), addr: HERE },
             Event::Generation {

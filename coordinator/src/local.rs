@@ -9,7 +9,7 @@ use common::trace;
 use common::ui::LogOptions;
 use tokio::process::Command;
 
-use crate::supervisor::{Ended, Launcher, after_colon, log_options};
+use crate::supervisor::{Ended, Launcher, WAIT, after_colon, log_options};
 
 /// How to start the workers.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Launcher for Launch {
         command
             .arg("join")
             .arg(self.addr.to_string())
-            .args(["--token-file", "-", "--supervised", "--preferred-rank"])
+            .args(["--wait", WAIT, "--token-file", "-", "--supervised", "--preferred-rank"])
             .arg(rank.to_string());
         command.args(["--devices", &self.devices, "--share"]).arg(format!("{}/{}", rank + 1, self.workers));
         if let Some(data) = self.data.as_deref().filter(|_| !self.stream_data.contains(&rank)) {

@@ -107,6 +107,9 @@ const SHORT_LIVES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long a worker waits for a coordinator that does not answer yet.
+pub(crate) const WAIT: &str = "10m";
+
 /// How often the processes are polled.
 const LOOK: Duration = Duration::from_millis(20);
 

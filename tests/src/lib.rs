@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 pub mod chaos;
 pub mod hostile;
+pub mod netns;
 pub mod page;
 pub mod pictures;
 mod process;

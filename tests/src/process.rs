@@ -47,9 +47,20 @@ impl Running {
 
     /// The same, with further environment variables.
     pub fn start_in(name: &str, arguments: &[&str], environment: &[(&str, OsString)]) -> Self {
-        let child = Command::new(binary(name))
-            .args(arguments)
-            .envs(environment.iter().map(|(key, value)| (key, value)))
+        let mut command = Command::new(binary(name));
+        command.args(arguments).envs(environment.iter().map(|(key, value)| (key, value)));
+        Self::of(name, command)
+    }
+
+    /// The same, in this network namespace.
+    pub fn start_within(namespace: &str, name: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(binary(name)).args(arguments);
+        Self::of(name, command)
+    }
+
+    fn of(name: &str, mut command: Command) -> Self {
+        let child = command
             .current_dir(project())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -222,14 +233,14 @@ pub fn gone(pids: &[i32]) -> bool {
     })
 }
 
-/// Waits for a run's address and token, which the coordinator leaves in its run
+/// Waits for a run's addresses and token, which the coordinator leaves in its run
 /// directory.
 pub fn join_line(run_dir: &Path) -> (String, String) {
     let path = run_dir.join("keys/join");
     let start = Instant::now();
     loop {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        if let Some((addr, token)) = text.strip_suffix('\n').and_then(|line| line.split_once(' ')) {
+        if let Some((addr, token)) = text.strip_suffix('\n').and_then(|line| line.rsplit_once(' ')) {
             return (addr.to_owned(), token.to_owned());
         }
         assert!(start.elapsed() < Duration::from_secs(20), "{} does not appear", path.display());

@@ -133,6 +133,15 @@ impl Scenario {
         coordinator
     }
 
+    /// The same, in a network namespace.
+    pub fn serve_within(&self, namespace: &str, listen: &str, workers: u32) -> Running {
+        let (path, workers) = (self.run_dir().display().to_string(), workers.to_string());
+        let arguments = self.arguments(&["serve", CONFIG, "--listen", listen, "--run-dir", &path, "--workers", &workers]);
+        let mut coordinator = Running::start_within(namespace, "coordinator", &arguments);
+        coordinator.path = self.run_dir();
+        coordinator
+    }
+
     /// Ends a run as Ctrl-C does, after the step in flight, and waits for it.
     pub fn stop(coordinator: Running) -> Finished {
         coordinator.signal(libc::SIGINT);

@@ -79,11 +79,12 @@ async fn start(workers: u32, set: &[&str]) -> Served {
 
 fn options(served: &Served, rank: u32) -> JoinOptions {
     JoinOptions {
-        coordinator: served.addr,
+        coordinator: vec![served.addr.to_string()],
+        wait: None,
         token: served.token.clone(),
         data: None,
         devices: worker::engine::device::ComputeDevice::parse("auto").unwrap_or_else(|e| panic!("{e}")).into(),
-        ring_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         advertise: None,
         preferred_rank: Some(rank),
         cache_dir: served.folder.path().join("cache"),
@@ -156,7 +157,7 @@ async fn a_run_beside_which_the_network_is_measured_is_the_same_run() {
             let examination = Examination {
                 coordinator: served.addr.to_string(),
                 token: Some(served.token.clone()),
-                ring_listen: ([127, 0, 0, 1], 0).into(),
+                listen: ([127, 0, 0, 1], 0).into(),
             };
             let findings = examine(&examination).await;
             assert!(findings.iter().any(|finding| finding.value.contains("a ring trains")), "{findings:#?}");

@@ -32,7 +32,7 @@ pub struct Examination {
     /// Without a token, only the way to the coordinator can be looked at.
     pub token: Option<Token>,
     /// Where other workers are to reach this machine (UDP); port 0 for any.
-    pub ring_listen: SocketAddr,
+    pub listen: SocketAddr,
 }
 
 /// Looks at the network. Takes some seconds; the run goes on meanwhile, and no worker is
@@ -66,7 +66,7 @@ pub async fn examine(examination: &Examination) -> Vec<Finding> {
             let version = crate::ui::visible_within(&terms.version, 40);
             findings.push(Finding::ok("coordinator", format!("takes the token; version {version}; {run}")));
             findings.push(verdicts::seen(from.to_canonical(), terms.seen.ip().to_canonical()));
-            findings.push(verdicts::inbound(&visitor::knock(&connection, listen(examination.ring_listen, *address)).await));
+            findings.push(verdicts::inbound(&visitor::knock(&connection, listen(examination.listen, *address)).await));
             if let Err(problem) = measure(&visitor, connection.clone(), &terms, &mut findings).await {
                 findings.push(Finding::fail(
                     "measurement",

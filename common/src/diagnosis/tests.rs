@@ -46,7 +46,7 @@ fn serve(trains: bool) -> Served {
 }
 
 fn examination(served: &Served, token: Option<Token>) -> Examination {
-    Examination { coordinator: served.address.to_string(), token, ring_listen: LOCAL }
+    Examination { coordinator: served.address.to_string(), token, listen: LOCAL }
 }
 
 fn finding<'a>(findings: &'a [Finding], name: &str) -> &'a Finding {

@@ -166,7 +166,7 @@ pub(super) fn seen(from: IpAddr, seen: IpAddr) -> Finding {
 /// Whether a datagram that nobody here has asked for arrives.
 pub(super) fn inbound(knocked: &Result<(u16, bool), String>) -> Finding {
     let name = "UDP from others";
-    let advice = "other workers must reach a UDP port here: open one, and name it with `worker join --ring-listen 0.0.0.0:PORT`";
+    let advice = "other workers must reach a UDP port here: open one, and name it with `worker join --listen 0.0.0.0:PORT`";
     match knocked {
         Ok((port, true)) => Finding::ok(name, format!("a datagram that the coordinator sends by itself reaches port {port}")),
         Ok((port, false)) => {

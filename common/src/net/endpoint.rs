@@ -1,11 +1,12 @@
 //! One UDP socket that makes and accepts authenticated connections. `acceptor` decides
 //! which peer may connect for what; other modules define the messages.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use quinn::{ConnectionError, TokioRuntime};
+use quinn::{ConnectError, ConnectionError};
 use tokio::task::JoinHandle;
 
 use super::acceptor::Acceptor;
@@ -14,7 +15,8 @@ use super::error::NetError;
 use super::identity::Identity;
 use super::peer::Peer;
 use super::protocol::{Alpn, Role};
-use super::socket::{BoundSocket, SmallBatches};
+use super::race;
+use super::socket::{BoundSocket, OpenSocket};
 use super::tls;
 use super::transport::{self, Route};
 use crate::timing::{CONNECTION_SILENCE, HANDSHAKE};
@@ -24,8 +26,10 @@ use crate::timing::{CONNECTION_SILENCE, HANDSHAKE};
 const MAX_PENDING: usize = 1024;
 const PENDING_BYTES: u64 = 64 << 10;
 const PENDING_BYTES_TOTAL: u64 = 4 << 20;
-/// A socket bound for one role. Control and gradients should not share one: a
-/// ring that fills the socket's buffer would delay heartbeats.
+/// The most nodes of which it is remembered by which address they were reached.
+const MAX_REACHED: usize = 4096;
+
+/// A socket bound for one role.
 pub struct Endpoint {
     quinn: quinn::Endpoint,
     identity: Identity,
@@ -34,6 +38,8 @@ pub struct Endpoint {
     socket_buffer: usize,
     acceptor: Arc<Acceptor>,
     accepting: JoinHandle<()>,
+    /// By which of its addresses a node was reached last.
+    reached: Mutex<HashMap<String, SocketAddr>>,
 }
 
 impl Endpoint {
@@ -52,17 +58,18 @@ impl Endpoint {
 
     /// Like [`Endpoint::bind_on`], on a port that this process has bound already.
     pub fn serve(socket: BoundSocket, identity: &Identity, role: Role, route: Option<Route>) -> Result<Self, NetError> {
+        Self::serve_on(socket.open()?, identity, role, route)
+    }
+
+    /// Like [`Endpoint::serve`], on a port that has made connections already.
+    pub fn serve_on(socket: OpenSocket, identity: &Identity, role: Role, route: Option<Route>) -> Result<Self, NetError> {
         let mut server = tls::quic_server(identity.server_config(role)?)?;
         server.max_incoming(MAX_PENDING).incoming_buffer_size(PENDING_BYTES).incoming_buffer_size_total(PENDING_BYTES_TOTAL);
-        let BoundSocket { address, socket, buffer: socket_buffer } = socket;
-        let bound = |source| NetError::Bind { address, source };
-        let socket = Arc::new(SmallBatches::new(socket).map_err(bound)?);
-        let config = transport::endpoint();
-        let quinn =
-            quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, Arc::new(TokioRuntime)).map_err(bound)?;
+        let OpenSocket { quinn, buffer: socket_buffer } = socket;
+        quinn.set_server_config(Some(server.clone()));
         let acceptor = Arc::new(Acceptor::new(role, route, &server, socket_buffer));
         let accepting = tokio::spawn(Arc::clone(&acceptor).keep(quinn.clone()));
-        Ok(Self { quinn, identity: identity.clone(), route, socket_buffer, acceptor, accepting })
+        Ok(Self { quinn, identity: identity.clone(), route, socket_buffer, acceptor, accepting, reached: Mutex::default() })
     }
 
     /// Where this endpoint is bound.
@@ -114,6 +121,30 @@ impl Endpoint {
         connect(&self.quinn, config, address, name).await
     }
 
+    /// Like [`Endpoint::connect_with_idle`], to a node that has several addresses, best
+    /// first: they are tried side by side, the one by which it was reached last before all
+    /// others, and the first by which the node with this name answers is used. The error
+    /// says of each why it was not.
+    pub async fn connect_any(
+        &self,
+        addresses: &[SocketAddr],
+        name: &str,
+        alpn: Alpn,
+        idle: Duration,
+    ) -> Result<quinn::Connection, NetError> {
+        let last = self.reached.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        let mut addresses = addresses.to_vec();
+        addresses.sort_by_key(|address| Some(*address) != last);
+        let connected = race::first(&addresses, |address| self.connect_with_idle(address, name, alpn, idle)).await;
+        let (address, connection) = connected.map_err(|tried| NetError::of_all(name, tried))?;
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if reached.len() >= MAX_REACHED {
+            reached.clear();
+        }
+        reached.insert(name.to_owned(), address);
+        Ok(connection)
+    }
+
     /// Closes all connections and waits, briefly, until the peers know.
     pub async fn close(&self) {
         self.accepting.abort();
@@ -135,7 +166,10 @@ pub(super) async fn connect(
     name: &str,
 ) -> Result<quinn::Connection, NetError> {
     let failed = |cause, transient| NetError::Connect { name: name.to_owned(), address, cause, transient };
-    let connecting = endpoint.connect_with(config, address, name).map_err(|e| failed(e.to_string(), false))?;
+    let connecting = endpoint.connect_with(config, address, name).map_err(|e| match e {
+        ConnectError::InvalidRemoteAddress(_) => failed("this end's UDP port has no addresses of that family".to_owned(), false),
+        e => failed(e.to_string(), false),
+    })?;
     let outcome = tokio::time::timeout(HANDSHAKE, connecting).await.unwrap_or(Err(ConnectionError::TimedOut));
     outcome.map_err(|error| failed(explain(&error), is_transient(&error)))
 }

@@ -18,8 +18,9 @@ use super::identity::Identity;
 use super::peer::Peer;
 use super::pinned::PinnedClient;
 use super::protocol::Alpn;
+use super::socket::OpenSocket;
 use super::token::{SECRET, Token};
-use super::{closing, tls, tokens};
+use super::{closing, race, tls, tokens};
 use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
@@ -32,7 +33,7 @@ const MESSAGE_MAX: usize = 8 << 10;
 /// The most characters that are shown of the other side's reason.
 const MAX_REASON_CHARS: usize = 400;
 
-/// How long [`enrol`] tries.
+/// How long [`enrol_by`] tries if it is not told.
 const RETRY_FOR: Duration = Duration::from_secs(30);
 /// The longest wait between two attempts, and the one after the first.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -57,6 +58,17 @@ pub enum EnrolmentError {
     Broken { address: SocketAddr, cause: String },
     #[error("the enrolment with {address} failed: {cause}")]
     Failed { address: SocketAddr, cause: String },
+    #[error("`{named}` is not the host:port of a coordinator")]
+    Address { named: String },
+    #[error("no address of `{named}` is known: {source}")]
+    Unknown { named: String, source: std::io::Error },
+    /// None of several addresses led to the coordinator.
+    #[error("the coordinator was found at none of its {} addresses: {}", tried.len(), causes(tried))]
+    Nowhere { tried: Vec<EnrolmentError> },
+}
+
+fn causes(tried: &[EnrolmentError]) -> String {
+    tried.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 impl EnrolmentError {
@@ -66,11 +78,15 @@ impl EnrolmentError {
         match self {
             Self::Net(NetError::Connect { transient, .. }) => *transient,
             Self::Broken { .. } => true,
+            // A coordinator that is not there yet may be at any of them.
+            Self::Nowhere { tried } => tried.iter().all(Self::is_transient),
             Self::OtherRun { .. }
             | Self::Refused { .. }
             | Self::Refuse { .. }
             | Self::Net(_)
             | Self::Authority(_)
+            | Self::Address { .. }
+            | Self::Unknown { .. }
             | Self::Failed { .. } => false,
         }
     }
@@ -97,29 +113,83 @@ fn proof(connection: &quinn::Connection, secret: &[u8; SECRET], request: &[u8]) 
     tls::proof(connection, "ringleader 1 enrolment proof", secret, request)
 }
 
-/// Worker side: gets a fresh certificate from the coordinator at `address`. Tries
-/// for half a minute while the coordinator does not answer or has no place for
-/// newcomers.
-pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, EnrolmentError> {
-    enrol_within(address, token, RETRY_FOR).await
+/// A worker that was let in.
+#[derive(Debug)]
+pub struct Enrolled {
+    pub identity: Identity,
+    /// The coordinator's addresses.
+    pub coordinator: Vec<SocketAddr>,
 }
 
-/// Like [`enrol`]; no attempt begins later than `patience` after the first.
-pub async fn enrol_within(address: SocketAddr, token: &Token, patience: Duration) -> Result<Identity, EnrolmentError> {
+/// Worker side: gets a fresh certificate from a coordinator that has these addresses
+/// (host:port each, best first), of which the first that answers as the coordinator of
+/// the token's run is used. Tries for half a minute while the coordinator does not answer
+/// or has no place for newcomers; or, where it may not be there yet, for as long as `wait`
+/// says. What is refused is not tried again.
+pub async fn enrol_by(socket: &OpenSocket, named: &[String], token: &Token, wait: Option<Duration>) -> Result<Enrolled, EnrolmentError> {
     let (start, mut attempts) = (Instant::now(), 0u32);
+    let patience = wait.unwrap_or(RETRY_FOR);
     loop {
-        let error = match attempt(address, token).await {
-            Ok(identity) => return Ok(identity),
+        let outcome = match resolve(named).await {
+            Ok(mut coordinator) => {
+                // A machine without IPv6 is no reason to give up the other addresses.
+                if coordinator.iter().any(|address| socket.has_family_of(*address)) {
+                    coordinator.retain(|address| socket.has_family_of(*address));
+                }
+                attempt(socket, &coordinator, token).await.map(|identity| Enrolled { identity, coordinator })
+            }
+            Err(error) => Err(error),
+        };
+        let error = match outcome {
+            Ok(enrolled) => return Ok(enrolled),
             Err(error) => error,
         };
         attempts = attempts.saturating_add(1);
         let mut random = [0; 4];
-        let wait = back_off(attempts, tls::random(&mut random).map_or(0, |()| u32::from_le_bytes(random)));
-        if !error.is_transient() || start.elapsed() + wait > patience {
+        let pause = back_off(attempts, tls::random(&mut random).map_or(0, |()| u32::from_le_bytes(random)));
+        let passes = error.is_transient() || (wait.is_some() && matches!(error, EnrolmentError::Unknown { .. }));
+        if !passes || start.elapsed() + pause > patience {
             return Err(error);
         }
-        tracing::warn!("{error}; trying again");
-        tokio::time::sleep(wait).await;
+        match wait {
+            None => tracing::warn!("{error}; trying again"),
+            Some(wait) if attempts == 1 => {
+                tracing::info!(
+                    "no coordinator answers at {} yet: waiting {} at most for it",
+                    named.join(", "),
+                    humantime::format_duration(wait)
+                );
+            }
+            Some(_) => tracing::debug!("{error}; trying again"),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// [`enrol_by`] one address, over a socket of its own.
+pub async fn enrol(address: SocketAddr, token: &Token) -> Result<Identity, EnrolmentError> {
+    let socket = OpenSocket::towards(address)?;
+    Ok(enrol_by(&socket, &[address.to_string()], token, None).await?.identity)
+}
+
+/// The addresses of a node that is named by these (host:port each), in their order. A name
+/// that has no address is left out, as long as another has one.
+pub async fn resolve(named: &[String]) -> Result<Vec<SocketAddr>, EnrolmentError> {
+    let (mut addresses, mut problem) = (Vec::new(), None);
+    for name in named {
+        match tokio::net::lookup_host(name).await {
+            Ok(found) => found.for_each(|address| {
+                if !addresses.contains(&address) {
+                    addresses.push(address)
+                }
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => return Err(EnrolmentError::Address { named: name.clone() }),
+            Err(source) => problem = Some(EnrolmentError::Unknown { named: name.clone(), source }),
+        }
+    }
+    match problem {
+        Some(problem) if addresses.is_empty() => Err(problem),
+        _ => Ok(addresses),
     }
 }
 
@@ -132,18 +202,33 @@ fn back_off(attempts: u32, random: u32) -> Duration {
     longest - longest.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
-async fn attempt(address: SocketAddr, token: &Token) -> Result<Identity, EnrolmentError> {
-    let broken = |cause: String| EnrolmentError::Broken { address, cause: visible_within(&cause, MAX_REASON_CHARS) };
-    let failed = |cause: &str| EnrolmentError::Failed { address, cause: cause.to_owned() };
+/// Connects to the first of these addresses at which the token's coordinator answers.
+async fn reach(
+    socket: &OpenSocket,
+    addresses: &[SocketAddr],
+    token: &Token,
+) -> Result<(SocketAddr, quinn::Connection, PinnedClient), EnrolmentError> {
+    let connect = async |address: SocketAddr| {
+        let pinned = PinnedClient::new(socket, address, token, Alpn::Enrol, TIMEOUT)?;
+        match pinned.connect().await {
+            Err(_) if pinned.met_another() => Err(EnrolmentError::OtherRun { address }),
+            other => Ok((other?, pinned)),
+        }
+    };
+    match race::first(addresses, connect).await {
+        Ok((address, (connection, pinned))) => Ok((address, connection, pinned)),
+        Err(mut tried) if tried.len() == 1 => Err(tried.remove(0).1),
+        Err(tried) => Err(EnrolmentError::Nowhere { tried: tried.into_iter().map(|(_, error)| error).collect() }),
+    }
+}
+
+async fn attempt(socket: &OpenSocket, addresses: &[SocketAddr], token: &Token) -> Result<Identity, EnrolmentError> {
     let key = KeyPair::generate().map_err(AuthorityError::from)?;
     let request = CertificateParams::default().serialize_request(&key).map_err(AuthorityError::from)?;
     let request = request.der().to_vec();
-
-    let pinned = PinnedClient::new(address, token, Alpn::Enrol, TIMEOUT)?;
-    let connection = match pinned.connect().await {
-        Err(_) if pinned.met_another() => return Err(EnrolmentError::OtherRun { address }),
-        other => other?,
-    };
+    let (address, connection, pinned) = reach(socket, addresses, token).await?;
+    let broken = |cause: String| EnrolmentError::Broken { address, cause: visible_within(&cause, MAX_REASON_CHARS) };
+    let failed = |cause: &str| EnrolmentError::Failed { address, cause: cause.to_owned() };
 
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(closing::explain(&e)))?;

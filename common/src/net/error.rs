@@ -13,6 +13,29 @@ pub enum NetError {
     /// `transient`: a later attempt may succeed.
     #[error("could not connect to `{name}` at {address}: {cause}")]
     Connect { name: String, address: SocketAddr, cause: String, transient: bool },
+    /// None of several addresses led there.
+    #[error("could not connect to `{name}` at any of its addresses: {}", causes(tried))]
+    ConnectAny { name: String, tried: Vec<(SocketAddr, String)> },
+    #[error("`{name}` has no address at which it could be reached")]
+    NoAddress { name: String },
+}
+
+impl NetError {
+    /// That none of these addresses led to the node `name`: of one, its own error.
+    pub(super) fn of_all(name: &str, mut tried: Vec<(SocketAddr, Self)>) -> Self {
+        if tried.len() == 1 {
+            return tried.remove(0).1;
+        }
+        let cause = |error: Self| if let Self::Connect { cause, .. } = error { cause } else { error.to_string() };
+        let tried: Vec<_> = tried.into_iter().map(|(address, error)| (address, cause(error))).collect();
+        let name = name.to_owned();
+        if tried.is_empty() { Self::NoAddress { name } } else { Self::ConnectAny { name, tried } }
+    }
+}
+
+fn causes(tried: &[(SocketAddr, String)]) -> String {
+    let causes: Vec<String> = tried.iter().map(|(address, cause)| format!("{address} ({cause})")).collect();
+    causes.join(", ")
 }
 
 impl From<rustls::Error> for NetError {

@@ -7,6 +7,7 @@
 //! gets its certificate, or a visit, where it proves the same and gets none.
 
 mod acceptor;
+pub mod addresses;
 mod allow_list;
 pub mod authority;
 mod closing;
@@ -18,6 +19,7 @@ mod peer;
 mod pinned;
 mod protocol;
 mod queue;
+mod race;
 pub mod rate_limited_log;
 mod revoked;
 mod slots;
@@ -39,7 +41,7 @@ pub use error::{AuthorityError, NetError};
 pub use identity::{COORDINATOR, Identity, worker_name};
 pub use peer::Peer;
 pub use protocol::{Alpn, Role};
-pub use socket::BoundSocket;
+pub use socket::{BoundSocket, OpenSocket};
 pub(crate) use tls::random as random_bytes;
 pub use tls::random_word;
 pub use token::Token;

@@ -1,22 +1,22 @@
 //! The client of a node without a certificate, which knows the coordinator by the
 //! fingerprint in its token.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::TokioRuntime;
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 
 use super::error::NetError;
 use super::identity::COORDINATOR;
 use super::protocol::Alpn;
+use super::socket::OpenSocket;
 use super::token::Token;
 use super::transport::{self, Route};
 use super::{endpoint, tls};
 
-/// One UDP socket, and what its connections to the coordinator must show.
+/// What connections to the coordinator must show, over a socket that others may share.
 pub(super) struct PinnedClient {
     address: SocketAddr,
     authority: Arc<tls::PinnedAuthority>,
@@ -25,9 +25,8 @@ pub(super) struct PinnedClient {
 }
 
 impl PinnedClient {
-    /// For connections to `address` that are lost after `idle` without a packet. Must be
-    /// called within a tokio runtime.
-    pub(super) fn new(address: SocketAddr, token: &Token, alpn: Alpn, idle: Duration) -> Result<Self, NetError> {
+    /// For connections over `socket` to `address` that are lost after `idle` without a packet.
+    pub(super) fn new(socket: &OpenSocket, address: SocketAddr, token: &Token, alpn: Alpn, idle: Duration) -> Result<Self, NetError> {
         let authority = tls::PinnedAuthority::new(token.fingerprint);
         let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -37,12 +36,8 @@ impl PinnedClient {
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
         config.resumption = Resumption::disabled();
         let mut config = tls::quic_client(config)?;
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let bound = |source| NetError::Bind { address: SocketAddr::new(any, 0), source };
-        let (socket, socket_buffer) = transport::bind(SocketAddr::new(any, 0)).map_err(bound)?;
-        config.transport_config(Arc::new(transport::outgoing(alpn, Route::to(address), socket_buffer, idle)));
-        let endpoint = quinn::Endpoint::new(transport::endpoint(), None, socket, Arc::new(TokioRuntime)).map_err(bound)?;
-        Ok(Self { address, authority, endpoint, config })
+        config.transport_config(Arc::new(transport::outgoing(alpn, Route::to(address), socket.buffer, idle)));
+        Ok(Self { address, authority, endpoint: socket.quinn.clone(), config })
     }
 
     pub(super) async fn connect(&self) -> Result<quinn::Connection, NetError> {

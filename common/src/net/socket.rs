@@ -1,7 +1,7 @@
 //! The UDP socket as quinn sees it: tokio's, a few datagrams at a time.
 
 use std::io::{IoSliceMut, Result};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,6 +27,39 @@ impl BoundSocket {
     pub fn bind(address: SocketAddr) -> std::result::Result<Self, NetError> {
         let (socket, buffer) = transport::bind(address).map_err(|source| NetError::Bind { address, source })?;
         Ok(Self { address, socket, buffer })
+    }
+
+    /// Serves the port, to make connections only. Must be called within the tokio runtime
+    /// that is to drive it.
+    pub fn open(self) -> std::result::Result<OpenSocket, NetError> {
+        let Self { address, socket, buffer } = self;
+        let bound = |source| NetError::Bind { address, source };
+        let socket = Arc::new(SmallBatches::new(socket).map_err(bound)?);
+        let quinn =
+            quinn::Endpoint::new_with_abstract_socket(transport::endpoint(), None, socket, Arc::new(TokioRuntime)).map_err(bound)?;
+        Ok(OpenSocket { quinn, buffer })
+    }
+}
+
+/// A UDP port that makes connections and does not accept any yet: a worker enrols over the
+/// one port that it also has later.
+#[derive(Debug)]
+pub struct OpenSocket {
+    pub(super) quinn: quinn::Endpoint,
+    /// Bytes of receive buffer.
+    pub(super) buffer: usize,
+}
+
+impl OpenSocket {
+    /// A free port by which `address` can be reached. Must be called within a tokio runtime.
+    pub(super) fn towards(address: SocketAddr) -> std::result::Result<Self, NetError> {
+        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        BoundSocket::bind(SocketAddr::new(any, 0))?.open()
+    }
+
+    /// Whether it sends to addresses of this one's family.
+    pub(super) fn has_family_of(&self, address: SocketAddr) -> bool {
+        self.quinn.local_addr().is_ok_and(|bound| bound.is_ipv6() == address.is_ipv6() || (bound.is_ipv6() && bound.ip().is_unspecified()))
     }
 }
 

@@ -8,6 +8,7 @@ use super::*;
 use crate::wire::frame::{read_message, write_message};
 
 mod allow_list;
+mod several;
 mod strangers;
 mod words;
 

@@ -7,7 +7,8 @@
 //! GSO exclude each other. Loopback takes the largest packets UDP has; a network
 //! starts at what every path carries and discovers more, up to what GSO bears.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,12 +64,24 @@ impl Route {
 }
 
 /// Binds a UDP socket with large buffers and returns it with the bytes of receive
-/// buffer that the kernel granted.
+/// buffer that the kernel granted. Any address, of either family, means those of both,
+/// where the system has IPv6.
 pub(super) fn bind(address: SocketAddr) -> std::io::Result<(UdpSocket, usize)> {
+    if !address.ip().is_unspecified() {
+        return bind_to(address);
+    }
+    match bind_to((Ipv6Addr::UNSPECIFIED, address.port()).into()) {
+        Err(e) if !matches!(e.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => {
+            bind_to((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
+fn bind_to(address: SocketAddr) -> std::io::Result<(UdpSocket, usize)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    if address.ip() == IpAddr::from([0u16; 8]) {
-        // One socket for IPv4 too, where the system has that.
-        let _ = socket.set_only_v6(false);
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
     }
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
@@ -183,6 +196,26 @@ mod tests {
         }
         for address in ["10.0.0.1:1", "[fe80::1]:1", "[::ffff:10.0.0.1]:1"] {
             assert_eq!(Route::to(address.parse().unwrap()), Route::NETWORK);
+        }
+    }
+
+    /// On a system without IPv6 this would be IPv4 alone.
+    #[test]
+    fn any_address_is_that_of_both_families() {
+        for any in ["0.0.0.0:0", "[::]:0"] {
+            let (socket, _) = bind(any.parse().unwrap()).unwrap();
+            let port = socket.local_addr().unwrap().port();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut reached: Vec<SocketAddr> = vec![(Ipv4Addr::LOCALHOST, port).into()];
+            if UdpSocket::bind("[::1]:0").is_ok() {
+                reached.push((Ipv6Addr::LOCALHOST, port).into());
+            }
+            for to in reached {
+                let (from, _) = bind_to(SocketAddr::new(to.ip(), 0)).unwrap();
+                from.send_to(b"x", to).unwrap();
+                assert_eq!(socket.recv(&mut [0; 9]).unwrap(), 1, "{any} by {to}");
+            }
+            assert_eq!(bind((Ipv4Addr::UNSPECIFIED, port).into()).unwrap_err().kind(), ErrorKind::AddrInUse);
         }
     }
 

@@ -12,6 +12,7 @@ use super::error::NetError;
 use super::peer::Peer;
 use super::pinned::PinnedClient;
 use super::protocol::Alpn;
+use super::socket::OpenSocket;
 use super::token::{SECRET, Token};
 use super::{closing, tls, tokens};
 use crate::ui::visible_within;
@@ -68,7 +69,11 @@ impl Visitor {
     pub(crate) fn new(address: SocketAddr, token: &Token) -> Result<Self, VisitError> {
         let mut visit = [0; 16];
         tls::random(&mut visit).ok_or_else(|| VisitError::Failed("the system gives no random numbers".to_owned()))?;
-        Ok(Self { client: PinnedClient::new(address, token, Alpn::Doctor, IDLE)?, token: token.clone(), visit })
+        Ok(Self {
+            client: PinnedClient::new(&OpenSocket::towards(address)?, address, token, Alpn::Doctor, IDLE)?,
+            token: token.clone(),
+            visit,
+        })
     }
 
     /// One more connection of this visit, on which the coordinator has admitted it.

@@ -130,7 +130,7 @@ fn likelier(successor: Missing, predecessor: Missing) -> Missing {
 /// Makes all connections to the successor.
 async fn reach_all(endpoint: &Endpoint, spec: &RingSpec, deadline: Instant) -> Half<Connection> {
     let peer = &spec.peers[schedule::successor(spec.rank as usize, spec.world() as usize)];
-    let mut missing = Missing::new(peer, format!("`{}` at {} does not answer", peer.name, peer.addr));
+    let mut missing = Missing::new(peer, format!("`{}` at {} does not answer", peer.name, peer.at()));
     let mut connections = Vec::new();
     // While the other half waits for state, this half must not wait for a successor
     // that never answers.
@@ -194,7 +194,7 @@ async fn reach(
 
 async fn connect(endpoint: &Endpoint, spec: &RingSpec, peer: &RingPeer) -> Result<Connection, String> {
     let idle = ring_idle_timeout(spec.timeout);
-    endpoint.connect_with_idle(peer.addr, &peer.name, Alpn::Ring, idle).await.map_err(|e| e.to_string())
+    endpoint.connect_any(&peer.addresses, &peer.name, Alpn::Ring, idle).await.map_err(|e| e.to_string())
 }
 
 async fn introduce(
@@ -205,7 +205,7 @@ async fn introduce(
     missing: &mut Missing,
 ) -> Result<(Connection, Reply), String> {
     missing.reached = true;
-    missing.cause = format!("`{}` at {} is there, but has not begun to form this ring", peer.name, peer.addr);
+    missing.cause = format!("`{}` at {} is there, but has not begun to form this ring", peer.name, connection.remote_address());
     let broken = |problem: String| format!("the introduction to `{}` broke off: {problem}", peer.name);
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(explain(&e)))?;
     let said = async {

@@ -14,8 +14,15 @@ pub struct RingPeer {
     pub rank: u32,
     /// Its name in its certificate.
     pub name: String,
-    /// Where its ring endpoint listens.
-    pub addr: SocketAddr,
+    /// Where it may be reached, best first.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl RingPeer {
+    /// Its addresses in words.
+    pub(super) fn at(&self) -> String {
+        self.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// One ring: its members in order, and what they exchange. The same on every rank but

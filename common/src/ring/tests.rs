@@ -36,7 +36,7 @@ fn workers(world: u32) -> Workers {
         let name = worker_name(u64::from(rank) + 10);
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let endpoint = Endpoint::bind(local, &authority.identity(&name).unwrap(), Role::Worker).unwrap();
-        peers.push(RingPeer { rank, name, addr: endpoint.local_addr().unwrap() });
+        peers.push(RingPeer { rank, name, addresses: vec![endpoint.local_addr().unwrap()] });
         endpoints.push(endpoint);
     }
     drop(_inside);
@@ -205,7 +205,7 @@ fn a_silent_rank_is_noticed_by_all_others_within_the_timeout() {
         let _inside = doomed.enter();
         let identity = workers.endpoints[1].identity().clone();
         workers.endpoints[1] = Endpoint::bind((Ipv4Addr::LOCALHOST, 0).into(), &identity, Role::Worker).unwrap();
-        workers.peers[1].addr = workers.endpoints[1].local_addr().unwrap();
+        workers.peers[1].addresses = vec![workers.endpoints[1].local_addr().unwrap()];
     }
     let layout = BucketLayout::new(10_000, 4000);
     let first_bucket_done = Barrier::new(3);

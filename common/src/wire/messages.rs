@@ -36,10 +36,11 @@ pub enum ToCoordinator {
     /// The first message. The coordinator answers `Welcome` or `Refused`.
     Hello {
         protocol: u32,
-        /// Where this worker listens for its predecessor in the ring: a port at the
-        /// address from which it connects, or a whole address if it was configured to
-        /// advertise one.
+        /// Where this worker listens: a port at the address from which it connects, or a
+        /// whole address if it was configured to advertise one.
         ring_port: u16,
+        /// Where else it may be reached, best first: the addresses of its interfaces.
+        addresses: Vec<SocketAddr>,
         advertise: Option<SocketAddr>,
         /// Workers are ranked by this first, then by when they joined.
         preferred_rank: Option<u32>,
@@ -130,6 +131,13 @@ pub enum ToWorker {
     },
     /// There are as many workers as shards already: the worker waits to replace one.
     Spare,
+    /// The worker of this name is left out of all rings for a while. Told to that worker,
+    /// and to the one that it does not reach or that does not reach it.
+    LeftOut {
+        name: String,
+        reason: String,
+        again_ms: u64,
+    },
     /// The worker tries to reach each of these, and answers `Probed` for each. If
     /// `bytes` is not 0, it times the transfer of that many bytes, at most
     /// [`PROBE_BYTES`].
@@ -201,8 +209,39 @@ pub enum StateSource {
 pub struct Member {
     /// The name in its certificate.
     pub name: String,
-    /// Where it listens for its predecessor.
+    /// Where it listens for other workers.
     pub addr: SocketAddr,
+    /// Where else they may reach it, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<SocketAddr>,
+}
+
+impl Member {
+    /// Where it may be reached, best first.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        [self.addr].iter().chain(&self.others).copied().collect()
+    }
+
+    /// The same worker as `receiver` may reach it: a loopback address leads there only from
+    /// the same machine, which a worker shows by a loopback address of its own. It is kept
+    /// where there is no other.
+    pub fn seen_by(&self, receiver: &Self) -> Self {
+        let mut addresses = self.addresses();
+        if !receiver.addr.ip().is_loopback() && addresses.iter().any(|address| !address.ip().is_loopback()) {
+            addresses.retain(|address| !address.ip().is_loopback());
+        }
+        let addr = addresses.remove(0);
+        Self { name: self.name.clone(), addr, others: addresses }
+    }
+}
+
+impl Generation {
+    /// This generation as it is sent to the member of this rank.
+    pub fn for_rank(&self, rank: u32) -> Self {
+        let seen = |receiver: &Member| self.members.iter().map(|member| member.seen_by(receiver)).collect();
+        let members = self.members.get(rank as usize).map_or_else(|| self.members.clone(), seen);
+        Self { rank, members, ..self.clone() }
+    }
 }
 
 /// [`DatasetInfo`] on the wire.
@@ -311,4 +350,35 @@ impl From<Dataset> for DatasetInfo {
 /// The split that a request means.
 pub fn split(val: bool) -> Split {
     if val { Split::Val } else { Split::Train }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, addresses: &[&str]) -> Member {
+        let mut addresses = addresses.iter().map(|address| address.parse().unwrap());
+        Member { name: name.to_owned(), addr: addresses.next().unwrap(), others: addresses.collect() }
+    }
+
+    #[test]
+    fn a_loopback_address_is_for_those_on_the_same_machine() {
+        let here = member("worker-1", &["127.0.0.1:7", "10.0.0.7:7", "[fd00::7]:7"]);
+        let elsewhere = member("worker-2", &["10.0.0.8:9"]);
+        let neighbour = member("worker-3", &["[::1]:8", "10.0.0.7:8"]);
+        assert_eq!(here.seen_by(&elsewhere), member("worker-1", &["10.0.0.7:7", "[fd00::7]:7"]));
+        assert_eq!(here.seen_by(&neighbour), here);
+        assert_eq!(elsewhere.seen_by(&here), elsewhere);
+        let only_here = member("worker-4", &["127.0.0.1:7"]);
+        assert_eq!(only_here.seen_by(&elsewhere), only_here, "so that the attempt fails by its name");
+    }
+
+    #[test]
+    fn a_member_of_an_older_journal_has_one_address() {
+        let older = r#"{"name":"worker-2","addr":"10.0.0.8:9"}"#;
+        let read: Member = serde_json::from_str(older).unwrap();
+        assert_eq!(read, member("worker-2", &["10.0.0.8:9"]));
+        assert_eq!(serde_json::to_string(&read).unwrap(), older);
+    }
 }

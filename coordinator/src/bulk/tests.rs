@@ -108,7 +108,7 @@ impl World {
         let limits = Limits::new(&config, &info, 10_000);
         let source = Arc::new(Large { info, bytes: sample_bytes, held: Arc::clone(&held), most: Arc::clone(&most) });
         let admissions = Arc::new(Admissions::new(authority.tokens().clone(), &[]));
-        admissions.set_members(&[Member { name: "worker-1".to_owned(), addr: ([127, 0, 0, 1], 1).into() }]);
+        admissions.set_members(&[Member { name: "worker-1".to_owned(), addr: ([127, 0, 0, 1], 1).into(), others: Vec::new() }]);
         let committed = Arc::new(AtomicU64::new(450));
         let (send, news) = mpsc::channel(100);
         let files = CheckpointFiles::new(dir.path().join("checkpoints"));

@@ -108,16 +108,16 @@ pub struct ServeArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub page: PageArgs,
-    /// Where to listen (UDP).
+    /// Where to listen (UDP); 0.0.0.0 and [::] are all addresses of this machine, IPv4 and IPv6.
     #[arg(long, value_name = "ADDR", default_value = "[::]:7474")]
     pub listen: SocketAddr,
     /// Start when this many workers have joined [default: cluster.min_workers].
     #[arg(long, value_name = "N")]
     pub workers: Option<u32>,
-    /// The host that the join line names; workers must be able to reach it
-    /// [default: this machine's address].
-    #[arg(long, value_name = "HOST")]
-    pub advertise: Option<String>,
+    /// The hosts that the join line names; each worker must be able to reach one of them
+    /// [default: the addresses of this machine that others may use].
+    #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
+    pub advertise: Vec<String>,
     /// The worker binary that has the config's model, if that is one of your own: it is asked
     /// what the model consists of.
     #[arg(long, value_name = "FILE")]
@@ -178,10 +178,10 @@ pub struct SshArgs {
     /// Where to listen (UDP); port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "[::]:0")]
     pub listen: SocketAddr,
-    /// The host or address by which workers reach this machine [default: the address by
-    /// which each host sees it].
-    #[arg(long, value_name = "HOST")]
-    pub advertise: Option<String>,
+    /// The hosts by which workers reach this machine [default: the address by which each host
+    /// sees it, and the others of this machine].
+    #[arg(long, value_name = "HOST,...", value_delimiter = ',')]
+    pub advertise: Vec<String>,
     /// The configuration for ssh, instead of ~/.ssh/config.
     #[arg(long, value_name = "FILE")]
     pub ssh_config: Option<PathBuf>,

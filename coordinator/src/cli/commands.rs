@@ -1,6 +1,6 @@
 //! What each command of `coordinator` does, once its arguments are parsed.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use common::config::{Config, ModelConfig};
 use common::dataset;
 use common::files::replace_private;
-use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role};
+use common::net::{Authority, BoundSocket, COORDINATOR, Endpoint, Role, addresses};
 use common::objects;
 use common::recorder::{Length, describe, plan, what_next};
 use common::run_dir::{ContentsCheck, DataDescription, Resume, RunDir, weights_to_begin_with};
@@ -85,16 +85,15 @@ async fn serve_command(args: ServeArgs, quiet: bool) -> Result<Option<Outcome>> 
         return Ok(None);
     }
     let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
-    let port = endpoint.local_addr()?.port();
-    let host = args.advertise.clone().unwrap_or_else(|| host_part(args.listen));
+    let (host, address) = join_at(endpoint.local_addr()?, &args.advertise);
     print_stdout(&format!("run directory: {}", run.run_dir.path().display()));
     let token = run.authority.tokens().standing(SystemTime::now())?;
     let join = run.run_dir.path().join("keys/join");
-    leave_join_line(&join, &format!("{host}:{port} {token}\n"))?;
-    tokio::spawn(renew(Arc::clone(&run.authority), join, format!("{host}:{port}")));
-    print_stdout(&format!("join from other machines with:\n\n  worker join {host}:{port} --token {token}\n"));
+    leave_join_line(&join, &format!("{address} {token}\n"))?;
+    tokio::spawn(renew(Arc::clone(&run.authority), join, address.clone()));
+    print_stdout(&format!("join from other machines with:\n\n  worker join {address} --token {token}\n"));
     let (send, events) = mpsc::channel(LAUNCHER_QUEUE);
-    let run = with_page(run, args.page.http, &host, format!("{host}:{port}"), &send);
+    let run = with_page(run, args.page.http, &host, address, &send);
     if let Some(page) = &run.page {
         print_stdout(&format!("page: {}", page.url));
     }
@@ -173,14 +172,11 @@ async fn ssh_command(args: SshArgs, log: &common::ui::LogArgs) -> Result<Option<
         return Ok(None);
     }
     let endpoint = Endpoint::serve(socket, &run.authority.identity(COORDINATOR)?, Role::Coordinator, None)?;
-    let port = endpoint.local_addr()?.port();
-    let is_heard = |ip: IpAddr| args.listen.ip().is_unspecified() || ip == args.listen.ip();
-    let is_ours = |ip: IpAddr| is_heard(ip) && UdpSocket::bind((ip, 0)).is_ok();
-    let named = |ip: IpAddr| args.advertise.clone().unwrap_or_else(|| host_part(SocketAddr::new(ip, 0)));
-    let addresses: Vec<String> =
-        ssh::addresses(&hosts, is_ours, args.listen.ip()).into_iter().map(|ip| format!("{}:{port}", named(ip))).collect();
+    let bound = endpoint.local_addr()?;
+    let (host, join) = join_at(bound, &args.advertise);
+    let is_ours = |ip: IpAddr| addresses::listening(bound).iter().any(|address| address.ip() == ip);
+    let addresses = ssh::addresses(&hosts, |ip| args.advertise.is_empty() && is_ours(ip), bound.port(), &join);
     // Other workers may join those of the hosts.
-    let join = addresses.first().cloned().unwrap_or_default();
     let token = run.authority.tokens().standing(SystemTime::now())?;
     let line = run.run_dir.path().join("keys/join");
     leave_join_line(&line, &format!("{join} {token}\n"))?;
@@ -189,7 +185,6 @@ async fn ssh_command(args: SshArgs, log: &common::ui::LogArgs) -> Result<Option<
         print_stderr(&format!("run directory: {}", run.run_dir.path().display()));
     }
     let launch = ssh::Launch { ssh, archive: archive.hash, hosts, addresses, devices: args.devices, data, log: log.options() };
-    let host = join.rsplit_once(':').map_or_else(String::new, |(host, _)| host.to_owned());
     Ok(Some(launched(run, endpoint, launch, &args.run, args.page.http, (host, join)).await?))
 }
 
@@ -319,7 +314,7 @@ async fn renew(authority: Arc<Authority>, join: PathBuf, address: String) {
     }
 }
 
-/// Leaves address and token in the run directory, for scripts that start workers.
+/// Leaves addresses and token in the run directory, for scripts that start workers.
 /// Like the keys beside it, the file can be read only by its owner.
 fn leave_join_line(path: &Path, line: &str) -> Result<()> {
     replace_private(path, line.as_bytes()).with_context(|| format!("could not write `{}`", path.display()))
@@ -340,15 +335,27 @@ fn interrupts(mut signals: Signals, events: mpsc::Sender<LauncherEvent>) {
     });
 }
 
-/// The host by which other machines can reach this one: the address that it listens
-/// on, or the one it would use to reach the outside. No packet is sent.
-fn host_part(listen: SocketAddr) -> String {
-    let outward = || {
-        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-        socket.connect("192.0.2.1:9").ok()?;
-        Some(socket.local_addr().ok()?.ip())
+/// How other machines reach a coordinator that is bound to `bound`: its best host, and all
+/// its addresses as `worker join` takes them, best first. Those are of the hosts that it is
+/// told to name (`advertise`), if there are any.
+fn join_at(bound: SocketAddr, advertise: &[String]) -> (String, String) {
+    let found = addresses::listening(bound);
+    let hosts: Vec<String> = match advertise {
+        [] => found.iter().map(|address| as_host(address.ip())).collect(),
+        // An IPv6 address needs brackets before a port.
+        named => named.iter().map(|host| host.parse().map_or_else(|_| host.clone(), as_host)).collect(),
     };
-    let ip = if listen.ip().is_unspecified() { outward().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)) } else { listen.ip() };
+    let all: Vec<String> = hosts.iter().map(|host| format!("{host}:{}", bound.port())).collect();
+    (hosts.into_iter().next().unwrap_or_default(), all.join(" "))
+}
+
+/// The host by which other machines can reach this one: the address that it listens on, or
+/// the best one of this machine.
+fn host_part(listen: SocketAddr) -> String {
+    join_at(listen, &[]).0
+}
+
+fn as_host(ip: IpAddr) -> String {
     match ip {
         IpAddr::V4(v4) => v4.to_string(),
         IpAddr::V6(v6) => format!("[{v6}]"),
@@ -358,6 +365,8 @@ fn host_part(listen: SocketAddr) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
+    use std::net::UdpSocket;
+
     use clap::Parser;
 
     use super::*;
@@ -415,6 +424,19 @@ mod tests {
         std::fs::write(&data, format!("x,label\n{}", rows("zebra"))).unwrap();
         let refused = format!("{:#}", open().err().unwrap());
         assert!(refused.contains("with `zebra`") && refused.contains("with `dog`") && refused.contains("fingerprint"), "{refused}");
+    }
+
+    #[test]
+    fn the_join_line_names_where_the_coordinator_is_bound_or_what_it_is_told() {
+        let at = |bound: &str, advertise: &[&str]| {
+            let advertise: Vec<String> = advertise.iter().map(|&host| host.to_owned()).collect();
+            join_at(bound.parse().unwrap(), &advertise).1
+        };
+        assert_eq!(at("[::1]:7474", &[]), "[::1]:7474");
+        assert_eq!(at("127.0.0.1:7474", &[]), "127.0.0.1:7474");
+        assert_eq!(at("[::]:7474", &["head.example", "fd00::7", "10.0.0.7"]), "head.example:7474 [fd00::7]:7474 10.0.0.7:7474");
+        let own: Vec<String> = addresses::listening("[::]:7474".parse().unwrap()).iter().map(ToString::to_string).collect();
+        assert_eq!(at("[::]:7474", &[]), own.join(" "));
     }
 
     #[test]

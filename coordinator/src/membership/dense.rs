@@ -51,7 +51,7 @@ mod tests {
 
     use common::digest::Digest;
 
-    use super::super::tests::{joined, ready, rules};
+    use super::super::tests::{joined, reached, ready, rules};
     use super::super::{Input, Membership};
     use super::*;
 
@@ -68,6 +68,7 @@ mod tests {
         for (worker, products) in (0..).zip(products) {
             m.handle(now, joined(worker, None));
             let outputs = m.handle(now, makes(worker, *products));
+            let outputs = reached(&mut m, now, outputs);
             dense = outputs.into_iter().find_map(|o| if let Output::Start { dense, .. } = o { Some(dense) } else { None }).or(dense);
         }
         (m, now, dense.unwrap())

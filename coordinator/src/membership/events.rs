@@ -1,6 +1,5 @@
 //! The inputs and outputs of the membership, and the rules of a run.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::config::Balance;
@@ -15,12 +14,10 @@ pub type WorkerId = u64;
 /// What happened.
 #[derive(Debug, Clone)]
 pub enum Input {
-    /// A worker said hello. `addr` is the address at which its predecessor in the
-    /// ring reaches it.
+    /// A worker said hello. `member` says where other workers may reach it.
     Joined {
         worker: WorkerId,
-        name: String,
-        addr: SocketAddr,
+        member: Member,
         preferred_rank: Option<u32>,
         /// The generation that it is in, if it has lost only its connection and not
         /// its ring.
@@ -141,9 +138,11 @@ pub enum Output {
         peers: Vec<Member>,
         bytes: u64,
     },
-    /// This worker is left out of all rings for `again`, and then tried again.
+    /// This worker is left out of all rings for `again`, and then tried again. `other`: the
+    /// worker that does not reach it, or that it does not reach.
     LeftOut {
         name: String,
+        other: Option<String>,
         reason: String,
         again: Duration,
     },

@@ -12,9 +12,9 @@ pub(super) fn lost(outputs: &[Output]) -> Vec<&str> {
 }
 
 pub(super) fn left_out(outputs: &[Output]) -> Option<(&str, &str, Duration)> {
-    outputs
-        .iter()
-        .find_map(|o| if let Output::LeftOut { name, reason, again } = o { Some((name.as_str(), reason.as_str(), *again)) } else { None })
+    outputs.iter().find_map(|o| {
+        if let Output::LeftOut { name, reason, again, .. } = o { Some((name.as_str(), reason.as_str(), *again)) } else { None }
+    })
 }
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
@@ -307,4 +307,70 @@ fn silence_counts_only_while_somebody_is_heard() {
         listening.hear();
     }
     assert_eq!(listening.silence(heard), 900 * MS);
+}
+
+/// Joins so many workers, which are ready at once. Returns the outputs for the last.
+fn gather(m: &mut Membership, now: Instant, workers: u64) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    for worker in 0..workers {
+        m.handle(now, joined(worker, None));
+        outputs = m.handle(now, ready(worker, 0, 0));
+    }
+    outputs
+}
+
+#[test]
+fn a_first_generation_forms_once_all_pairs_have_reached_each_other() {
+    let now = Instant::now();
+    let mut m = Membership::new(rules(3, 8), now);
+    let probes = gather(&mut m, now, 3);
+    let asked = |o: &Output| matches!(o, Output::Probe { peers, bytes: 0, .. } if peers.len() == 2);
+    assert!(probes.len() == 3 && probes.iter().all(asked), "{probes:?}");
+    assert_eq!(m.handle(now, Input::Tick), [], "they are asked once");
+    assert_eq!(started(&reached(&mut m, now, probes)).0, [0, 1, 2]);
+}
+
+#[test]
+fn whoever_is_not_reached_is_left_out_before_a_generation_forms_and_probed_again() {
+    let now = Instant::now();
+    let mut m = Membership::new(rules(2, 8), now);
+    m.rules.start_workers = 3;
+    let mut outputs = Vec::new();
+    for probe in gather(&mut m, now, 3) {
+        let Output::Probe { worker, peers, .. } = probe else { panic!("{probe:?}") };
+        for Member { name: peer, .. } in peers {
+            let problem = (peer == "worker-0").then(|| "nothing was heard".to_owned());
+            outputs = m.handle(now, Input::Probed { worker, peer, problem, millis: 0 });
+        }
+    }
+    let (name, reason, again) = left_out(&outputs).unwrap();
+    assert_eq!((name, again), ("worker-0", 5 * SECOND));
+    assert!(reason.contains("worker-1 does not reach worker-0: nothing was heard") && reason.contains("--listen"), "{reason}");
+    // The first ring waits for all three; they are probed again when the time is over.
+    assert_eq!(m.handle(now, Input::Tick), []);
+    let outputs = pass(&mut m, now, now + 6 * SECOND, &[0, 1, 2]);
+    let probed: Vec<_> = outputs.iter().filter(|o| matches!(o, Output::Probe { .. })).cloned().collect();
+    assert_eq!(probed.len(), 3, "{outputs:?}");
+    assert_eq!(started(&reached(&mut m, now + 6 * SECOND, probed)).0, [0, 1, 2]);
+}
+
+#[test]
+fn one_that_does_not_answer_is_left_out_and_those_that_know_each_other_are_not_probed() {
+    let now = Instant::now();
+    let mut m = Membership::new(rules(2, 8), now);
+    for probe in gather(&mut m, now, 2) {
+        let Output::Probe { worker, peers, .. } = probe else { panic!("{probe:?}") };
+        if worker == 1 {
+            m.handle(now, Input::Probed { worker, peer: peers[0].name.clone(), problem: None, millis: 0 });
+        }
+    }
+    let outputs = pass(&mut m, now, now + 6 * SECOND, &[0, 1]);
+    let (name, reason, _) = left_out(&outputs).unwrap();
+    assert!(name == "worker-0" && reason.contains("worker-0 did not say"), "{name}: {reason}");
+
+    // Members of one generation are known to reach each other.
+    let (mut m, now) = running(3, rules(1, 8));
+    m.handle(now, Input::Left { worker: 1, reason: "killed".to_owned() });
+    m.handle(now, ready(0, 1, 4));
+    assert_eq!(started(&m.handle(now, ready(2, 1, 4))).0, [0, 2]);
 }

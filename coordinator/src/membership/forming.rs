@@ -9,6 +9,7 @@ use common::timing::forming_timeout;
 use common::wire::messages::{Generation, StateSource};
 
 use super::events::{Output, WorkerId};
+use super::pairs::Pairs;
 use super::paths::Path;
 use super::state::{Membership, Phase, State, Worker};
 
@@ -187,25 +188,41 @@ impl Membership {
         if self.empty_generations.pauses(self.listening.now()) {
             return outputs;
         }
+        // A run that stops forms its last generation as it can.
+        let chosen = self.choose(ready, best);
+        let ids: Vec<WorkerId> = chosen.iter().map(|(id, _)| *id).collect();
+        let holds = |id: WorkerId| chosen.iter().any(|(other, step)| *other == id && *step == Some(best));
+        if !self.stopping
+            && let Some(probing) = self.probe_pairs(&ids, holds)
+        {
+            outputs.extend(probing);
+            return outputs;
+        }
         if best + 1 < self.newest {
             outputs.push(Output::WentBack { from: self.newest, to: best });
         }
-        outputs.extend(self.start(ready, best));
+        outputs.extend(self.start(chosen, best));
         outputs
     }
 
-    /// Starts a generation of these workers at `first_step`.
-    fn start(&mut self, ready: Vec<(WorkerId, Option<u64>)>, first_step: u64) -> Vec<Output> {
-        let at = self.listening.now();
-        self.told_waiting = None;
-        let former: BTreeSet<String> = self.lineage.newest().iter().cloned().collect();
-        let holds = |step: &Option<u64>| *step == Some(first_step);
+    /// Those of the `ready` workers that are members of a generation at `first_step`, by rank.
+    fn choose(&self, ready: Vec<(WorkerId, Option<u64>)>, first_step: u64) -> Vec<(WorkerId, Option<u64>)> {
         let mut chosen = ready;
         let place = |id: &WorkerId| (self.workers.get(id).and_then(|w| w.preferred_rank).unwrap_or(u32::MAX), *id);
         // Workers that hold the state come first, then those that have waited longest.
-        chosen.sort_by_key(|(id, step)| (!holds(step), *id));
+        chosen.sort_by_key(|(id, step)| (*step != Some(first_step), *id));
         chosen.truncate(self.rules.shards as usize);
         chosen.sort_by_key(|(id, _)| place(id));
+        chosen
+    }
+
+    /// Starts a generation of these workers, by rank, at `first_step`.
+    fn start(&mut self, chosen: Vec<(WorkerId, Option<u64>)>, first_step: u64) -> Vec<Output> {
+        let at = self.listening.now();
+        self.told_waiting = None;
+        self.pairs = Pairs::default();
+        let former: BTreeSet<String> = self.lineage.newest().iter().cloned().collect();
+        let holds = |step: &Option<u64>| *step == Some(first_step);
         let holders: Vec<u32> = (0..).zip(&chosen).filter(|(_, (_, step))| holds(step)).map(|(rank, _)| rank).collect();
         // A donor that did not give the state is not asked again as long as others hold it.
         let donor = holders.get(self.failed_donors as usize % holders.len().max(1));

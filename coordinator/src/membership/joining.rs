@@ -26,11 +26,7 @@ impl Membership {
         let (newest, shards) = (rules.recorded.max(rules.first_step), &last.shards);
         let mut membership = Self { lineage, newest, decided: decided(&rules, last), ..Self::new(rules, now) };
         for (id, member) in (1..).zip(members) {
-            let worker = Worker {
-                phase: Phase::Member,
-                connected: false,
-                ..Worker::new(member.name.clone(), member.addr, None, membership.listening.now())
-            };
+            let worker = Worker { phase: Phase::Member, connected: false, ..Worker::new(member.clone(), None, membership.listening.now()) };
             membership.workers.insert(id, worker);
         }
         if !members.is_empty() {

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     fn members(names: &[&str]) -> Vec<Member> {
-        names.iter().map(|name| Member { name: (*name).to_owned(), addr: ([127, 0, 0, 1], 1).into() }).collect()
+        names.iter().map(|name| Member { name: (*name).to_owned(), addr: ([127, 0, 0, 1], 1).into(), others: Vec::new() }).collect()
     }
 
     fn lineage() -> Lineage {

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `joining` | how a worker joins, or comes back |
 //! | `staging`, `paths` | which newcomers a ring yields for |
+//! | `pairs` | who must reach whom before a generation forms |
 //! | `listening`, `losing` | which workers are given up, and when |
 //! | `heartbeats`, `pace` | which step the members have reached, and how long a step takes |
 //! | `balance`, `sharing` | how many shards each rank owns, and when a ring is formed anew for it |
@@ -30,6 +31,7 @@ mod lineage;
 mod listening;
 mod losing;
 mod pace;
+mod pairs;
 mod paths;
 mod sharing;
 mod staging;
@@ -67,9 +69,9 @@ impl Membership {
             self.hear(*worker);
         }
         let mut outputs = match input {
-            Input::Joined { worker, name, addr, preferred_rank, generation } => {
+            Input::Joined { worker, member, preferred_rank, generation } => {
                 self.listening.hear();
-                let newcomer = Worker::new(name, addr, preferred_rank, self.listening.now());
+                let newcomer = Worker::new(member, preferred_rank, self.listening.now());
                 self.join(worker, newcomer, generation)
             }
             Input::Ready { worker, generation, step, committed, products } => {

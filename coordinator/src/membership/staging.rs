@@ -12,6 +12,7 @@ use common::timing::PROBES;
 use common::wire::messages::{Member, PROBE_BYTES};
 
 use super::events::{Output, WorkerId};
+use super::pairs::unreached;
 use super::paths::{AFTER_A_RING, FIRST_EXCLUSION, Path, REMEMBERED};
 use super::state::{Membership, State, Worker};
 
@@ -31,7 +32,7 @@ impl Membership {
         let at = self.listening.now();
         let members: Vec<(WorkerId, Member)> = members.iter().filter_map(|id| self.workers.get(id).map(|w| (*id, w.as_member()))).collect();
         let mut outputs = Vec::new();
-        let mut late = Vec::new();
+        let mut late: Vec<(WorkerId, String, String)> = Vec::new();
         for (&id, w) in &mut self.workers {
             if !w.is_ready() || w.leaving || self.paths.excludes(&w.name, at) {
                 continue;
@@ -42,7 +43,8 @@ impl Membership {
                     if at.saturating_sub(*since) > PROBES
                         && let Some((asker, asked)) = missing.first()
                     {
-                        late.push((id, format!("{asker} did not say whether it reaches {asked}")));
+                        let other = if *asker == w.name { asked } else { asker };
+                        late.push((id, other.clone(), format!("{asker} did not say whether it reaches {asked}")));
                     }
                     continue;
                 }
@@ -56,30 +58,35 @@ impl Membership {
                 missing: members.iter().flat_map(|(_, m)| both(m)).collect(),
                 handover: Duration::ZERO,
             };
-            outputs.push(Output::Probe { worker: id, peers: members.iter().map(|(_, m)| m.clone()).collect(), bytes: 0 });
-            for (nth, (member, _)) in members.iter().enumerate() {
+            outputs.push(Output::Probe { worker: id, peers: members.iter().map(|(_, m)| m.seen_by(&newcomer)).collect(), bytes: 0 });
+            for (nth, (member, as_member)) in members.iter().enumerate() {
                 let bytes = if nth == 0 { self.rules.state_bytes.min(PROBE_BYTES) } else { 0 };
-                outputs.push(Output::Probe { worker: *member, peers: vec![newcomer.clone()], bytes });
+                outputs.push(Output::Probe { worker: *member, peers: vec![newcomer.seen_by(as_member)], bytes });
             }
         }
-        for (id, reason) in late {
-            outputs.extend(self.leave_out(id, &reason, FIRST_EXCLUSION));
+        for (id, other, reason) in late {
+            outputs.extend(self.leave_out(id, Some(&other), &reason, FIRST_EXCLUSION));
         }
         outputs
     }
 
     /// Handles the result of `worker`'s attempt to reach `peer`.
     pub(super) fn probed(&mut self, worker: WorkerId, peer: &str, problem: Option<String>, millis: u64) -> Vec<Output> {
-        let Some(asker) = self.workers.get(&worker).map(|w| w.name.clone()) else { return Vec::new() };
-        let answered = (asker.clone(), peer.to_owned());
+        let Some(asking) = self.workers.get(&worker).map(Worker::as_member) else { return Vec::new() };
+        if self.pair_answered(&asking, peer, problem.as_ref()) {
+            return Vec::new();
+        }
+        let answered = (asking.name.clone(), peer.to_owned());
         let newcomer = self.workers.iter_mut().find_map(|(&id, w)| match &mut w.path {
-            Path::Probing { missing, handover, .. } => missing.remove(&answered).then_some((id, w.addr, handover)),
+            Path::Probing { missing, handover, .. } => missing.remove(&answered).then_some((id, handover)),
             _ => None,
         });
-        let Some((id, addr, handover)) = newcomer else { return Vec::new() };
+        let Some((id, handover)) = newcomer else { return Vec::new() };
         if let Some(problem) = problem {
-            let at = if id == worker { String::new() } else { format!(" at {addr}") };
-            return self.leave_out(id, &format!("{asker} does not reach {peer}{at}: {problem}"), FIRST_EXCLUSION);
+            let other = if id == worker { peer } else { &asking.name };
+            let asked = self.workers.values().find(|w| w.name == peer).map(|w| w.as_member().seen_by(&asking));
+            let reason = asked.map_or(problem.clone(), |asked| unreached(&asking.name, &asked, &problem));
+            return self.leave_out(id, Some(other), &reason, FIRST_EXCLUSION);
         }
         let bytes = self.rules.state_bytes.clamp(1, PROBE_BYTES);
         *handover = (*handover).max(Duration::from_secs_f64(millis as f64 * 1e-3 * self.rules.state_bytes as f64 / bytes as f64));
@@ -88,6 +95,7 @@ impl Membership {
             let megabytes = self.rules.state_bytes as f64 * 1e-6;
             return self.leave_out(
                 id,
+                None,
                 &format!(
                     "its link is slow: the state of {megabytes:.1} MB would hold the ring up for {:.0} s, longer than cluster.handover_ms allows",
                     handover.as_secs_f64()
@@ -106,12 +114,13 @@ impl Membership {
     }
 
     /// Leaves this worker out of all rings for a while; the first time for `first`.
-    pub(super) fn leave_out(&mut self, worker: WorkerId, reason: &str, first: Duration) -> Vec<Output> {
+    /// `other` is the worker that it has to do with.
+    pub(super) fn leave_out(&mut self, worker: WorkerId, other: Option<&str>, reason: &str, first: Duration) -> Vec<Output> {
         let at = self.listening.now();
         let Some(w) = self.workers.get_mut(&worker) else { return Vec::new() };
         w.path = Path::Unknown;
         let again = self.paths.exclude(&w.name, at, first);
-        vec![Output::LeftOut { name: w.name.clone(), reason: reason.to_owned(), again }]
+        vec![Output::LeftOut { name: w.name.clone(), other: other.map(str::to_owned), reason: reason.to_owned(), again }]
     }
 
     /// Handles the report that a ring could not form, or that a worker did not get
@@ -154,10 +163,11 @@ impl Membership {
                 if donor { other } else { junior }
             }
         };
+        let also = if blamed == worker { peer.to_owned() } else { reporter.name.clone() };
         let reason = format!("{} and {peer} cannot reach each other: {reason}", reporter.name);
         // Probes cost a ring nothing, so a worker that no ring has yielded for is
         // soon tried again.
         let first = if self.workers[&blamed].fresh { AFTER_A_RING } else { FIRST_EXCLUSION };
-        self.leave_out(blamed, &reason, first)
+        self.leave_out(blamed, Some(&also), &reason, first)
     }
 }

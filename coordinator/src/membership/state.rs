@@ -15,12 +15,15 @@ use super::events::{Rules, WorkerId};
 use super::lineage::Lineage;
 use super::listening::{At, Listening};
 use super::pace::Pace;
+use super::pairs::Pairs;
 use super::paths::{Path, Paths};
 
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) name: String,
     pub(super) addr: SocketAddr,
+    /// Where else other workers may reach it.
+    pub(super) others: Vec<SocketAddr>,
     pub(super) preferred_rank: Option<u32>,
     pub(super) phase: Phase,
     pub(super) leaving: bool,
@@ -57,10 +60,12 @@ pub(super) enum Phase {
 }
 
 impl Worker {
-    pub(super) fn new(name: String, addr: SocketAddr, preferred_rank: Option<u32>, at: At) -> Self {
+    pub(super) fn new(member: Member, preferred_rank: Option<u32>, at: At) -> Self {
+        let Member { name, addr, others } = member;
         Self {
             name,
             addr,
+            others,
             preferred_rank,
             phase: Phase::Joining,
             leaving: false,
@@ -80,7 +85,7 @@ impl Worker {
 
     /// Its name and address, as its neighbours in the ring need them.
     pub(super) fn as_member(&self) -> Member {
-        Member { name: self.name.clone(), addr: self.addr }
+        Member { name: self.name.clone(), addr: self.addr, others: self.others.clone() }
     }
 
     /// The step of the run's state that it holds while it is in no ring.
@@ -133,6 +138,7 @@ pub struct Membership {
     pub(super) initial_holders: BTreeSet<String>,
     pub(super) listening: Listening,
     pub(super) paths: Paths,
+    pub(super) pairs: Pairs,
     pub(super) empty_generations: EmptyGenerations,
     pub(super) pace: Pace,
     pub(super) balancing: Balancing,
@@ -168,6 +174,7 @@ impl Membership {
             initial_holders: BTreeSet::new(),
             listening: Listening::new(rules.timeout, now),
             paths: Paths::default(),
+            pairs: Pairs::default(),
             empty_generations: EmptyGenerations::default(),
             pace: Pace::default(),
             balancing: Balancing::new(Ownership::equal(1, rules.shards)),

@@ -39,7 +39,7 @@ fn address(worker: WorkerId) -> SocketAddr {
 }
 
 pub(super) fn joined(worker: WorkerId, preferred_rank: Option<u32>) -> Input {
-    Input::Joined { worker, name: format!("worker-{worker}"), addr: address(worker), preferred_rank, generation: None }
+    Input::Joined { worker, member: member(worker), preferred_rank, generation: None }
 }
 
 pub(super) fn ready(worker: WorkerId, generation: u64, step: u64) -> Input {
@@ -63,7 +63,8 @@ fn running(workers: u64, rules: Rules) -> (Membership, Instant) {
     let mut m = Membership::new(Rules { start_workers: workers as u32, ..rules }, now);
     for worker in 0..workers {
         m.handle(now, joined(worker, None));
-        m.handle(now, ready(worker, 0, 0));
+        let outputs = m.handle(now, ready(worker, 0, 0));
+        reached(&mut m, now, outputs);
     }
     (m, now)
 }
@@ -83,8 +84,15 @@ fn pass(m: &mut Membership, from: Instant, to: Instant, heard: &[WorkerId]) -> V
 
 /// Reports success for all probes. Returns the outputs for the last report.
 fn probes_succeed(m: &mut Membership, at: Instant) -> Vec<Output> {
-    let mut last = Vec::new();
-    for output in m.handle(at, Input::Tick) {
+    let outputs = m.handle(at, Input::Tick);
+    reached(m, at, outputs)
+}
+
+/// The same for the probes among these outputs. Returns the outputs themselves if there
+/// are no probes.
+pub(super) fn reached(m: &mut Membership, at: Instant, outputs: Vec<Output>) -> Vec<Output> {
+    let mut last = outputs.clone();
+    for output in outputs {
         if let Output::Probe { worker, peers, .. } = output {
             for peer in peers {
                 last = m.handle(at, Input::Probed { worker, peer: peer.name, problem: None, millis: 1 });
@@ -250,8 +258,8 @@ fn stopping_asks_each_member_once_even_in_the_middle_of_a_recovery() {
     assert!(matches!(waiting.handle(now, Input::StopRequested).as_slice(), [Output::Fail { .. }]));
 }
 
-fn member(n: u64) -> Member {
-    Member { name: format!("worker-{n}"), addr: address(n) }
+pub(super) fn member(n: u64) -> Member {
+    Member { name: format!("worker-{n}"), addr: address(n), others: Vec::new() }
 }
 
 /// The two members that a restarted coordinator expects back.
@@ -260,8 +268,7 @@ fn expected() -> [Member; 2] {
 }
 
 fn back(worker: WorkerId, name: u64, generation: Option<u64>) -> Input {
-    let Member { name, addr } = member(name);
-    Input::Joined { worker, name, addr, preferred_rank: None, generation }
+    Input::Joined { worker, member: member(name), preferred_rank: None, generation }
 }
 
 #[test]
@@ -347,8 +354,7 @@ fn a_generation_that_the_journal_lost_is_not_numbered_again() {
     let now = Instant::now();
     let mut m = Membership::new(Rules { last_generation: 6, ..rules(2, 8) }, now);
     for worker in [1, 2] {
-        let Input::Joined { name, addr, .. } = joined(worker, None) else { unreachable!() };
-        let outputs = m.handle(now, Input::Joined { worker, name, addr, preferred_rank: None, generation: Some(7) });
+        let outputs = m.handle(now, back(worker, worker, Some(7)));
         assert!(matches!(outputs[..], [Output::End { generation: 7, .. }]), "{outputs:?}");
     }
     m.handle(now, ready(1, 7, 30));

@@ -258,7 +258,8 @@ pub(super) mod tests {
     }
 
     pub(in crate::page) fn generation(number: u64, names: &[&str], step: u64) -> Event {
-        let members: Vec<Member> = names.iter().map(|name| Member { name: (*name).to_owned(), addr: ([10, 0, 0, 7], 9).into() }).collect();
+        let members: Vec<Member> =
+            names.iter().map(|name| Member { name: (*name).to_owned(), addr: ([10, 0, 0, 7], 9).into(), others: Vec::new() }).collect();
         let workers = members.len() as u32;
         let shards = vec![4 / workers; workers as usize];
         let speeds = vec![Some(10.0); workers as usize];

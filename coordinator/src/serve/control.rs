@@ -1,16 +1,16 @@
 //! One worker's control connection: reads the worker's messages, and writes the
 //! messages that the main loop has for it. Nothing is decided here.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use common::config::Config;
+use common::net::addresses::candidates;
 use common::net::{Peer, closed_by_peer};
 use common::timing::HELLO;
-use common::wire::messages::{Dataset, MAX_CONTROL, ToCoordinator, ToWorker};
+use common::wire::messages::{Dataset, MAX_CONTROL, Member, ToCoordinator, ToWorker};
 use common::wire::{PROTOCOL, read_message, write_message};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -76,7 +76,7 @@ async fn says_goodbye(connection: &quinn::Connection) -> bool {
 async fn converse(shared: &ControlContext, peer: &Peer, worker: WorkerId) -> Result<()> {
     let (mut send, mut recv) = tokio::time::timeout(HELLO, peer.connection.accept_bi()).await.context("said nothing")??;
     let first = tokio::time::timeout(HELLO, read_message::<ToCoordinator>(&mut recv, MAX_CONTROL)).await.context("said nothing")??;
-    let Some(ToCoordinator::Hello { protocol, ring_port, advertise, preferred_rank, generation }) = first else {
+    let Some(ToCoordinator::Hello { protocol, ring_port, addresses, advertise, preferred_rank, generation }) = first else {
         bail!("did not say hello");
     };
     let name = peer.name.clone().unwrap_or_default();
@@ -94,12 +94,16 @@ async fn converse(shared: &ControlContext, peer: &Peer, worker: WorkerId) -> Res
         let _ = send.stopped().await;
         return Ok(());
     }
-    let addr = advertise.unwrap_or_else(|| SocketAddr::new(peer.connection.remote_address().ip().to_canonical(), ring_port));
+    let mut at = candidates(peer.connection.remote_address(), advertise, ring_port, &addresses);
+    if at.is_empty() {
+        bail!("has no address");
+    }
+    let member = Member { name: name.clone(), addr: at.remove(0), others: at };
     let (config_toml, recorded) = (shared.config.to_toml(), shared.recorded.load(Ordering::Relaxed));
     write_message(&mut send, &ToWorker::Welcome { config_toml, dataset: shared.dataset.clone(), recorded }).await?;
 
     let (outbox, mut to_send) = mpsc::channel(OUTBOX);
-    let input = Input::Joined { worker, name: name.clone(), addr, preferred_rank, generation };
+    let input = Input::Joined { worker, member, preferred_rank, generation };
     if !shared.inbox.send(News::Connected { worker, name, outbox, input }).await {
         return Ok(());
     }

@@ -100,7 +100,7 @@ impl Effects {
     /// Journals an input that the membership is about to get.
     pub(super) fn note(&mut self, input: &Input) {
         match input {
-            Input::Joined { name, addr, .. } => self.event(Event::WorkerJoined { name: name.clone(), addr: *addr }),
+            Input::Joined { member, .. } => self.event(Event::WorkerJoined { name: member.name.clone(), addr: member.addr }),
             Input::Failed { worker, reason, .. } | Input::Left { worker, reason } => {
                 // A connection that never sent a hello belongs to no worker.
                 if let Some(Connected { name, .. }) = self.workers.get(worker) {
@@ -175,7 +175,11 @@ impl Effects {
                 "no worker is heard any more: the network of this machine may be down; nobody is given up until somebody is heard again"
             ),
             Output::Probe { worker, peers, bytes } => self.send(worker, ToWorker::Probe { peers, bytes }),
-            Output::LeftOut { name, reason, again } => {
+            Output::LeftOut { name, other, reason, again } => {
+                for told in [Some(&name), other.as_ref()].into_iter().flatten().filter_map(|name| self.worker(name)).collect::<Vec<_>>() {
+                    let (name, reason, again_ms) = (name.clone(), reason.clone(), again.as_millis() as u64);
+                    self.send(told, ToWorker::LeftOut { name, reason, again_ms });
+                }
                 tracing::warn!("{name} is left out of the ring and tried again in {} s: {reason}", again.as_secs());
                 self.event(Event::LeftOut { name, reason });
             }
@@ -266,7 +270,7 @@ impl Effects {
     /// Sends its generation to each member, once the generation is on disk.
     pub(super) fn started(&mut self, members: &[WorkerId], generation: &Generation) {
         for (rank, &member) in (0..).zip(members) {
-            self.send(member, ToWorker::Generation(Generation { rank, ..generation.clone() }));
+            self.send(member, ToWorker::Generation(generation.for_rank(rank)));
         }
     }
 

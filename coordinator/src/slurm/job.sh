@@ -1,11 +1,9 @@
 
 # Here, on the first node, runs the coordinator; when Slurm starts the job again, it goes on
 # with the run. A port of 0 is one that is free.
-address=$(getent ahosts "$(hostname)" | awk '$1 !~ /^(127\.|::1$|fe80:)/ { print $1; exit }')
-address=${address:-$(hostname -I | awk '{ print $1 }')}
 begun=$(mktemp)
 "$coordinator" serve "$config" "${sets[@]}" --run-dir "$run" --resume=auto --workers "$SLURM_JOB_NUM_NODES" \
-    --listen "[::]:0" --advertise "${address:-$(hostname)}" &
+    --listen "[::]:0" &
 serving=$!
 
 # Near the end of its time, or when it is pre-empted or cancelled, the run is saved and stops.
@@ -26,8 +24,9 @@ if kill -0 "$serving" 2>/dev/null; then
         worker=$1 run=$2 && shift 2
         trap "" TERM INT   # The worker ends by itself.
         while [ -e "$run/keys/join" ]; do
-            read -r coordinator token < "$run/keys/join"
-            "$worker" join "$coordinator" --token-file <(printf "%s\n" "$token") "$@"
+            # The addresses of the coordinator, then the token.
+            read -ra line < "$run/keys/join"
+            "$worker" join "${line[@]::${#line[@]}-1}" --wait 10m --token-file <(printf "%s\n" "${line[@]: -1}") "$@"
             status=$?
             # 0 is the end of the run; 2 is a wrong command line, which another start does not mend.
             case $status in 0 | 2) exit $status ;; esac

@@ -13,14 +13,14 @@ mod archive;
 
 mod install;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use common::ui::LogOptions;
 use tokio::process::Command;
 
-use crate::supervisor::{Ended, Launcher, after_colon, log_options};
+use crate::supervisor::{Ended, Launcher, WAIT, after_colon, log_options};
 
 pub use archive::Archive;
 pub use hosts::{Host, read as read_hosts};
@@ -48,7 +48,7 @@ pub struct Launch {
     pub archive: String,
     pub hosts: Vec<Ready>,
     /// Where the workers of each host join.
-    pub addresses: Vec<String>,
+    pub addresses: Vec<Vec<String>>,
     /// What the worker's `--devices` reads; each worker of a host takes its share.
     pub devices: String,
     /// What workers read where it is there.
@@ -77,9 +77,11 @@ impl Launch {
     fn arguments(&self, rank: u32) -> Vec<String> {
         let Some((at, n)) = self.host(rank) else { return Vec::new() };
         let share = format!("{}/{}", n + 1, self.hosts[at].host.workers);
-        let (address, rank) = (self.addresses[at].as_str(), rank.to_string());
-        let join = ["join", address, "--token-file", "-", "--supervised", "--preferred-rank", &rank];
-        let mut arguments: Vec<String> = join.map(str::to_owned).into();
+        let rank = rank.to_string();
+        let mut arguments = vec!["join".to_owned()];
+        arguments.extend(self.addresses[at].iter().cloned());
+        let how = ["--wait", WAIT, "--token-file", "-", "--supervised", "--preferred-rank", &rank];
+        arguments.extend(how.map(str::to_owned));
         arguments.extend(["--devices", &self.devices, "--share", &share].map(str::to_owned));
         if let Some(data) = self.data.as_ref().filter(|_| self.hosts[at].has_data) {
             arguments.extend(["--data".to_owned(), data.display().to_string()]);
@@ -119,14 +121,15 @@ impl Launcher for Launch {
     }
 }
 
-/// Where the workers of each host join: at the address by which it sees this machine, if
-/// this machine has that address (`is_ours`), else at `otherwise`. Workers on this machine
-/// use the address that other hosts see, because they reach each other at the address
-/// from which they join.
-pub fn addresses(hosts: &[Ready], is_ours: impl Fn(IpAddr) -> bool, otherwise: IpAddr) -> Vec<IpAddr> {
-    let sees = |ready: &Ready| ready.sees.filter(|ip| is_ours(*ip));
-    let outer = hosts.iter().filter_map(sees).find(|ip| !ip.is_loopback());
-    hosts.iter().map(|ready| sees(ready).filter(|ip| !ip.is_loopback()).or(outer).or(sees(ready)).unwrap_or(otherwise)).collect()
+/// Where the workers of each host join: first the address by which the host sees this machine,
+/// if this machine has that one (`is_ours`), then all of `join`.
+pub fn addresses(hosts: &[Ready], is_ours: impl Fn(IpAddr) -> bool, port: u16, join: &str) -> Vec<Vec<String>> {
+    let of = |ready: &Ready| {
+        let seen = ready.sees.filter(|ip| is_ours(*ip)).map(|ip| SocketAddr::new(ip, port).to_string());
+        let others = join.split(' ').map(str::to_owned).filter(|address| Some(address) != seen.as_ref());
+        seen.iter().cloned().chain(others).collect()
+    };
+    hosts.iter().map(of).collect()
 }
 
 /// Compute threads of a worker, if hosts share their cores between several: the same
@@ -155,7 +158,7 @@ mod tests {
             ssh: Ssh::default(),
             archive: "h".to_owned(),
             hosts: vec![ready("a:2", 8, "10.0.0.1"), ready("me@b", 8, "10.0.0.1")],
-            addresses: vec!["10.0.0.1:5".to_owned(), "10.1.0.1:5".to_owned()],
+            addresses: vec![vec!["10.0.0.1:5".to_owned()], vec!["10.1.0.1:5".to_owned(), "10.0.0.1:5".to_owned()]],
             devices: "auto".to_owned(),
             data: Some("/data".into()),
             log: LogOptions { quiet: true, ..LogOptions::default() },
@@ -167,9 +170,9 @@ mod tests {
         let launch = launch();
         assert_eq!(launch.workers(), 3);
         let line = |rank| launch.arguments(rank).join(" ");
-        let start = "--token-file - --supervised --preferred-rank";
+        let start = "--wait 10m --token-file - --supervised --preferred-rank";
         assert_eq!(line(1), format!("join 10.0.0.1:5 {start} 1 --devices auto --share 2/2 --data /data --quiet"));
-        assert_eq!(line(2), format!("join 10.1.0.1:5 {start} 2 --devices auto --share 1/1 --quiet"));
+        assert_eq!(line(2), format!("join 10.1.0.1:5 10.0.0.1:5 {start} 2 --devices auto --share 1/1 --quiet"));
         assert_eq!([0, 1, 2].map(|rank| launch.place(rank)), [" on a", " on a", " on me@b"]);
         assert!(!WORK.contains(['\'', '\\', '!', '\n']));
     }
@@ -189,17 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn hosts_join_where_they_see_this_machine() {
-        let of = |sees: &[&str]| {
-            let hosts: Vec<Ready> = sees.iter().map(|ip| ready("a", 1, ip)).collect();
-            let ours = |ip: IpAddr| ["10.0.0.1", "10.1.0.1", "127.0.0.1"].contains(&ip.to_string().as_str());
-            addresses(&hosts, ours, "192.168.0.1".parse().unwrap()).iter().map(IpAddr::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(of(&["10.0.0.1", "10.1.0.1"]), ["10.0.0.1", "10.1.0.1"]);
-        // By way of another machine; a host that does not say; this machine itself.
-        assert_eq!(of(&["172.16.0.1", ""]), ["192.168.0.1", "192.168.0.1"]);
-        assert_eq!(of(&["127.0.0.1", "10.0.0.1", ""]), ["10.0.0.1", "10.0.0.1", "10.0.0.1"]);
-        assert_eq!(of(&["127.0.0.1"]), ["127.0.0.1"]);
+    fn hosts_join_first_where_they_see_this_machine() {
+        let hosts = ["10.1.0.1", "172.16.0.1", "", "fd00::1"].map(|ip| ready("a", 1, ip));
+        let ours = |ip: IpAddr| ["10.0.0.1", "10.1.0.1", "fd00::1"].contains(&ip.to_string().as_str());
+        let of = addresses(&hosts, ours, 5, "10.0.0.1:5 10.1.0.1:5").iter().map(|all| all.join(" ")).collect::<Vec<_>>();
+        // By its network; by way of another machine; a host that does not say; by IPv6.
+        let both = "10.0.0.1:5 10.1.0.1:5";
+        assert_eq!(of, ["10.1.0.1:5 10.0.0.1:5", both, both, &format!("[fd00::1]:5 {both}")]);
     }
 
     #[test]

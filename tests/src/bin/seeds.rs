@@ -55,6 +55,7 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Hello {
             protocol: PROTOCOL,
             ring_port: 4400,
+            addresses: vec![([192, 0, 2, 1], 4400).into(), ([0xfd00, 0, 0, 0, 0, 0, 0, 1], 4400).into()],
             advertise: Some(([192, 0, 2, 1], 4400).into()),
             preferred_rank: Some(1),
             generation: Some(3),
@@ -76,7 +77,8 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Probed { peer: "worker-3".to_owned(), problem: Some("no answer".to_owned()), millis: 12 },
         ToCoordinator::Missed { generation: 2, peer: "worker-3".to_owned(), donor: true, reason: "no answer".to_owned() },
     ];
-    let member = |n: u8| Member { name: format!("worker-{n}"), addr: ([192, 0, 2, n], 4400).into() };
+    let member =
+        |n: u8| Member { name: format!("worker-{n}"), addr: ([192, 0, 2, n], 4400).into(), others: vec![([10, 0, 0, n], 4400).into()] };
     let generation = |state| Generation {
         number: 2,
         rank: 1,

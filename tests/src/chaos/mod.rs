@@ -192,5 +192,5 @@ fn serve(scenario: &Scenario, port: u16, workers: u32, more: &[&str], disk: Opti
 
 fn start(token: &str, place: usize, ring_port: u16, ring_door: SocketAddr, coordinator_door: SocketAddr) -> Running {
     let (listen, advertise, rank) = (format!("127.0.0.1:{ring_port}"), ring_door.to_string(), place.to_string());
-    join(&coordinator_door.to_string(), token, &["--ring-listen", &listen, "--advertise", &advertise, "--preferred-rank", &rank])
+    join(&coordinator_door.to_string(), token, &["--listen", &listen, "--advertise", &advertise, "--preferred-rank", &rank])
 }

@@ -145,7 +145,11 @@ async fn sit(hostile: Arc<HostilePeer>, spec: RingSpec) {
 
 fn spec(config: &Config, info: &DatasetInfo, generation: &Generation) -> RingSpec {
     let plan = ExchangePlan::new(config, info.input(config.data.pixels.image_size), &generation.shards, generation.products.is_some());
-    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
+    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer {
+        rank,
+        name: member.name.clone(),
+        addresses: member.addresses(),
+    };
     RingSpec {
         generation: generation.number,
         rank: generation.rank,

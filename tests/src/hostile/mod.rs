@@ -116,6 +116,7 @@ impl HostilePeer {
         ToCoordinator::Hello {
             protocol: PROTOCOL,
             ring_port: self.address().port(),
+            addresses: Vec::new(),
             advertise: None,
             preferred_rank: None,
             generation: None,
@@ -224,7 +225,14 @@ impl Conversation {
 }
 
 pub fn hello(protocol: u32) -> ToCoordinator {
-    ToCoordinator::Hello { protocol, ring_port: 9, advertise: None, preferred_rank: Some(u32::MAX), generation: None }
+    ToCoordinator::Hello {
+        protocol,
+        ring_port: 9,
+        addresses: Vec::new(),
+        advertise: None,
+        preferred_rank: Some(u32::MAX),
+        generation: None,
+    }
 }
 
 pub fn ready(generation: u64, step: u64) -> ToCoordinator {

@@ -78,7 +78,7 @@ fn lies_end_their_own_connection_only() {
     let mut coordinator = scenario.serve(free_port(), 1, &[]);
     let (addr, token) = join_line(&scenario.run_dir());
     let ring_port = free_port();
-    let first = join(&addr, &token, &["--ring-listen", &format!("127.0.0.1:{ring_port}")]);
+    let first = join(&addr, &token, &["--listen", &format!("127.0.0.1:{ring_port}")]);
     coordinator.wait_for_steps(3);
     let second = join(&addr, &token, &[]);
     let runtime = tokio::runtime::Runtime::new().unwrap_or_else(|e| panic!("{e}"));

@@ -144,7 +144,7 @@ fn strangers_cost_little_time_and_little_memory() {
     let mut coordinator = scenario.serve(free_port(), 1, &[]);
     let (addr, token) = join_line(&scenario.run_dir());
     let ring_port = free_port();
-    let worker = join(&addr, &token, &["--ring-listen", &format!("127.0.0.1:{ring_port}")]);
+    let worker = join(&addr, &token, &["--listen", &format!("127.0.0.1:{ring_port}")]);
     let coordinator_addr: SocketAddr = addr.parse().unwrap_or_else(|e| panic!("{addr}: {e}"));
     let token: Token = token.parse().unwrap_or_else(|e| panic!("{e}"));
     let pids = [coordinator.id(), worker.id()];
@@ -212,7 +212,7 @@ fn silent_strangers_keep_nobody_out() {
     let (addr, token) = join_line(&scenario.run_dir());
     let run = scenario.run_dir();
     let ring: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-    let first = join(&addr, &token, &["--ring-listen", &ring.to_string(), "--preferred-rank", "0"]);
+    let first = join(&addr, &token, &["--listen", &ring.to_string(), "--preferred-rank", "0"]);
     let mut workers = vec![join(&addr, &token, &[])];
     // How long one more worker takes to be in the ring.
     let one_more = |workers: &mut Vec<Running>| {

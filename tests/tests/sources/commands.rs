@@ -46,7 +46,12 @@ fn documents_speak_of_commands_that_there_are() {
             args.push("--help".to_owned());
             let done = Running::start(binary, &args.iter().map(String::as_str).collect::<Vec<_>>()).wait();
             if !done.status.success() {
-                wrong.push(format!("{}: {binary} {}: {}", document.display(), args.join(" "), done.stderr.lines().next().unwrap_or_default()));
+                wrong.push(format!(
+                    "{}: {binary} {}: {}",
+                    document.display(),
+                    args.join(" "),
+                    done.stderr.lines().next().unwrap_or_default()
+                ));
             }
             seen += 1;
         }

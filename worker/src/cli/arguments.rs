@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::config::CorruptPolicy;
@@ -92,14 +93,20 @@ pub struct TrainArgs {
 
 #[derive(Debug, Args)]
 pub struct JoinArgs {
-    /// The coordinator's host:port, as its join line says.
-    pub coordinator: String,
+    /// The coordinator's addresses (host:port), as its join line says, best first: they are
+    /// tried side by side.
+    #[arg(required = true, value_name = "COORDINATOR", num_args = 1..=16)]
+    pub coordinator: Vec<String>,
     /// The token of the coordinator's join line.
     #[arg(long, value_name = "TOKEN", required_unless_present = "token_file")]
     pub token: Option<String>,
     /// Read the token from a file instead, or from stdin if it is `-`.
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
+    /// How long to wait for a coordinator that does not answer yet, for example 10m [default:
+    /// half a minute, and its name must be known].
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub wait: Option<Duration>,
     /// A local copy of the data; without it, samples come from the coordinator.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -110,11 +117,13 @@ pub struct JoinArgs {
     /// Of these devices, take one worker's share: 2/3 is the second of three workers.
     #[arg(long, value_name = "N/OF", default_value = "1/1")]
     pub share: Share,
-    /// Where to listen for the ring (UDP); port 0 takes any free one.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
-    pub ring_listen: SocketAddr,
-    /// The ip:port that other workers reach this one at, if it is not the
-    /// address that the coordinator sees.
+    /// The one UDP port of this worker, from which it reaches the coordinator and at which
+    /// other workers reach it; port 0 takes any free one, and 0.0.0.0 and [::] are all
+    /// addresses of this machine, IPv4 and IPv6.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:0")]
+    pub listen: SocketAddr,
+    /// The ip:port that other workers reach this one at, if they reach none of its own
+    /// addresses, nor the one that the coordinator sees.
     #[arg(long, value_name = "ADDR")]
     pub advertise: Option<SocketAddr>,
     /// Where samples that are streamed or come from an object store are kept [default: the
@@ -147,9 +156,9 @@ pub struct DoctorArgs {
     /// Read the token from a file instead, or from stdin if it is `-`.
     #[arg(long, value_name = "FILE", conflicts_with = "token", requires = "coordinator")]
     pub token_file: Option<PathBuf>,
-    /// Where `worker join` would listen for the ring (UDP); port 0 takes any free one.
+    /// Where `worker join` would listen (UDP); port 0 takes any free one.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:0")]
-    pub ring_listen: SocketAddr,
+    pub listen: SocketAddr,
     /// Where samples that are streamed would be kept [default: the user's cache directory].
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,

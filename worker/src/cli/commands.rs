@@ -1,6 +1,5 @@
 //! What each command of `worker` does, once its arguments are parsed.
 
-use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -137,7 +136,6 @@ fn stop_when_told(stop: Arc<AtomicBool>) -> Result<()> {
 fn join_command(args: JoinArgs) -> Result<()> {
     let _trace = trace::to_file(args.trace.clone());
     let token = read_token(args.token.as_deref(), args.token_file.as_deref())?;
-    let coordinator = resolve(&args.coordinator)?;
     let (cache_dir, _temporary) = match args.cache_dir.or_else(doctor::default_cache) {
         Some(folder) => (folder, None),
         // With a local copy of the data nothing is streamed.
@@ -148,20 +146,16 @@ fn join_command(args: JoinArgs) -> Result<()> {
             (made.path().to_owned(), Some(made))
         }
     };
-    let ring_listen = if coordinator.is_ipv6() && args.ring_listen.ip().is_unspecified() {
-        SocketAddr::new(std::net::Ipv6Addr::UNSPECIFIED.into(), args.ring_listen.port())
-    } else {
-        args.ring_listen
-    };
     if !cache_dir.as_os_str().is_empty() {
         objects::keep_blocks(&cache_dir, args.cache_gb << 30);
     }
     let options = JoinOptions {
-        coordinator,
+        coordinator: args.coordinator.clone(),
+        wait: args.wait,
         token,
         data: args.data,
         devices: Devices::parse(&args.devices, args.share)?,
-        ring_listen,
+        listen: args.listen,
         advertise: args.advertise,
         preferred_rank: args.preferred_rank,
         cache_dir,
@@ -177,7 +171,7 @@ fn join_command(args: JoinArgs) -> Result<()> {
         // Without the announcement `worker leave` does not find this worker, but it
         // trains all the same.
         let announced = registry::folder().and_then(|folder| {
-            registry::announce(&folder, &args.coordinator, move || {
+            registry::announce(&folder, &args.coordinator.join(" "), move || {
                 ask.send_replace(true);
             })
         });
@@ -221,7 +215,7 @@ fn doctor_command(args: DoctorArgs) -> Result<()> {
         let given = args.token.is_some() || args.token_file.is_some();
         let token = given.then(|| read_token(args.token.as_deref(), args.token_file.as_deref())).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(network_threads()).enable_all().build()?;
-        findings.extend(runtime.block_on(examine(&Examination { coordinator, token, ring_listen: args.ring_listen })));
+        findings.extend(runtime.block_on(examine(&Examination { coordinator, token, listen: args.listen })));
         // The system may still look for a name.
         runtime.shutdown_background();
     }
@@ -242,11 +236,4 @@ fn read_token(token: Option<&str>, file: Option<&Path>) -> Result<Token> {
         (None, None) => return Err(anyhow!("a token is needed: give the --token of the coordinator's join line")),
     };
     Ok(text.trim().parse()?)
-}
-
-fn resolve(host: &str) -> Result<SocketAddr> {
-    host.to_socket_addrs()
-        .with_context(|| format!("`{host}` is not the host:port of a coordinator"))?
-        .next()
-        .ok_or_else(|| anyhow!("`{host}` has no address"))
 }

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use common::config::Config;
 use common::dataset::DatasetInfo;
+use common::net::enrolment::resolve;
 use common::net::{Alpn, COORDINATOR, Endpoint};
 use common::timing::{COORDINATOR_ATTEMPT, COORDINATOR_SILENCE, PROBED_MAY_CONNECT};
+use common::ui::visible_within;
 use common::wire::messages::{Generation, MAX_CONTROL, Member, ToCoordinator, ToWorker};
 use common::wire::{PROTOCOL, WireError, read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
@@ -28,6 +30,9 @@ const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The pause before each attempt to reconnect to the coordinator.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// The most characters that are shown of why a worker is left out.
+const MAX_REASON_CHARS: usize = 1000;
 
 /// The most peers that may connect for probes at a time.
 const PROBED: usize = 256;
@@ -62,23 +67,28 @@ impl Connected {
 /// A worker's message about itself to the coordinator when it connects.
 #[derive(Debug, Clone)]
 pub struct Greeting {
-    pub coordinator: SocketAddr,
+    /// The coordinator's addresses, as this worker was told them.
+    pub named: Vec<String>,
+    /// The same, as they were last resolved.
+    pub coordinator: Vec<SocketAddr>,
     pub ring_port: u16,
+    /// Where this worker may be reached by its interfaces.
+    pub own: Vec<SocketAddr>,
     pub advertise: Option<SocketAddr>,
     pub preferred_rank: Option<u32>,
 }
 
 /// Connects and greets, as a newcomer or as a member of `generation`.
 pub async fn connect(endpoint: &Endpoint, greeting: &Greeting, generation: Option<u64>) -> Result<Connected, ConnectError> {
-    let coordinator = greeting.coordinator;
-    let lost = |e: anyhow::Error| ConnectError::Lost(e.context(format!("lost the coordinator at {coordinator}")));
-    let control =
-        endpoint.connect_with_idle(coordinator, COORDINATOR, Alpn::Control, COORDINATOR_SILENCE).await.map_err(|e| lost(e.into()))?;
-    let bulk = endpoint.connect(coordinator, COORDINATOR, Alpn::Bulk).await.map_err(|e| lost(e.into()))?;
+    let lost = |e: anyhow::Error| ConnectError::Lost(e.context(format!("lost the coordinator at {}", greeting.named.join(", "))));
+    let control = endpoint.connect_any(&greeting.coordinator, COORDINATOR, Alpn::Control, COORDINATOR_SILENCE).await;
+    let control = control.map_err(|e| lost(e.into()))?;
+    let bulk = endpoint.connect(control.remote_address(), COORDINATOR, Alpn::Bulk).await.map_err(|e| lost(e.into()))?;
     let (mut send, mut recv) = control.open_bi().await.map_err(|e| lost(e.into()))?;
     let hello = ToCoordinator::Hello {
         protocol: PROTOCOL,
         ring_port: greeting.ring_port,
+        addresses: greeting.own.clone(),
         advertise: greeting.advertise,
         preferred_rank: greeting.preferred_rank,
         generation,
@@ -108,8 +118,8 @@ pub struct Session {
     pub heartbeat: Duration,
     /// How long this worker tries to reconnect to a coordinator that is out of reach.
     pub orphaned_after: Duration,
-    pub ring_endpoint: Arc<Endpoint>,
-    /// The peers that may connect to `ring_endpoint`.
+    pub endpoint: Arc<Endpoint>,
+    /// The peers that may connect to it.
     pub expected: Expected,
     /// Receives the result of the training thread; none once the thread has ended.
     pub trained: Option<oneshot::Receiver<Result<()>>>,
@@ -215,13 +225,21 @@ impl Session {
                 tracing::info!("there are as many workers as shards: waiting as a spare");
                 None
             }
+            ToWorker::LeftOut { name, reason, again_ms } => {
+                let seconds = Duration::from_millis(again_ms).as_secs();
+                tracing::warn!(
+                    "{name} is left out of the ring and tried again in {seconds} s: {}",
+                    visible_within(&reason, MAX_REASON_CHARS)
+                );
+                None
+            }
             ToWorker::Stop => {
                 self.stop.store(true, Ordering::Relaxed);
                 None
             }
             ToWorker::Probe { peers, bytes } => {
                 self.expect_probes(&peers);
-                probe::start(&self.ring_endpoint, &self.to_coordinator, peers, bytes);
+                probe::start(&self.endpoint, &self.to_coordinator, peers, bytes);
                 None
             }
             ToWorker::Store => {
@@ -257,7 +275,7 @@ impl Session {
     fn expect(&mut self, generation: &Generation) {
         self.expected.members = generation.members.iter().map(|Member { name, .. }| name.clone()).collect();
         self.expected.probes.clear();
-        self.ring_endpoint.expect(self.expected.names());
+        self.endpoint.expect(self.expected.names());
     }
 
     /// Lets `peers` connect to this worker for a while, since they may probe it too.
@@ -269,7 +287,7 @@ impl Session {
         while self.expected.probes.len() > PROBED {
             self.expected.probes.pop_front();
         }
-        self.ring_endpoint.expect(self.expected.names());
+        self.endpoint.expect(self.expected.names());
     }
 
     /// Peers whose time for probes is over may no longer connect.
@@ -277,24 +295,28 @@ impl Session {
         let before = self.expected.probes.len();
         self.expected.probes.retain(|(_, until)| *until > now);
         if self.expected.probes.len() < before {
-            self.ring_endpoint.expect(self.expected.names());
+            self.endpoint.expect(self.expected.names());
         }
     }
 
     /// Reconnects to a coordinator that is out of reach, while training goes on.
-    pub async fn find_again(&mut self, endpoint: &Endpoint, greeting: &Greeting) -> Result<Connected> {
+    pub async fn find_again(&mut self, endpoint: &Endpoint, greeting: &mut Greeting) -> Result<Connected> {
         let since = Instant::now();
         loop {
             if since.elapsed() > self.orphaned_after {
                 return Err(anyhow!(
                     "the coordinator at {} was out of reach for {} s (cluster.orphan_ms): the state of this worker is lost",
-                    greeting.coordinator,
+                    greeting.named.join(", "),
                     self.orphaned_after.as_secs()
                 ));
             }
             let generation = self.outbox.generation();
             let mut attempt = std::pin::pin!(async {
                 tokio::time::sleep(RETRY).await;
+                // Started anew, it may have another address under the same name.
+                if let Ok(Ok(addresses)) = tokio::time::timeout(RETRY, resolve(&greeting.named)).await {
+                    greeting.coordinator = addresses;
+                }
                 tokio::time::timeout(COORDINATOR_ATTEMPT, connect(endpoint, greeting, generation)).await
             });
             let found = loop {

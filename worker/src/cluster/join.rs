@@ -4,7 +4,7 @@
 //! The worker's state outlives its connections: if the coordinator gives the worker up
 //! or is lost, the worker keeps its state and reconnects.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use common::config::Config;
 use common::dataset::DatasetInfo;
-use common::net::enrolment::enrol;
-use common::net::{Endpoint, Role, Token};
+use common::net::enrolment::{Enrolled, enrol_by};
+use common::net::{BoundSocket, Endpoint, Role, Token, addresses};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::bulk::Bulk;
@@ -30,15 +30,18 @@ const QUEUE: usize = 256;
 /// How to join.
 #[derive(Debug, Clone)]
 pub struct JoinOptions {
-    pub coordinator: SocketAddr,
+    /// The coordinator's addresses (host:port), best first.
+    pub coordinator: Vec<String>,
+    /// How long to wait for a coordinator that does not answer yet.
+    pub wait: Option<Duration>,
     pub token: Token,
     /// A local copy of the data; without one, samples are streamed.
     pub data: Option<PathBuf>,
     pub devices: Devices,
-    /// Where to listen for the predecessor in the ring.
-    pub ring_listen: SocketAddr,
-    /// The address for other workers to connect to, if not the one that the coordinator
-    /// sees.
+    /// The UDP port of this worker, for the coordinator and for other workers.
+    pub listen: SocketAddr,
+    /// The address for other workers to connect to, if not one of those that this worker
+    /// has, or at which the coordinator sees it.
     pub advertise: Option<SocketAddr>,
     pub preferred_rank: Option<u32>,
     pub cache_dir: PathBuf,
@@ -54,16 +57,20 @@ const RETRY: Duration = Duration::from_millis(200);
 /// holds. When `shutdown` turns true, the worker asks to leave after the step in
 /// flight.
 pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Result<()> {
-    let identity = enrol(options.coordinator, &options.token).await?;
-    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let client_addr = if options.coordinator.is_ipv4() { SocketAddr::from(([0, 0, 0, 0], 0)) } else { any };
-    let endpoint = Endpoint::bind(client_addr, &identity, Role::Worker)?;
-    let ring_endpoint = Arc::new(Endpoint::bind(options.ring_listen, &identity, Role::Worker).context("choose another --ring-listen")?);
+    let socket = BoundSocket::bind(options.listen).context("choose another --listen")?.open()?;
+    let mut asked = shutdown.clone();
+    let Enrolled { identity, coordinator } = tokio::select! {
+        enrolled = enrol_by(&socket, &options.coordinator, &options.token, options.wait) => enrolled?,
+        Ok(_) = asked.wait_for(|asked| *asked) => bail!("stopped before this worker had joined"),
+    };
+    let endpoint = Arc::new(Endpoint::serve_on(socket, &identity, Role::Worker, None)?);
     // No peer may connect until the coordinator names one.
-    ring_endpoint.expect([]);
-    let greeting = Greeting {
-        coordinator: options.coordinator,
-        ring_port: ring_endpoint.local_addr()?.port(),
+    endpoint.expect([]);
+    let mut greeting = Greeting {
+        named: options.coordinator,
+        coordinator,
+        ring_port: endpoint.local_addr()?.port(),
+        own: addresses::listening(endpoint.local_addr()?),
         advertise: options.advertise,
         preferred_rank: options.preferred_rank,
     };
@@ -87,7 +94,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         step: Arc::default(),
         speed: KnownSpeed::default(),
         shares: KnownShares::default(),
-        ring_endpoint: Arc::clone(&ring_endpoint),
+        endpoint: Arc::clone(&endpoint),
         bulk,
         donor: Donor::default(),
         log: log.clone(),
@@ -105,12 +112,12 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         shares: link.shares.clone(),
         heartbeat: Duration::from_millis(run.config.cluster.heartbeat_ms),
         orphaned_after: Duration::from_millis(run.config.cluster.orphan_ms),
-        ring_endpoint: Arc::clone(&ring_endpoint),
+        endpoint: Arc::clone(&endpoint),
         expected: Expected::default(),
         trained: Some(trained),
         shutdown,
     };
-    let giving = tokio::spawn(link.donor.clone().serve(Arc::clone(&ring_endpoint)));
+    let giving = tokio::spawn(link.donor.clone().serve(Arc::clone(&endpoint)));
     let member = Member {
         config: run.config.clone(),
         info: run.info.clone(),
@@ -128,13 +135,13 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
             SessionEnd::Done(outcome) => break outcome,
             SessionEnd::OutOfReach(lost) => tracing::warn!(
                 "the coordinator at {} is out of reach ({lost:#}): training goes on, and it is looked for",
-                options.coordinator
+                greeting.named.join(", ")
             ),
             SessionEnd::GivenUp(reason) => {
                 tracing::warn!("the coordinator has given this worker up: it {reason}; coming back with the state that it holds")
             }
         }
-        match session.find_again(&endpoint, &greeting).await {
+        match session.find_again(&endpoint, &mut greeting).await {
             Ok(again) => {
                 if let Err(e) = run.accept(&again, &session) {
                     break Err(e);
@@ -153,7 +160,7 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
     link::abort(&ring, u64::MAX, "this worker has left the run");
     drop((orders, bulk_in));
     giving.abort();
-    tokio::join!(ring_endpoint.close(), endpoint.close());
+    endpoint.close().await;
     outcome
 }
 

@@ -85,7 +85,7 @@ pub struct Link {
     pub step: Arc<AtomicU64>,
     pub speed: KnownSpeed,
     pub shares: KnownShares,
-    pub ring_endpoint: Arc<Endpoint>,
+    pub endpoint: Arc<Endpoint>,
     pub bulk: Bulk,
     pub donor: Donor,
     pub log: ReplayLog,

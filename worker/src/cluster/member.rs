@@ -188,7 +188,7 @@ fn take_part(
         bail!("the generation starts at step {}, and this worker is at step {}", generation.first_step, replica.step());
     }
     standing.committed = generation.number;
-    let ring = link.unless_over(generation.number, Ring::form(&link.ring_endpoint, spec))??;
+    let ring = link.unless_over(generation.number, Ring::form(&link.endpoint, spec))??;
     link.keep_ring(generation.number, &ring)?;
     let mut exchange = Exchange::new(Some(ring), plan, job.rank, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
     tracing::info!(
@@ -231,8 +231,7 @@ fn catch_up(link: &Link, replica: &mut Replica, generation: &Generation) -> Resu
                 .ok_or_else(|| anyhow!("the coordinator named rank {rank} as donor, which is none"))?;
             let _span = trace::span("state from the donor", Some(step));
             let within = Duration::from_millis(generation.form_ms);
-            let fetching =
-                state_transfer::fetch(&link.ring_endpoint, donor.addr, &donor.name, generation.number, step, replica.largest_state_file());
+            let fetching = state_transfer::fetch(&link.endpoint, donor, generation.number, step, replica.largest_state_file());
             let fetching = async {
                 let late = |_| anyhow!("its state did not arrive within {} s", within.as_secs());
                 tokio::time::timeout(within, fetching).await.map_err(late).flatten()
@@ -282,7 +281,11 @@ fn open_source(member: &Member, link: &Link) -> Result<Arc<dyn SampleSource>> {
 }
 
 fn ring_spec(job: &Job, generation: &Generation, plan: &ExchangePlan) -> RingSpec {
-    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer { rank, name: member.name.clone(), addr: member.addr };
+    let peer = |(rank, member): (u32, &common::wire::messages::Member)| RingPeer {
+        rank,
+        name: member.name.clone(),
+        addresses: member.addresses(),
+    };
     let peers = (0..).zip(&generation.members).map(peer).collect();
     let timeout = Duration::from_millis(job.config.cluster.timeout_ms);
     let form_within = Duration::from_millis(generation.form_ms);

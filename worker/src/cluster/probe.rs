@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use common::net::{Alpn, Endpoint};
-use common::timing::{PROBE, PROBE_TRANSFER};
+use common::timing::{CONNECTION_SILENCE, PROBE, PROBE_TRANSFER};
 use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, Member, PROBE_BYTES, ToCoordinator};
 use common::wire::{read_message, write_message};
 use quinn::{Connection, RecvStream, SendStream};
@@ -37,13 +37,17 @@ pub fn start(endpoint: &Arc<Endpoint>, to_coordinator: &mpsc::Sender<ToCoordinat
 
 /// Connects to one peer; returns how long the transfer takes.
 async fn reach(endpoint: &Endpoint, peer: &Member, bytes: u64) -> Result<Duration> {
-    let deadline = Instant::now() + PROBE;
+    let (deadline, addresses) = (Instant::now() + PROBE, peer.addresses());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let problem = match tokio::time::timeout(left, endpoint.connect(peer.addr, &peer.name, Alpn::Bulk)).await {
+        let problem = match tokio::time::timeout(left, endpoint.connect_any(&addresses, &peer.name, Alpn::Bulk, CONNECTION_SILENCE)).await {
             Ok(Ok(connection)) => return measure(&connection, bytes).await,
             Ok(Err(e)) => anyhow::Error::from(e),
-            Err(_) => bail!("nothing was heard from it in {} s; the address may be wrong, or UDP blocked on the way", PROBE.as_secs()),
+            Err(_) => bail!(
+                "nothing was heard from it at {} in {} s; the address may be wrong, or UDP blocked on the way",
+                addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                PROBE.as_secs()
+            ),
         };
         if Instant::now() + RETRY >= deadline {
             return Err(problem);

@@ -3,14 +3,13 @@
 //! offer at a time, for one generation.
 
 use common::digest::Digest;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow, bail};
 use common::net::{Alpn, Endpoint};
-use common::timing::{DONOR_ANSWERED, DONOR_KNOWS};
+use common::timing::{CONNECTION_SILENCE, DONOR_ANSWERED, DONOR_KNOWS};
 use common::trace;
-use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CONTROL, MAX_REQUEST};
+use common::wire::messages::{BulkReply, BulkRequest, FileSize, MAX_CONTROL, MAX_REQUEST, Member};
 use common::wire::{read_message, write_message};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::watch;
@@ -105,11 +104,13 @@ impl Donor {
     }
 }
 
-/// Fetches the state before `step` from the worker `name` at `address`; no file of it
-/// can have more than `largest` bytes.
-pub async fn fetch(endpoint: &Endpoint, address: SocketAddr, name: &str, generation: u64, step: u64, largest: u64) -> Result<State> {
-    let silent = |_| anyhow!("`{name}` at {address} does not answer within {} s", DONOR_ANSWERED.as_secs());
-    let connection = timeout(DONOR_ANSWERED, endpoint.connect(address, name, Alpn::Bulk)).await.map_err(silent)??;
+/// Fetches the state before `step` from the worker `donor`; no file of it can have more
+/// than `largest` bytes.
+pub async fn fetch(endpoint: &Endpoint, donor: &Member, generation: u64, step: u64, largest: u64) -> Result<State> {
+    let (name, addresses) = (&donor.name, donor.addresses());
+    let silent = |_| anyhow!("`{name}` at {} does not answer within {} s", donor.addr, DONOR_ANSWERED.as_secs());
+    let connecting = endpoint.connect_any(&addresses, name, Alpn::Bulk, CONNECTION_SILENCE);
+    let connection = timeout(DONOR_ANSWERED, connecting).await.map_err(silent)??;
     let (mut send, mut receive) = connection.open_bi().await?;
     write_message(&mut send, &BulkRequest::GetState { generation, step }).await?;
     send.finish()?;

@@ -106,8 +106,11 @@ fn ring(devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + 
         Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &identity, Role::Worker).unwrap()
     };
     let endpoints: Vec<Endpoint> = (0..devices.len() as u32).map(bind).collect();
-    let peer =
-        |(rank, endpoint): (u32, &Endpoint)| RingPeer { rank, name: worker_name(u64::from(rank)), addr: endpoint.local_addr().unwrap() };
+    let peer = |(rank, endpoint): (u32, &Endpoint)| RingPeer {
+        rank,
+        name: worker_name(u64::from(rank)),
+        addresses: vec![endpoint.local_addr().unwrap()],
+    };
     let peers: Vec<RingPeer> = (0..).zip(&endpoints).map(peer).collect();
     let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
     let config = Config::parse(CONFIG, "test", &sets).unwrap();

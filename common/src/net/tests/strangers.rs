@@ -114,8 +114,9 @@ async fn trying_again_has_an_end() {
     let start = Instant::now();
     let token = token(&authority);
     let patience = Duration::from_secs(1);
-    let error =
-        tokio::select! { got = enrolment::enrol_within(address, &token, patience) => got.unwrap_err(), () = never => unreachable!() };
+    let (socket, named) = (BoundSocket::bind(local()).unwrap().open().unwrap(), [address.to_string()]);
+    let trying = enrolment::enrol_by(&socket, &named, &token, Some(patience));
+    let error = tokio::select! { got = trying => got.unwrap_err(), () = never => unreachable!() };
     assert!(error.is_transient() && error.to_string().contains("try again"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }

@@ -45,7 +45,7 @@ pub(in crate::bench) fn run() -> Result<()> {
     let spec = RingSpec {
         generation: 1,
         rank,
-        peers: (0..).zip(addresses).map(|(rank, addr)| RingPeer { rank, name: name(rank), addr }).collect(),
+        peers: (0..).zip(addresses).map(|(rank, addr)| RingPeer { rank, name: name(rank), addresses: vec![addr] }).collect(),
         layout,
         encoding: load.wire.into(),
         gathers: Gathers::default(),
