@@ -1,8 +1,8 @@
 //! The documents' commands are those of the binaries.
 
-use cluster_tests::Running;
+use cluster_tests::{Running, project};
 
-use super::{project, read};
+use super::tidy::read;
 
 /// The commands of a document's shell blocks and code spans.
 fn commands(text: &str) -> Vec<String> {
