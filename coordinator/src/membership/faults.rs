@@ -61,11 +61,11 @@ fn the_run_goes_on_from_the_state_of_one_that_was_given_up() {
     assert_eq!(pass(&mut m, at, at + 30 * SECOND, &[7]), []);
     let at = at + 30 * SECOND;
     m.handle(at, back(9, 1, None));
-    let (members, generation) = started(&m.handle(at, ready(9, 1, 206)));
+    let (members, generation) = started(&handled(&mut m, at, ready(9, 1, 206)));
     assert_eq!((members, generation.first_step), (vec![9], 206));
     // The newcomer gets the state from that worker.
     assert_eq!(probes_succeed(&mut m, at), [Output::Yield { members: vec![9], generation: 2 }]);
-    let (_, generation) = started(&m.handle(at, ready(9, 2, 207)));
+    let (_, generation) = started(&handled(&mut m, at, ready(9, 2, 207)));
     assert_eq!((generation.first_step, generation.state), (207, StateSource::Donor { rank: 1 }));
 }
 
@@ -98,13 +98,13 @@ fn a_step_that_was_trained_again_is_another_state() {
     assert_eq!(lost(&outputs), ["worker-2"]);
     let at = now + 2 * SECOND;
     m.handle(at, ready(0, 1, 8));
-    assert_eq!(started(&m.handle(at, ready(1, 1, 8))).1.first_step, 8);
+    assert_eq!(started(&handled(&mut m, at, ready(1, 1, 8))).1.first_step, 8);
     m.handle(at, back(9, 2, None));
     m.handle(at, ready(9, 1, 9));
     probes_succeed(&mut m, at);
     // The others have made another step 9 meanwhile.
     m.handle(at, ready(0, 2, 9));
-    let (members, generation) = started(&m.handle(at, ready(1, 2, 9)));
+    let (members, generation) = started(&handled(&mut m, at, ready(1, 2, 9)));
     assert_eq!((members, generation.holders), (vec![0, 1, 9], vec![0, 1]));
 }
 
@@ -135,7 +135,7 @@ fn a_workers_own_trouble_costs_the_run_that_worker() {
     let fails = |worker, run| Input::Failed { worker, reason: "failed: no room".to_owned(), run };
     let outputs = m.handle(now, fails(0, false));
     assert_eq!(lost(&outputs), ["worker-0"]);
-    assert_eq!(started(&m.handle(now, ready(1, 1, 3))).0, [1]);
+    assert_eq!(started(&handled(&mut m, now, ready(1, 1, 3))).0, [1]);
     // A newcomer's report that no worker can go on is ignored.
     m.handle(now, joined(5, None));
     m.handle(now, ready(5, 0, 0));
@@ -203,7 +203,7 @@ fn yields_for_newcomers_that_die(seen: bool) -> Vec<bool> {
         costs.push(yields);
         if yields {
             let generation = m.generation;
-            started(&m.handle(at, ready(0, generation, 5 * life)));
+            started(&handled(&mut m, at, ready(0, generation, 5 * life)));
         }
         if seen {
             m.handle(at, Input::Left { worker: id, reason: "killed".to_owned() });
@@ -213,7 +213,7 @@ fn yields_for_newcomers_that_die(seen: bool) -> Vec<bool> {
         }
         if yields {
             let generation = m.generation;
-            started(&m.handle(at, ready(0, generation, 5 * life)));
+            started(&handled(&mut m, at, ready(0, generation, 5 * life)));
         }
     }
     costs
@@ -234,7 +234,7 @@ fn of_two_that_do_not_find_each_other_the_newer_is_left_out() {
     assert_eq!(m.handle(now, missed(2, "worker-1")), []);
     m.handle(now, ready(1, 1, 0));
     m.handle(now, ready(2, 1, 0));
-    assert_eq!(started(&m.handle(now, ready(0, 1, 0))).0, [0, 1]);
+    assert_eq!(started(&handled(&mut m, now, ready(0, 1, 0))).0, [0, 1]);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn a_newcomer_that_makes_no_step_is_given_up_soon() {
     m.handle(now, ready(7, 0, 0));
     probes_succeed(&mut m, now);
     m.handle(now, ready(0, 1, 20));
-    assert_eq!(started(&m.handle(now, ready(1, 1, 20))).0, [0, 1, 7]);
+    assert_eq!(started(&handled(&mut m, now, ready(1, 1, 20))).0, [0, 1, 7]);
     let mut at = now;
     let mut outputs = Vec::new();
     while lost(&outputs).is_empty() {
@@ -372,5 +372,5 @@ fn one_that_does_not_answer_is_left_out_and_those_that_know_each_other_are_not_p
     let (mut m, now) = running(3, rules(1, 8));
     m.handle(now, Input::Left { worker: 1, reason: "killed".to_owned() });
     m.handle(now, ready(0, 1, 4));
-    assert_eq!(started(&m.handle(now, ready(2, 1, 4))).0, [0, 2]);
+    assert_eq!(started(&handled(&mut m, now, ready(2, 1, 4))).0, [0, 2]);
 }

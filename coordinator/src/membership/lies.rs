@@ -10,7 +10,7 @@ fn a_newcomer_that_says_it_holds_the_last_step_gives_nothing() {
     m.handle(now, Input::Ready { worker: 7, generation: 0, step: 5000, committed: 1, products: None });
     probes_succeed(&mut m, now);
     m.handle(now, ready(0, 1, 8));
-    let (members, generation) = started(&m.handle(now, ready(1, 1, 8)));
+    let (members, generation) = started(&handled(&mut m, now, ready(1, 1, 8)));
     assert_eq!((members, generation.first_step, generation.holders), (vec![0, 1, 7], 8, vec![0, 1]));
 }
 
@@ -23,7 +23,7 @@ fn one_member_alone_does_not_decide_how_far_the_run_is() {
         // It also does not decide from whose state the run goes on.
         m.handle(now, ready(2, 1, lie));
         m.handle(now, ready(0, 1, 8));
-        let (_, generation) = started(&m.handle(now, ready(1, 1, 8)));
+        let (_, generation) = started(&handled(&mut m, now, ready(1, 1, 8)));
         assert_eq!((generation.first_step, generation.holders), (8, vec![0, 1]), "{lie}");
     }
 }
@@ -35,12 +35,12 @@ fn a_newcomer_that_was_let_in_holds_no_more_than_the_others() {
     m.handle(now, ready(7, 0, 0));
     probes_succeed(&mut m, now);
     m.handle(now, ready(0, 1, 8));
-    assert_eq!(started(&m.handle(now, ready(1, 1, 8))).0, [0, 1, 7]);
+    assert_eq!(started(&handled(&mut m, now, ready(1, 1, 8))).0, [0, 1, 7]);
     beat(&mut m, now, 7, 5000);
     assert_eq!((m.newest, m.committed(), m.workers[&7].proved), (8, 8, false));
     m.handle(now, ready(7, 2, 5000));
     m.handle(now, ready(0, 2, 8));
-    let (_, generation) = started(&m.handle(now, ready(1, 2, 8)));
+    let (_, generation) = started(&handled(&mut m, now, ready(1, 2, 8)));
     assert_eq!((generation.first_step, generation.holders), (8, vec![0, 1]));
 }
 
@@ -51,7 +51,7 @@ fn one_member_alone_does_not_end_the_run() {
     let fails = |worker| Input::Failed { worker, reason: "failed: the loss is not finite".to_owned(), run: true };
     assert_eq!(lost(&m.handle(now, fails(1))), ["worker-1"]);
     m.handle(now, ready(0, 1, 3));
-    assert_eq!(started(&m.handle(now, ready(2, 1, 3))).0, [0, 2]);
+    assert_eq!(started(&handled(&mut m, now, ready(2, 1, 3))).0, [0, 2]);
     // If both members of a ring of two report it, it is believed.
     assert_eq!(lost(&m.handle(now, fails(0))), ["worker-0"]);
     assert!(matches!(&m.handle(now, fails(2))[..], [Output::Fail { reason, .. }] if reason.contains("not finite")));
@@ -84,7 +84,7 @@ fn a_donor_that_gives_nothing_is_not_asked_again() {
     m.handle(now, ready(7, 0, 0));
     probes_succeed(&mut m, now);
     m.handle(now, ready(0, 1, 8));
-    let (_, generation) = started(&m.handle(now, ready(1, 1, 8)));
+    let (_, generation) = started(&handled(&mut m, now, ready(1, 1, 8)));
     assert_eq!(generation.state, StateSource::Donor { rank: 0 });
     let missed = Input::Missed { worker: 7, generation: 2, peer: "worker-0".to_owned(), donor: true, reason: "garbage".to_owned() };
     let outputs = m.handle(now, missed.clone());
@@ -98,7 +98,7 @@ fn a_donor_that_gives_nothing_is_not_asked_again() {
     probes_succeed(&mut m, at);
     let generation = m.generation;
     m.handle(at, ready(0, generation, 9));
-    let (_, generation) = started(&m.handle(at, ready(1, generation, 9)));
+    let (_, generation) = started(&handled(&mut m, at, ready(1, generation, 9)));
     assert_eq!(generation.state, StateSource::Donor { rank: 1 });
     // Once the ring completes steps, a report that it does not form is ignored.
     (0..2).for_each(|worker| _ = beat(&mut m, at, worker, 12));

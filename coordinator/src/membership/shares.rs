@@ -74,7 +74,7 @@ fn equal_balance_stays_equal_whatever_the_speeds() {
     assert_eq!(m.generation, 2);
     m.handle(at, ready(5, 1, 598));
     probes_succeed(&mut m, at);
-    assert_eq!(started(&m.handle(at, ready(1, 2, 600))).1.shards, [8, 8]);
+    assert_eq!(started(&handled(&mut m, at, ready(1, 2, 600))).1.shards, [8, 8]);
 }
 
 /// Every ring that forms anyway has its shards given away by the speeds known by then.
@@ -90,13 +90,13 @@ fn one_that_comes_back_keeps_its_speed_and_a_newcomer_counts_as_the_others() {
     m.handle(at, Input::Disconnected { worker: 1 });
     m.handle(at, ready(0, 1, 10));
     m.handle(at, back(9, 1, None));
-    let (members, generation) = started(&m.handle(at, ready(9, 1, 10)));
+    let (members, generation) = started(&handled(&mut m, at, ready(9, 1, 10)));
     assert_eq!((members, generation.shards), (vec![0, 9], vec![24, 8]));
     m.handle(at, joined(12, None));
     m.handle(at, ready(12, 0, 0));
     probes_succeed(&mut m, at);
     m.handle(at, ready(0, 2, 11));
-    let (_, generation) = started(&m.handle(at, ready(9, 2, 11)));
+    let (_, generation) = started(&handled(&mut m, at, ready(9, 2, 11)));
     // 300, 100, and 200 for the newcomer.
     assert_eq!(generation.shards, [16, 5, 11]);
 }

@@ -88,6 +88,12 @@ fn probes_succeed(m: &mut Membership, at: Instant) -> Vec<Output> {
     reached(m, at, outputs)
 }
 
+/// Handles one input, and reports success for the probes of pairs that it leads to.
+pub(super) fn handled(m: &mut Membership, at: Instant, input: Input) -> Vec<Output> {
+    let outputs = m.handle(at, input);
+    reached(m, at, outputs)
+}
+
 /// The same for the probes among these outputs. Returns the outputs themselves if there
 /// are no probes.
 pub(super) fn reached(m: &mut Membership, at: Instant, outputs: Vec<Output>) -> Vec<Output> {
@@ -111,7 +117,7 @@ fn a_generation_starts_when_enough_are_ready_and_ranks_them() {
     }
     assert_eq!(m.handle(now, ready(12, 0, 0)), [Output::Waiting { ready: 1, needed: 3 }]);
     m.handle(now, ready(10, 0, 0));
-    let (members, generation) = started(&m.handle(now, ready(11, 0, 0)));
+    let (members, generation) = started(&handled(&mut m, now, ready(11, 0, 0)));
     assert_eq!(members, [11, 10, 12]);
     assert_eq!((generation.number, generation.first_step, generation.state), (1, 0, StateSource::Everywhere));
     assert_eq!(generation.members[0].name, "worker-11");
@@ -146,7 +152,7 @@ fn a_silent_worker_is_lost_and_the_others_go_on_from_the_newest_step() {
     assert!(matches!(&outputs[1], Output::End { members, generation: 1, .. } if *members == [0, 2]), "{outputs:?}");
     assert!(matches!(&outputs[2], Output::Drop { worker: 1, .. }), "{outputs:?}");
     assert_eq!(m.handle(later, ready(0, 1, 41)), []);
-    let (members, generation) = started(&m.handle(later, ready(2, 1, 42)));
+    let (members, generation) = started(&handled(&mut m, later, ready(2, 1, 42)));
     assert_eq!((members, generation.number, generation.first_step), (vec![0, 2], 2, 42));
     assert_eq!(generation.state, StateSource::Donor { rank: 1 });
 }
@@ -159,7 +165,7 @@ fn a_newcomer_costs_one_step_boundary_and_gets_the_state_from_a_member() {
     assert_eq!(probes_succeed(&mut m, now), [Output::Yield { members: vec![0, 1], generation: 1 }]);
     // No `End` is sent: the members leave the ring together by themselves.
     assert_eq!(m.handle(now, ready(0, 1, 5)), []);
-    let (members, generation) = started(&m.handle(now, ready(1, 1, 5)));
+    let (members, generation) = started(&handled(&mut m, now, ready(1, 1, 5)));
     assert_eq!((members, generation.first_step, generation.state), (vec![0, 1, 7], 5, StateSource::Donor { rank: 0 }));
 }
 
@@ -170,7 +176,7 @@ fn more_workers_than_shards_wait_as_spares_and_take_the_place_of_the_lost() {
     assert_eq!(m.handle(now, ready(7, 0, 0)), [Output::Spare { worker: 7 }]);
     let outputs = m.handle(now, Input::Left { worker: 0, reason: "killed".to_owned() });
     assert!(outputs.contains(&Output::End { members: vec![1], generation: 1, reason: "worker-0 left: killed".to_owned() }));
-    let (members, generation) = started(&m.handle(now, ready(1, 1, 9)));
+    let (members, generation) = started(&handled(&mut m, now, ready(1, 1, 9)));
     assert_eq!((members, generation.state), (vec![1, 7], StateSource::Donor { rank: 0 }));
 }
 
@@ -230,7 +236,7 @@ fn without_a_holder_the_newest_checkpoint_serves() {
     m.handle(now, Input::Stored { step: 20 });
     m.handle(now, Input::Left { worker: 0, reason: "killed".to_owned() });
     m.handle(now, joined(5, None));
-    let (_, generation) = started(&m.handle(now, ready(5, 0, 0)));
+    let (_, generation) = started(&handled(&mut m, now, ready(5, 0, 0)));
     assert_eq!((generation.first_step, generation.state), (20, StateSource::Checkpoint));
 }
 
@@ -241,7 +247,7 @@ fn below_min_workers_the_run_waits_and_goes_on() {
     assert_eq!(m.handle(now, ready(1, 1, 8)), [Output::Waiting { ready: 1, needed: 2 }]);
     assert_eq!(m.handle(now, Input::Tick), []);
     m.handle(now, joined(3, None));
-    let (members, generation) = started(&m.handle(now, ready(3, 0, 0)));
+    let (members, generation) = started(&handled(&mut m, now, ready(3, 0, 0)));
     assert_eq!((members, generation.first_step), (vec![1, 3], 8));
 }
 
@@ -294,7 +300,7 @@ fn a_ring_that_goes_on_is_taken_up_by_a_coordinator_that_was_started_again() {
     assert_eq!(m.handle(later, back(13, 0, Some(7))), [Output::Yield { members: vec![13], generation: 7 }]);
     assert_eq!(m.handle(later, Input::Left { worker: 11, reason: "closed".to_owned() }), []);
     m.handle(later, ready(10, 7, 40));
-    let (members, generation) = started(&m.handle(later, ready(13, 7, 40)));
+    let (members, generation) = started(&handled(&mut m, later, ready(13, 7, 40)));
     assert_eq!((members, generation.number, generation.first_step), (vec![10, 12, 13], 8, 40));
 }
 
@@ -318,7 +324,7 @@ fn members_that_do_not_come_back_are_lost_and_the_others_go_on() {
         assert!(at < now + Duration::from_secs(10));
     }
     assert!(outputs.iter().any(|o| matches!(o, Output::End { members, generation: 7, .. } if *members == [10])), "{outputs:?}");
-    let (members, generation) = started(&m.handle(at, ready(10, 7, 44)));
+    let (members, generation) = started(&handled(&mut m, at, ready(10, 7, 44)));
     assert_eq!((members, generation.first_step), (vec![10], 44));
     // The other worker was in its ring all the time; that ring is over.
     let outputs = m.handle(at, back(14, 0, Some(7)));
@@ -358,7 +364,7 @@ fn a_generation_that_the_journal_lost_is_not_numbered_again() {
         assert!(matches!(outputs[..], [Output::End { generation: 7, .. }]), "{outputs:?}");
     }
     m.handle(now, ready(1, 7, 30));
-    let (_, generation) = started(&m.handle(now, ready(2, 7, 30)));
+    let (_, generation) = started(&handled(&mut m, now, ready(2, 7, 30)));
     assert_eq!((generation.number, generation.first_step), (8, 30));
     // No disk loses so many generations.
     let outputs = m.handle(now, ready(1, u64::MAX, 30));
@@ -371,7 +377,7 @@ fn a_worker_whose_process_has_ended_is_not_waited_for() {
     let mut m = Membership::new(Rules { start_workers: 3, ..rules(1, 16) }, now);
     for worker in 0..3 {
         m.handle(now, joined(worker, Some(worker as u32)));
-        m.handle(now, ready(worker, 0, 0));
+        handled(&mut m, now, ready(worker, 0, 0));
     }
     let soon = now + Duration::from_millis(30);
     let outputs = m.handle(soon, Input::Ended { preferred_rank: 1 });
