@@ -39,6 +39,7 @@ bare "$here/bin/coordinator" local "$here/configs/alexnet-synthetic.toml" --work
     --set train.max_steps=4 --set data.train=640 --set data.val=64 --set model.width=0.125
 grep -q '"world": 2' "$root/tmp/run/summary.json"
 bare "$here/bin/worker" eval /tmp/run > /dev/null
+grep -q '^ringleader-' "$made/RELEASE"
 grep -q 'crates' "$made/licenses/THIRD-PARTY.txt"
 if readelf -d "$made"/bin/* "$made"/lib/* 2>/dev/null | grep -E 'RPATH|RUNPATH' | grep -v '\[\$ORIGIN'; then
     echo "dist: a run path names this machine" >&2

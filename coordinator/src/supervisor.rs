@@ -45,8 +45,8 @@ pub enum Ended {
     Failed(String),
     /// It failed by itself, and so would another.
     ForGood(String),
-    /// It cannot be reached at present: once the run is under way, another one is started
-    /// after a pause, however often that fails.
+    /// It cannot be reached at present: another one is started after a pause. Once the run
+    /// is under way, however often that fails; before, `TRIES` times.
     OutOfReach(String),
 }
 
@@ -101,6 +101,10 @@ enum State {
 const AT_ONCE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(60);
 const SHORT_LIVES: u32 = 5;
+
+/// How often a worker that is out of reach is started again before the run has begun: an
+/// ssh server refuses some of many connections that begin at a time.
+const TRIES: u32 = 3;
 
 /// The pause before a worker is started that failed or could not be reached: doubled
 /// for each such end in a row.
@@ -214,6 +218,7 @@ impl<L: Launcher> Workers<L> {
         worker.short_lives = if lived < short { worker.short_lives + 1 } else { 0 };
         let short_lives = worker.short_lives;
         let too_often = |reason| Err(format!("{name} {reason}, as the {SHORT_LIVES} before it, each at once"));
+        let may_come = matches!(ended, Ended::OutOfReach(_)) && short_lives <= TRIES;
         let (reason, pause) = match ended {
             Ended::ForGood(reason) => return Err(format!("{name} {reason}")),
             Ended::Killed(reason) | Ended::Failed(reason) if short_lives > SHORT_LIVES => return too_often(reason),
@@ -225,8 +230,8 @@ impl<L: Launcher> Workers<L> {
         };
         match self.course() {
             Course::Over => Ok(()),
-            Course::Gathering => Err(format!("{name} {reason}")),
-            Course::UnderWay => {
+            Course::Gathering if !may_come => Err(format!("{name} {reason}")),
+            Course::Gathering | Course::UnderWay => {
                 tracing::warn!("{name} {reason}: starting another in {pause:?}");
                 self.children[at].state = State::Again(Instant::now() + pause);
                 Ok(())
@@ -384,6 +389,7 @@ impl Lines {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -417,5 +423,69 @@ mod tests {
         let long = lines.take(&vec![b'x'; 3 * LONGEST_LINE + 5]);
         assert_eq!(long.iter().map(String::len).collect::<Vec<_>>(), [LONGEST_LINE; 3]);
         assert_eq!(lines.end(), ["xxxxx"]);
+    }
+
+    /// Starts shells for workers, in place of binaries.
+    struct Shells {
+        scripts: Vec<&'static str>,
+        folder: PathBuf,
+    }
+
+    impl Launcher for Shells {
+        fn workers(&self) -> u32 {
+            self.scripts.len() as u32
+        }
+
+        fn command(&self, rank: u32) -> Command {
+            let mut command = Command::new("sh");
+            command.args(["-c", self.scripts[rank as usize]]).current_dir(&self.folder);
+            command
+        }
+
+        fn place(&self, rank: u32) -> String {
+            format!(" on host{rank}")
+        }
+
+        fn ended(&self, _rank: u32, status: ExitStatus, last_line: &str) -> Ended {
+            match status.code() {
+                Some(255) => Ended::OutOfReach(format!("is out of reach{}", after_colon(last_line))),
+                Some(_) => Ended::ForGood(format!("ended with {status}{}", after_colon(last_line))),
+                None => Ended::Killed(format!("ended with {status}")),
+            }
+        }
+    }
+
+    async fn shells(folder: &Path, scripts: Vec<&'static str>) -> (Workers<Shells>, mpsc::Receiver<LauncherEvent>) {
+        let (events, received) = mpsc::channel(64);
+        let rules = Supervision { min_workers: 1, run_dir: folder.join("run") };
+        let authority = Arc::new(Authority::open(&folder.join("keys")).unwrap());
+        (Workers::start(Shells { scripts, folder: folder.to_owned() }, rules, authority, events).await.unwrap(), received)
+    }
+
+    #[tokio::test]
+    async fn before_the_run_a_worker_out_of_reach_is_tried_again_and_one_that_fails_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // The first is refused once; the second is given its token, and fails when the first has come.
+        let first = "if [ -e came ]; then read token; touch up; sleep 60; else touch came; exit 255; fi";
+        let second = "read token; until [ -e up ]; do sleep 0.05; done; echo error: no device >&2; exit 3";
+        let (mut workers, mut events) = shells(dir.path(), vec![first, second]).await;
+        let reason = tokio::time::timeout(Duration::from_secs(20), workers.failed()).await.unwrap();
+        assert_eq!(reason, "worker 1 on host1 ended with exit status: 3: no device");
+        assert_eq!(events.recv().await, Some(LauncherEvent::Ended { preferred_rank: 0 }));
+        workers.end(Duration::from_millis(100)).await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_killed_at_once_time_and_again_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut workers, _events) = shells(dir.path(), vec!["echo >> lives; kill -9 $$"]).await;
+        let reason = tokio::time::timeout(Duration::from_secs(20), workers.failed()).await.unwrap();
+        assert!(reason.contains("as the 5 before it, each at once"), "{reason}");
+        assert_eq!(std::fs::read_to_string(dir.path().join("lives")).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        assert_eq!([0, 1, 2, 3, 9, 90].map(|n| pause(n).as_secs()), [1, 1, 2, 4, 30, 30]);
     }
 }
