@@ -180,6 +180,7 @@ fn objects_of<'a>(ranges: &[(&'a DataFile, Range<u64>)]) -> Option<Vec<(&'a Obje
 
 /// Has ranges of objects fetched, many at a time, so that reading them one by one does not
 /// wait for each. Files on this machine are left alone.
+#[cfg(feature = "parquet")]
 pub(super) fn fetch(ranges: &[(&DataFile, Range<u64>)]) -> Result<(), DatasetError> {
     match objects_of(ranges) {
         Some(objects) if objects.len() > 1 => read(ranges).map(drop),
