@@ -345,7 +345,10 @@ fn whoever_is_not_reached_is_left_out_before_a_generation_forms_and_probed_again
     }
     let (name, reason, again) = left_out(&outputs).unwrap();
     assert_eq!((name, again), ("worker-0", 5 * SECOND));
-    assert!(reason.contains("worker-1 does not reach worker-0: nothing was heard") && reason.contains("--listen"), "{reason}");
+    assert!(
+        reason.contains("worker-1 does not reach worker-0 at 127.0.0.1:0: nothing was heard") && reason.contains("--listen"),
+        "{reason}"
+    );
     // The first ring waits for all three; they are probed again when the time is over.
     assert_eq!(m.handle(now, Input::Tick), []);
     let outputs = pass(&mut m, now, now + 6 * SECOND, &[0, 1, 2]);

@@ -94,7 +94,7 @@ pub(super) fn unreached(asker: &str, peer: &Member, problem: &str) -> String {
             addr.port()
         )
     };
-    format!("{asker} does not reach {name}: {problem}. {advice}")
+    format!("{asker} does not reach {name} at {addr}: {problem}. {advice}")
 }
 
 impl Membership {
