@@ -43,7 +43,7 @@ train: data ## train AlexNet on two local workers: the whole thing, one command
 # What some tests compare with is fetched while the build runs. The cluster's tests mostly
 # wait, for timeouts and for each other.
 test: libtorch ## all tests
-	@(python3 tests/python/install.py requirements.txt; python3 tests/python/install.py requirements-records.txt) >/dev/null 2>&1 &
+	@(python3 tests/python/install.py requirements.txt; python3 tests/python/install.py requirements-records.txt; python3 tests/python/install.py requirements-kubernetes.txt) >/dev/null 2>&1 &
 	cargo build --release --workspace
 	timeout 3600 cargo test --release --workspace --lib --bins --test '[!c]*' --test 'co*'
 	cargo test --release --workspace --doc

@@ -6,7 +6,9 @@ cd "$(dirname "$0")/.."
 
 target=${FLEX_TARGET:-target/flex}
 flags=(--release --target-dir "$target" --no-default-features --features flex,parquet)
-cargo test "${flags[@]}" -p worker --lib --bins --test course
+# What names no device was tested with the other build.
+cargo test "${flags[@]}" -p worker --lib --bins -- --skip data:: --skip figures:: --skip cluster::
+cargo test "${flags[@]}" -p worker --test course
 cargo build "${flags[@]}" -p worker -p coordinator
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT

@@ -24,10 +24,10 @@ fn silent_connections_do_not_delay_a_ring() {
         let mut kept = Vec::new();
         let first = &workers.peers[0];
         for _ in 0..90 {
-            kept.push(silent.connect(first.addr, &first.name, Alpn::Ring).await.unwrap());
+            kept.push(silent.connect(first.addresses[0], &first.name, Alpn::Ring).await.unwrap());
         }
         for _ in 0..5 {
-            kept.push(workers.endpoints[2].connect(first.addr, &first.name, Alpn::Ring).await.unwrap());
+            kept.push(workers.endpoints[2].connect(first.addresses[0], &first.name, Alpn::Ring).await.unwrap());
         }
         kept
     });
@@ -84,7 +84,7 @@ fn a_ring_that_does_not_form_names_the_neighbour_that_was_not_there() {
     assert_eq!(missing(&workers, &[0], &[]), [(3, false)]);
     // Rank 1 cannot be reached, whether or not rank 3 is there.
     let nobody = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    workers.peers[1].addr = nobody.local_addr().unwrap();
+    workers.peers[1].addresses = vec![nobody.local_addr().unwrap()];
     assert_eq!(missing(&workers, &[0, 2], &[3]), [(1, false), (1, false)]);
     assert_eq!(missing(&workers, &[0], &[]), [(1, false)]);
 }
@@ -105,7 +105,7 @@ fn a_successor_that_never_answers_is_missed_soon() {
     };
     assert_eq!(took(&workers), (true, true));
     let nobody = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    workers.peers[1].addr = nobody.local_addr().unwrap();
+    workers.peers[1].addresses = vec![nobody.local_addr().unwrap()];
     assert_eq!(took(&workers), (false, false));
 }
 
@@ -115,9 +115,9 @@ fn in_a_ring_of_two_it_counts_whether_this_rank_has_reached_the_other() {
     assert_eq!(missing(&workers, &[0], &[]), [(1, true)]);
     // Rank 0 cannot be reached, but reaches rank 1 itself.
     let nobody = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    workers.peers[0].addr = nobody.local_addr().unwrap();
+    workers.peers[0].addresses = vec![nobody.local_addr().unwrap()];
     assert_eq!(missing(&workers, &[0, 1], &[]), [(1, true), (0, false)]);
-    workers.peers[1].addr = workers.peers[0].addr;
+    workers.peers[1].addresses = workers.peers[0].addresses.clone();
     assert_eq!(missing(&workers, &[0, 1], &[]), [(1, false), (0, false)]);
 }
 
