@@ -33,6 +33,7 @@ mod losing;
 mod pace;
 mod pairs;
 mod paths;
+mod probing;
 mod sharing;
 mod staging;
 mod state;

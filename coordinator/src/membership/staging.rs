@@ -12,8 +12,8 @@ use common::timing::PROBES;
 use common::wire::messages::{Member, PROBE_BYTES};
 
 use super::events::{Output, WorkerId};
-use super::pairs::unreached;
 use super::paths::{AFTER_A_RING, FIRST_EXCLUSION, Path, REMEMBERED};
+use super::probing::unreached;
 use super::state::{Membership, State, Worker};
 
 impl Membership {
