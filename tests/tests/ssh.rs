@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use cluster_tests::netns::Machines;
 use cluster_tests::record::{generations, wait_for_ring};
 use cluster_tests::{Running, binary, project, signal, until};
 use tempfile::TempDir;
@@ -28,22 +29,22 @@ fn write(path: &Path, text: &str) {
 /// Hosts on one switch: number 0 is where the coordinator runs, 1 and 2 have ssh servers.
 struct Network {
     folder: TempDir,
-    name: String,
+    machines: Machines,
     servers: Vec<Child>,
 }
 
 impl Network {
     /// None, with a word, where this user may make none or there is no ssh server.
     fn new() -> Option<Self> {
-        let tools = ["ip", "ssh", "ssh-keygen", "strip"];
+        let tools = ["ssh", "ssh-keygen", "strip"];
         let there = |tool: &&str| Command::new("which").arg(tool).output().is_ok_and(|o| o.status.success());
-        let may = Command::new("ip").args(["netns", "list"]).output().is_ok_and(|o| o.status.success());
-        if !rustix::process::geteuid().is_root() || !Path::new(SSHD).is_file() || !tools.iter().all(there) || !may {
-            eprintln!("not tried: it takes root, {SSHD}, and {}", tools.join(", "));
+        if !Path::new(SSHD).is_file() || !tools.iter().all(there) {
+            eprintln!("left out: it takes {SSHD} and {}", tools.join(", "));
             return None;
         }
+        let machines = Machines::new(3)?;
         let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
-        let mut network = Self { folder, name: format!("rlssh{}", std::process::id()), servers: Vec::new() };
+        let mut network = Self { folder, machines, servers: Vec::new() };
         network.connect();
         network.serve();
         network.release();
@@ -58,25 +59,15 @@ impl Network {
         self.path(name).display().to_string()
     }
 
-    fn host(&self, n: usize) -> String {
-        format!("{}-{n}", self.name)
-    }
-
     fn connect(&self) {
-        let hub = self.host(0);
-        for n in 0..3 {
-            run("ip", &["netns", "add", &self.host(n)]);
-            run("ip", &["-n", &self.host(n), "link", "set", "lo", "up"]);
-        }
-        run("ip", &["-n", &hub, "link", "add", "name", "switch", "type", "bridge"]);
-        run("ip", &["-n", &hub, "addr", "add", "10.78.0.1/24", "dev", "switch"]);
-        run("ip", &["-n", &hub, "link", "set", "switch", "up"]);
+        let Self { machines, .. } = self;
+        machines.set(0, &["link", "add", "name", "switch", "type", "bridge"]);
+        machines.set(0, &["address", "add", "10.78.0.1/24", "dev", "switch"]);
+        machines.set(0, &["link", "set", "switch", "up"]);
         for n in 1..3 {
-            let (host, port, address) = (self.host(n), format!("port{n}"), format!("10.78.0.{}/24", n + 1));
-            run("ip", &["-n", &hub, "link", "add", "name", &port, "type", "veth", "peer", "name", "eth0", "netns", &host]);
-            run("ip", &["-n", &hub, "link", "set", &port, "master", "switch", "up"]);
-            run("ip", &["-n", &host, "addr", "add", &address, "dev", "eth0"]);
-            run("ip", &["-n", &host, "link", "set", "eth0", "up"]);
+            machines.link(0, n, &[]);
+            machines.set(0, &["link", "set", &format!("to{n}"), "master", "switch"]);
+            machines.set(n, &["address", "add", &format!("10.78.0.{}/24", n + 1), "dev", "to0"]);
         }
     }
 
@@ -117,7 +108,7 @@ impl Network {
             write(&config, &text);
             let log = std::fs::File::create(self.path(&format!("sshd{n}.log"))).unwrap_or_else(|e| panic!("{e}"));
             let mut sshd = Command::new("ip");
-            sshd.args(["netns", "exec", &self.host(n), SSHD, "-D", "-e", "-f"]).arg(config).stdin(Stdio::null()).stderr(log);
+            sshd.args(["netns", "exec", self.machines.name(n), SSHD, "-D", "-e", "-f"]).arg(config).stdin(Stdio::null()).stderr(log);
             self.servers.push(sshd.spawn().unwrap_or_else(|e| panic!("{e}")));
         }
     }
@@ -139,7 +130,7 @@ impl Network {
     fn start(&self, hosts: &str, run_dir: &str) -> Running {
         let run_dir = self.path(run_dir);
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.host(0)]).arg(self.path("release/bin/coordinator"));
+        command.args(["netns", "exec", self.machines.name(0)]).arg(self.path("release/bin/coordinator"));
         command.args(["ssh", "configs/alexnet-synthetic.toml", "--http", "off", "--ssh-option=LogLevel=INFO"]);
         command.arg("--hosts").arg(hosts).arg("--ssh-config").arg(self.path("ssh_config")).arg("--run-dir").arg(&run_dir);
         for pair in [
@@ -185,9 +176,6 @@ impl Drop for Network {
         for server in &mut self.servers {
             let _ = server.kill();
             let _ = server.wait();
-        }
-        for n in (0..3).rev() {
-            let _ = Command::new("ip").args(["netns", "del", &self.host(n)]).output();
         }
     }
 }

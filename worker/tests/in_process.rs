@@ -154,11 +154,8 @@ async fn a_run_beside_which_the_network_is_measured_is_the_same_run() {
             while !written().contains("\"generation\"") {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
-            let examination = Examination {
-                coordinator: served.addr.to_string(),
-                token: Some(served.token.clone()),
-                listen: ([127, 0, 0, 1], 0).into(),
-            };
+            let examination =
+                Examination { coordinator: served.addr.to_string(), token: Some(served.token.clone()), listen: ([127, 0, 0, 1], 0).into() };
             let findings = examine(&examination).await;
             assert!(findings.iter().any(|finding| finding.value.contains("a ring trains")), "{findings:#?}");
             assert!(findings.iter().any(|finding| finding.name == "lost"), "{findings:#?}");
