@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
+use jpeg_encoder::{ColorType, Encoder};
 
 /// Writes `train/` and `val/` with `classes` folders of PNG and JPEG pictures,
 /// each class with a stripe pattern of its own.
@@ -12,8 +13,14 @@ pub fn class_folders(root: &Path, classes: u32, train: u32, val: u32) {
             let folder = root.join(split).join(format!("class {class}"));
             std::fs::create_dir_all(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
             for i in 0..count {
-                let name = if i % 2 == 0 { format!("{i}.png") } else { format!("{i}.JPEG") };
-                picture(class, i).save(folder.join(&name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let picture = picture(class, i);
+                if i % 2 == 0 {
+                    picture.save(folder.join(format!("{i}.png"))).unwrap_or_else(|e| panic!("{i}.png: {e}"));
+                } else {
+                    let (width, height) = (picture.width() as u16, picture.height() as u16);
+                    let encoder = Encoder::new_file(folder.join(format!("{i}.JPEG")), 75).unwrap_or_else(|e| panic!("{i}.JPEG: {e}"));
+                    encoder.encode(&picture, width, height, ColorType::Rgb).unwrap_or_else(|e| panic!("{i}.JPEG: {e}"));
+                }
             }
         }
     }

@@ -88,5 +88,5 @@ fn workers_that_do_not_reach_each_other_are_told_by_name_before_a_generation_for
     until("generation", SOON, || (events(&scenario.run_dir(), "generation") >= 1).then_some(()));
     coordinator.signal(libc::SIGINT);
     coordinator.wait();
-    [first, second, third].into_iter().for_each(|worker| drop(worker));
+    [first, second, third].into_iter().for_each(drop);
 }

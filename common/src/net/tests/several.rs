@@ -86,18 +86,18 @@ async fn a_coordinator_that_is_not_there_yet_is_waited_for_and_a_wrong_token_is_
     let token = token(&authority);
     let (socket, named) = (socket(), [address.clone()]);
     let wait = Some(Duration::from_secs(60));
-    let coming = async {
+    let coming = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(600)).await;
         drop(held);
         let identity = authority.identity(COORDINATOR).unwrap();
-        serving(Endpoint::bind(address.parse().unwrap(), &identity, Role::Coordinator).unwrap(), Arc::new(authority))
-    };
-    let (enrolled, serving) = tokio::join!(enrolment::enrol_by(&socket, &named, &token, wait), coming);
+        serving(Endpoint::bind(address.parse().unwrap(), &identity, Role::Coordinator).unwrap(), Arc::new(authority)).await
+    });
+    let enrolled = enrolment::enrol_by(&socket, &named, &token, wait).await;
     assert_eq!(enrolled.unwrap().identity.name, "worker-3");
     let (start, wrong) = (Instant::now(), Token { secret: [7; 16], ..token });
     let refused = enrolment::enrol_by(&socket, &named, &wrong, wait).await.unwrap_err();
     assert!(matches!(refused, EnrolmentError::Refused { .. }) && start.elapsed() < Duration::from_secs(5), "{refused}");
-    serving.abort();
+    coming.abort();
 }
 
 #[tokio::test]
