@@ -108,7 +108,7 @@ pub struct ServeArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub page: PageArgs,
-    /// Where to listen (UDP); 0.0.0.0 and [::] are all addresses of this machine, IPv4 and IPv6.
+    /// Where to listen (UDP); 0.0.0.0 and :: are all addresses of this machine, IPv4 and IPv6.
     #[arg(long, value_name = "ADDR", default_value = "[::]:7474")]
     pub listen: SocketAddr,
     /// Start when this many workers have joined [default: cluster.min_workers].

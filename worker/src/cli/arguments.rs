@@ -118,7 +118,7 @@ pub struct JoinArgs {
     #[arg(long, value_name = "N/OF", default_value = "1/1")]
     pub share: Share,
     /// The one UDP port of this worker, from which it reaches the coordinator and at which
-    /// other workers reach it; port 0 takes any free one, and 0.0.0.0 and [::] are all
+    /// other workers reach it; port 0 takes any free one, and 0.0.0.0 and :: are all
     /// addresses of this machine, IPv4 and IPv6.
     #[arg(long, value_name = "ADDR", default_value = "[::]:0")]
     pub listen: SocketAddr,
