@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use common::config::Config;
 use common::diagnosis::{clock, descriptors, disk, quic_answers, socket_buffers};
-use common::net::BoundSocket;
+use common::net::{BoundSocket, addresses as own_addresses};
 use common::ui::Finding;
-use sysinfo::Networks;
 
 /// What checkpoints of some models of AlexNet's size take.
 const ROOM: u64 = 10_000_000_000;
@@ -38,9 +37,7 @@ pub async fn findings(args: &DoctorArgs, host: &str) -> Vec<Finding> {
     if let Some(path) = &args.config {
         findings.extend(config(path, &args.overrides));
     }
-    let networks = Networks::new_with_refreshed_list();
-    let all: Vec<IpAddr> = networks.values().flat_map(|network| network.ip_networks()).map(|network| network.addr).collect();
-    findings.push(addresses(args.listen, host, &all));
+    findings.push(addresses(args.listen, host, &own_addresses::of_this_machine()));
     findings.push(port(args.listen).await);
     findings.push(socket_buffers());
     findings.push(disk("run directory", &args.run_dir, ROOM, "checkpoints"));
@@ -93,11 +90,7 @@ fn addresses(listen: SocketAddr, host: &str, all: &[IpAddr]) -> Finding {
 /// Whether another machine can reach an address by itself: loopback addresses and those of a
 /// single link are not such.
 fn is_reachable(address: &IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    !address.is_loopback() && !address.is_unspecified() && !link_local
+    !address.is_loopback() && !address.is_unspecified() && !own_addresses::is_link_local(*address)
 }
 
 /// Whether the port is free. One that is taken may be that of a coordinator which runs.

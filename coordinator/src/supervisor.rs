@@ -257,15 +257,13 @@ impl<L: Launcher> Workers<L> {
     /// grace period are killed. Returns when their last lines are forwarded.
     pub async fn end(mut self, grace: Duration) {
         let deadline = tokio::time::Instant::now() + grace;
-        for (rank, Worker { child, .. }) in self.children.iter_mut().enumerate() {
-            match tokio::time::timeout_at(deadline, child.wait()).await {
-                Ok(_) => {}
-                Err(_) => {
-                    let name = format!("worker {rank}{}", self.launcher.place(rank as u32));
-                    tracing::warn!("{name} did not end by itself and is killed");
-                    if let Err(e) = child.kill().await {
-                        tracing::warn!("could not kill {name}: {e}");
-                    }
+        for at in 0..self.children.len() {
+            let name = self.name(at as u32);
+            let child = &mut self.children[at].child;
+            if tokio::time::timeout_at(deadline, child.wait()).await.is_err() {
+                tracing::warn!("{name} did not end by itself and is killed");
+                if let Err(e) = child.kill().await {
+                    tracing::warn!("could not kill {name}: {e}");
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! Looks at the network between this machine and a coordinator, one thing after the other,
 //! until something is found that keeps the next from being looked at.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use quinn::{Connection, VarInt};
@@ -12,6 +12,7 @@ use super::reach::{self, Reached};
 use super::verdicts;
 use super::visitor::{self, Direction, Look};
 use crate::net::Token;
+use crate::net::addresses::any_like;
 use crate::net::visit::Visitor;
 use crate::ui::Finding;
 
@@ -86,8 +87,7 @@ fn listen(wanted: SocketAddr, coordinator: SocketAddr) -> SocketAddr {
     if !wanted.ip().is_unspecified() {
         return wanted;
     }
-    let any: IpAddr = if coordinator.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    SocketAddr::new(any, wanted.port())
+    SocketAddr::new(any_like(coordinator.ip()), wanted.port())
 }
 
 async fn visit(address: SocketAddr, token: &Token) -> Result<(Visitor, Connection, Terms), String> {

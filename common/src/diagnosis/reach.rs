@@ -3,11 +3,12 @@
 //! (RFC 8999, section 6), in fewer bytes than it got.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
 
+use crate::net::addresses::any_like;
 use crate::net::random_bytes;
 use crate::net::transport::SMALLEST_PACKET;
 
@@ -80,8 +81,7 @@ pub(super) async fn reach(address: SocketAddr) -> Reached {
 
 /// A socket to `address`, and the address of this machine from which it sends.
 async fn route(address: SocketAddr) -> std::io::Result<(UdpSocket, IpAddr)> {
-    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).await?;
+    let socket = UdpSocket::bind((any_like(address.ip()), 0)).await?;
     socket.connect(address).await?;
     let from = socket.local_addr()?.ip();
     Ok((socket, from))
@@ -111,6 +111,8 @@ fn is_answer(packet: &[u8], ids: &[u8; 2 * ID]) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The coordinator's side of a visit.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +12,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 
 use super::ledger::{self, LIFETIME, Ledger};
 use super::messages::{Answer, MESSAGE_MAX, PIECE, Question, Terms};
+use crate::net::addresses::any_like;
 use crate::net::visit::{self, VisitId};
 use crate::net::{Authority, Peer};
 use crate::wire::{WireError, read_message, write_message};
@@ -141,8 +142,7 @@ async fn take(receive: &mut RecvStream, most: u64) -> u64 {
 
 /// Sends a few bytes to a port of the visitor's own address, from a socket of its own.
 async fn knock(ip: IpAddr, port: u16, word: u64) -> Result<(), String> {
-    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).await.map_err(|e| e.to_string())?;
+    let socket = UdpSocket::bind((any_like(ip), 0)).await.map_err(|e| e.to_string())?;
     for _ in 0..KNOCK_TIMES {
         socket.send_to(&word.to_le_bytes(), (ip, port)).await.map_err(|e| e.to_string())?;
         tokio::time::sleep(KNOCK_AGAIN).await;

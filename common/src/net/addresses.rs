@@ -47,7 +47,19 @@ pub fn ranked(interfaces: &[Interface], outward: &[IpAddr]) -> Vec<IpAddr> {
     ips
 }
 
-fn is_link_local(ip: IpAddr) -> bool {
+/// The addresses of this machine that others may use, best first: see [`ranked`].
+pub fn of_this_machine() -> Vec<IpAddr> {
+    ranked(&interfaces(), &outward())
+}
+
+/// Any address of this machine, of the family of `ip`: what a socket that is to reach `ip` is
+/// bound to.
+pub(crate) fn any_like(ip: IpAddr) -> IpAddr {
+    if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
+/// Whether it is an address of a single link, which leads nowhere without the link's name.
+pub fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
@@ -62,8 +74,7 @@ pub fn listening(bound: SocketAddr) -> Vec<SocketAddr> {
     if !bound.ip().is_unspecified() {
         return vec![bound];
     }
-    let all = ranked(&interfaces(), &outward());
-    let mut ips: Vec<IpAddr> = all.into_iter().filter(|ip| ip.is_ipv4() || bound.is_ipv6()).take(MOST).collect();
+    let mut ips: Vec<IpAddr> = of_this_machine().into_iter().filter(|ip| ip.is_ipv4() || bound.is_ipv6()).take(MOST).collect();
     if ips.is_empty() {
         ips.push(Ipv4Addr::LOCALHOST.into());
     }
@@ -100,13 +111,13 @@ fn interfaces() -> Vec<Interface> {
 /// The addresses from which this machine reaches other networks. No packet is sent: the
 /// destinations are of ranges that documentation has.
 fn outward() -> Vec<IpAddr> {
-    let from = |any: IpAddr, to: IpAddr| {
-        let socket = UdpSocket::bind((any, 0)).ok()?;
+    let from = |to: IpAddr| {
+        let socket = UdpSocket::bind((any_like(to), 0)).ok()?;
         socket.connect((to, 9)).ok()?;
         Some(socket.local_addr().ok()?.ip())
     };
-    let v4 = from(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into());
-    let v6 = from(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
+    let v4 = from(Ipv4Addr::new(192, 0, 2, 1).into());
+    let v6 = from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into());
     v4.into_iter().chain(v6).collect()
 }
 

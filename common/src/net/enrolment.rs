@@ -5,7 +5,7 @@
 //! crosses the wire.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, KeyPair};
 use rkyv::{Archive, Deserialize, Serialize};
@@ -19,12 +19,13 @@ use super::peer::Peer;
 use super::pinned::PinnedClient;
 use super::protocol::Alpn;
 use super::socket::OpenSocket;
-use super::token::{SECRET, Token};
-use super::{closing, race, tls, tokens};
+use super::token::Token;
+use super::{closing, proof, race, tls, tokens};
 use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
 
+const PURPOSE: &str = "ringleader 1 enrolment proof";
 /// An exchange takes two round trips and a signature.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a newcomer may take to send its request, once it has connected.
@@ -106,11 +107,6 @@ struct Request {
 enum Reply {
     Welcome { certificate: Vec<u8> },
     Refused { reason: String },
-}
-
-/// Proves knowledge of the secret, in this TLS session and for this request.
-fn proof(connection: &quinn::Connection, secret: &[u8; SECRET], request: &[u8]) -> Option<blake3::Hash> {
-    tls::proof(connection, "ringleader 1 enrolment proof", secret, request)
 }
 
 /// A worker that was let in.
@@ -232,7 +228,7 @@ async fn attempt(socket: &OpenSocket, addresses: &[SocketAddr], token: &Token) -
 
     let exchange = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(closing::explain(&e)))?;
-        let proof = proof(&connection, &token.secret, &request).ok_or_else(|| failed("TLS gave no session key"))?;
+        let proof = proof::make(&connection, PURPOSE, &token.secret, &request).ok_or_else(|| failed("TLS gave no session key"))?;
         let message =
             Request { protocol: PROTOCOL, certificate_request: request, token: tokens::id(&token.secret), proof: *proof.as_bytes() };
         let lost = |e: WireError| broken(closing::explain_failure(&connection, &e));
@@ -313,21 +309,7 @@ where
     if request.protocol != PROTOCOL {
         return Err(format!("it speaks protocol {}, the coordinator {PROTOCOL}: use the same version of both", request.protocol));
     }
-    let found = authority.tokens().find(&request.token, SystemTime::now()).map_err(|e| {
-        tracing::error!("{e}");
-        "the coordinator cannot read its tokens".to_owned()
-    })?;
-    // A stranger cannot tell an unknown token from a wrong secret: both get the same
-    // answer. Comparing hashes takes the same time wherever they differ.
-    let secret = found.as_ref().map_or([0; SECRET], |f| f.secret);
-    let expected = proof(&peer.connection, &secret, &request.certificate_request).ok_or("TLS gave no session key")?;
-    let proved = expected == blake3::Hash::from_bytes(request.proof);
-    let Some(found) = found.filter(|_| proved) else {
-        return Err("the token's secret is wrong: copy the token that the coordinator prints now".to_owned());
-    };
-    if let Some(reason) = found.refused {
-        return Err(format!("{reason}: make another with `coordinator token new RUN`"));
-    }
+    proof::check(&peer.connection, authority, PURPOSE, &request.token, &request.certificate_request, request.proof)?;
     // The worker now waits until the coordinator has recorded it, perhaps for a while.
     peer.prove();
     let name = name(request.token.clone()).await?;

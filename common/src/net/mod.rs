@@ -17,6 +17,7 @@ mod error;
 pub mod identity;
 mod peer;
 mod pinned;
+mod proof;
 mod protocol;
 mod queue;
 mod race;

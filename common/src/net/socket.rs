@@ -1,7 +1,7 @@
 //! The UDP socket as quinn sees it: tokio's, a few datagrams at a time.
 
 use std::io::{IoSliceMut, Result};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
+use super::addresses::any_like;
 use super::error::NetError;
 use super::transport;
 
@@ -53,8 +54,7 @@ pub struct OpenSocket {
 impl OpenSocket {
     /// A free port by which `address` can be reached. Must be called within a tokio runtime.
     pub(super) fn towards(address: SocketAddr) -> std::result::Result<Self, NetError> {
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        BoundSocket::bind(SocketAddr::new(any, 0))?.open()
+        BoundSocket::bind(SocketAddr::new(any_like(address.ip()), 0))?.open()
     }
 
     /// Whether it sends to addresses of this one's family.

@@ -12,7 +12,6 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::error::NetError;
-use super::token::SECRET;
 
 /// aws-lc-rs with AES-128-GCM first: the cheapest cipher per gradient byte where
 /// the processor has AES instructions, and as safe as the others.
@@ -37,14 +36,6 @@ pub fn random_word() -> Option<String> {
     let mut bytes = [0; 16];
     random(&mut bytes)?;
     Some(HEXLOWER.encode(&bytes))
-}
-
-/// Proves knowledge of a token's secret, in this TLS session, for this purpose and this
-/// request. None where TLS gives no session key.
-pub(super) fn proof(connection: &quinn::Connection, purpose: &str, secret: &[u8; SECRET], request: &[u8]) -> Option<blake3::Hash> {
-    let mut session = [0; 32];
-    connection.export_keying_material(&mut session, b"EXPORTER-ringleader-enrolment", b"").ok()?;
-    Some(blake3::keyed_hash(&blake3::derive_key(purpose, secret), &[&session, request].concat()))
 }
 
 /// The fingerprint by which a token pins an authority.

@@ -3,7 +3,7 @@
 //! for other modules.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -13,8 +13,8 @@ use super::peer::Peer;
 use super::pinned::PinnedClient;
 use super::protocol::Alpn;
 use super::socket::OpenSocket;
-use super::token::{SECRET, Token};
-use super::{closing, tls, tokens};
+use super::token::Token;
+use super::{closing, proof, tls, tokens};
 use crate::ui::visible_within;
 use crate::wire::PROTOCOL;
 use crate::wire::frame::{WireError, read_message, write_message};
@@ -93,7 +93,7 @@ impl Visitor {
 
     async fn introduce(&self, connection: &quinn::Connection) -> Result<(), VisitError> {
         let lost = |e: &dyn std::fmt::Display| VisitError::Failed(closing::explain_failure(connection, e));
-        let proof = tls::proof(connection, PURPOSE, &self.token.secret, &self.visit);
+        let proof = proof::make(connection, PURPOSE, &self.token.secret, &self.visit);
         let proof = *proof.ok_or_else(|| VisitError::Failed("TLS gave no session key".to_owned()))?.as_bytes();
         let introduction = Introduction { protocol: PROTOCOL, visit: self.visit, token: tokens::id(&self.token.secret), proof };
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| lost(&e))?;
@@ -154,18 +154,7 @@ fn check(peer: &Peer, authority: &Authority, said: &Introduction) -> Result<(), 
             said.protocol
         ));
     }
-    let found = authority.tokens().find(&said.token, SystemTime::now()).map_err(|e| {
-        tracing::error!("{e}");
-        "the coordinator cannot read its tokens".to_owned()
-    })?;
-    // As for a newcomer: an unknown token and a wrong secret get the same answer.
-    let secret = found.as_ref().map_or([0; SECRET], |f| f.secret);
-    let expected = tls::proof(&peer.connection, PURPOSE, &secret, &said.visit).ok_or("TLS gave no session key")?;
-    let proved = expected == blake3::Hash::from_bytes(said.proof);
-    match found.filter(|_| proved) {
-        None => Err("the token's secret is wrong: copy the token that the coordinator prints now".to_owned()),
-        Some(found) => found.refused.map_or(Ok(()), |reason| Err(format!("{reason}: make another with `coordinator token new RUN`"))),
-    }
+    proof::check(&peer.connection, authority, PURPOSE, &said.token, &said.visit, said.proof)
 }
 
 #[cfg(fuzzing)]
