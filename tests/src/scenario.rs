@@ -30,6 +30,10 @@ const SETS: [&str; 9] = [
     "cluster.balance=equal",
 ];
 
+/// What makes `configs/alexnet-synthetic.toml` small, and so long that no test sees its end.
+pub const SMALL_AND_LONG: [&str; 5] =
+    ["train.max_steps=100000", "train.epochs=10000", "data.train=640", "data.val=64", "model.width=0.0625"];
+
 /// A run of some steps, with a folder of its own that is removed with it.
 pub struct Scenario {
     pub folder: TempDir,
@@ -125,19 +129,19 @@ impl Scenario {
 
     /// The same, at any address.
     pub fn serve_on(&self, listen: &str, workers: u32, more: &[&str], environment: &[(&str, OsString)]) -> Running {
-        let (path, workers) = (self.run_dir().display().to_string(), workers.to_string());
-        let mut arguments = self.arguments(&["serve", CONFIG, "--listen", listen, "--run-dir", &path, "--workers", &workers]);
-        arguments.extend(more);
-        let mut coordinator = Running::start_in("coordinator", &arguments, environment);
-        coordinator.path = self.run_dir();
-        coordinator
+        self.serve_by(listen, workers, more, |arguments| Running::start_in("coordinator", arguments, environment))
     }
 
     /// The same, in a network namespace.
     pub fn serve_within(&self, namespace: &str, listen: &str, workers: u32) -> Running {
+        self.serve_by(listen, workers, &[], |arguments| Running::start_within(namespace, "coordinator", arguments))
+    }
+
+    fn serve_by(&self, listen: &str, workers: u32, more: &[&str], start: impl FnOnce(&[&str]) -> Running) -> Running {
         let (path, workers) = (self.run_dir().display().to_string(), workers.to_string());
-        let arguments = self.arguments(&["serve", CONFIG, "--listen", listen, "--run-dir", &path, "--workers", &workers]);
-        let mut coordinator = Running::start_within(namespace, "coordinator", &arguments);
+        let mut arguments = self.arguments(&["serve", CONFIG, "--listen", listen, "--run-dir", &path, "--workers", &workers]);
+        arguments.extend(more);
+        let mut coordinator = start(&arguments);
         coordinator.path = self.run_dir();
         coordinator
     }

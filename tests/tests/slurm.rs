@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use cluster_tests::record::{checkpoints, committed, wait_for_ring};
-use cluster_tests::scenario::events;
+use cluster_tests::scenario::{SMALL_AND_LONG, events};
 use cluster_tests::{binary, project, until};
 use tempfile::TempDir;
 
@@ -157,16 +157,7 @@ fn a_job_is_drained_requeued_and_cancelled_without_loss() {
     let mut line = vec!["slurm", "configs/alexnet-synthetic.toml", "--nodes", "3", "--cpus-per-node", "1"];
     let run_text = slurm.text("run");
     line.extend(["--run-dir", &run_text, "--out", &batch]);
-    for pair in [
-        "train.max_steps=100000",
-        "train.epochs=10000",
-        "data.train=640",
-        "data.val=64",
-        "model.width=0.0625",
-        "train.shards=4",
-        "train.global_batch=32",
-        "cluster.timeout_ms=10000",
-    ] {
+    for pair in SMALL_AND_LONG.into_iter().chain(["train.shards=4", "train.global_batch=32", "cluster.timeout_ms=10000"]) {
         line.extend(["--set", pair]);
     }
     assert!(slurm.says(binary("coordinator"), &line).contains("submit it with"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cluster_tests::netns::Machines;
 use cluster_tests::record::{generations, wait_for_ring};
+use cluster_tests::scenario::SMALL_AND_LONG;
 use cluster_tests::{Running, binary, project, signal, until};
 use tempfile::TempDir;
 
@@ -133,16 +134,7 @@ impl Network {
         command.args(["netns", "exec", self.machines.name(0)]).arg(self.path("release/bin/coordinator"));
         command.args(["ssh", "configs/alexnet-synthetic.toml", "--http", "off", "--ssh-option=LogLevel=INFO"]);
         command.arg("--hosts").arg(hosts).arg("--ssh-config").arg(self.path("ssh_config")).arg("--run-dir").arg(&run_dir);
-        for pair in [
-            "train.max_steps=100000",
-            "train.epochs=10000",
-            "data.train=640",
-            "data.val=64",
-            "model.width=0.0625",
-            "train.shards=6",
-            "train.global_batch=36",
-            "cluster.timeout_ms=5000",
-        ] {
+        for pair in SMALL_AND_LONG.into_iter().chain(["train.shards=6", "train.global_batch=36", "cluster.timeout_ms=5000"]) {
             command.args(["--set", pair]);
         }
         command.current_dir(project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
