@@ -55,7 +55,7 @@ ip netns exec "$name-0" "$bin/coordinator" serve "$config" --listen 10.77.0.1:74
     --run-dir "$run/run" -q "$@" >"$run/log" 2>&1 &
 coordinator=$!
 until [ -s "$run/run/keys/join" ]; do sleep 0.1; done
-token=$(grep -o 'rl1-[A-Za-z0-9]*' "$run/run/keys/join" | head -1)
+token=$(grep -o -m1 'rl1-[A-Za-z0-9]*' "$run/run/keys/join")
 for n in $(seq 1 "$workers"); do
     core=$(((n - 1) % $(nproc)))
     ip netns exec "$name-$n" taskset -c "$core" "$bin/worker" join 10.77.0.1:7474 --token "$token" -q >"$run/worker-$n" 2>&1 &

@@ -86,14 +86,14 @@ resumes() {
 says_out_of_memory() {
     local out
     out=$("$worker" bench step --devices "$device" --batch 200000 --steps 1 2>&1) && return 1
-    printf '%s\n' "$out" | grep -m1 'too little memory.*train.micro_batch'
+    grep -m1 'too little memory.*train.micro_batch' <<< "$out"
 }
 survives_a_kill() {
     cluster killed --workers 2 --devices "$device,$device" --set train.max_steps=400 &
     local run=$! victim
     until [ "$(grep -c step_ms "$work/killed/metrics.jsonl" 2>/dev/null)" -ge 20 ] 2>/dev/null; do sleep 0.2; kill -0 $run || return 1; done
     # The first child of the coordinator, which is the only child of this shell's copy.
-    victim=$(pgrep -P "$(pgrep -P $run | head -1)" | head -1)
+    victim=$(pgrep -o -P "$(pgrep -o -P $run)")
     kill -9 "$victim" && wait $run && "$python" - "$work/killed" <<'PY'
 import json, sys
 

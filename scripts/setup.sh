@@ -32,7 +32,7 @@ if ! command -v cargo >/dev/null; then
 fi
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 found=$(rustc --version | cut -d' ' -f2)
-if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+if ! printf '%s\n%s\n' "$wanted" "$found" | sort -V -C; then
     say "Rust $found is older than the $wanted that the project needs: run rustup update"
     exit 1
 fi

@@ -18,11 +18,12 @@ chmod 1777 "$root/tmp"
 cp -al "$made" "$root/elsewhere/moved here"
 
 # The loader, at the place that the binaries name, and glibc.
+known=$(ldconfig -p)
 loader=$(readelf -l "$made/bin/worker" | sed -n 's/.*interpreter: \(.*\)]/\1/p')
 mkdir -p "$root$(dirname "$loader")"
 cp -L "$loader" "$root$loader"
 for library in libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1; do
-    from=$(ldconfig -p | awk -v name=$library '$1 == name && /x86-64|AArch64/ { print $NF; exit }')
+    from=$(awk -v name=$library '$1 == name && /x86-64|AArch64/ { print $NF; exit }' <<< "$known")
     mkdir -p "$root$(dirname "$from")"
     cp -L "$from" "$root$from"
 done
@@ -41,7 +42,7 @@ grep -q '"world": 2' "$root/tmp/run/summary.json"
 bare "$here/bin/worker" eval /tmp/run > /dev/null
 grep -q '^ringleader-' "$made/RELEASE"
 grep -q 'crates' "$made/licenses/THIRD-PARTY.txt"
-if readelf -d "$made"/bin/* "$made"/lib/* 2>/dev/null | grep -E 'RPATH|RUNPATH' | grep -v '\[\$ORIGIN'; then
+if awk '/RPATH|RUNPATH/ && !/\[\$ORIGIN/ { print; found = 1 } END { exit !found }' <<< "$(readelf -d "$made"/bin/* "$made"/lib/* 2>/dev/null)"; then
     echo "dist: a run path names this machine" >&2
     exit 1
 fi

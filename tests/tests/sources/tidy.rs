@@ -16,11 +16,16 @@ fn sources() -> Vec<PathBuf> {
 
 /// Adds the sources in a folder, and in those below it.
 pub(crate) fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+    collect_files(folder, "rs", found);
+}
+
+/// Adds the files that end in `extension` in a folder, and in those below it.
+fn collect_files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())).flatten() {
         let path = entry.path();
         if path.is_dir() {
-            collect(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+            collect_files(&path, extension, found);
+        } else if path.extension().is_some_and(|e| e == extension) {
             found.push(path);
         }
     }
@@ -203,6 +208,32 @@ fn documents_name_only_what_exists() {
             .filter(|t| !t.is_empty())
         {
             assert!(makefile.contains(&format!("\n{target}:")), "{document} speaks of `make {target}`, which the Makefile lacks");
+        }
+    }
+}
+
+/// Under `pipefail` a command that ends before it has read all of its pipe fails the command
+/// before it, but only where that has more to write than the pipe holds: on some machines.
+#[test]
+fn scripts_read_pipes_to_their_end() {
+    let mut scripts = vec![project().join(".ci/run")];
+    for folder in ["scripts", "benches", "coordinator/src/slurm", "deploy"] {
+        collect_files(&project().join(folder), "sh", &mut scripts);
+    }
+    assert!(scripts.len() > 8, "only {} scripts were found", scripts.len());
+    for script in scripts {
+        let text = read(&script);
+        if !text.contains("pipefail") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            for reader in line.split('|').skip(1).map(str::trim_start) {
+                let stops = reader.starts_with("head")
+                    || reader.starts_with("grep -q")
+                    || reader.starts_with("grep -m")
+                    || (reader.starts_with("awk") && reader.contains("exit }"));
+                assert!(!stops, "{}:{}: `{reader}` does not read its pipe to the end", script.display(), number + 1);
+            }
         }
     }
 }
