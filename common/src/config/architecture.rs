@@ -111,6 +111,16 @@ impl ModelConfig {
         stack.layers
     }
 
+    /// The convolution before which the backward pass is cut once more, so that gradients of the
+    /// layers from there on travel while those before it are computed. Models of one's own do
+    /// not tell.
+    pub fn cut(&self) -> Option<&'static str> {
+        match self {
+            Self::Alexnet(_) => Some("conv3"),
+            Self::Perceptron(_) | Self::Softmax(_) | Self::Mlp(_) | Self::Lenet(_) | Self::Own(_) => None,
+        }
+    }
+
     /// The activation after its hidden layers, if it has any, by which initial weights go.
     pub fn activation(&self) -> Option<Activation> {
         match self {

@@ -53,7 +53,8 @@ impl Route {
     /// A network with unknown properties.
     pub const NETWORK: Self = Self::Network { packet: NETWORK_PACKET };
 
-    pub(super) fn to(address: SocketAddr) -> Self {
+    /// To a node at this address.
+    pub fn to(address: SocketAddr) -> Self {
         let loopback = match address.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),

@@ -12,7 +12,7 @@ use super::form;
 use super::shared::{DONE, RingError, RingState};
 use super::spec::RingSpec;
 use super::values::Values;
-use crate::net::Endpoint;
+use crate::net::{Endpoint, Route};
 
 /// A formed ring. All ranks must submit the same buckets in the same order;
 /// waiting may follow any order. Dropping it leaves the ring at once, which ends
@@ -22,6 +22,7 @@ pub struct Ring {
     channels: Vec<mpsc::Sender<BucketJob>>,
     tasks: JoinSet<()>,
     timeout: Duration,
+    crosses_network: bool,
 }
 
 /// Observes a ring from another thread and can end it, for instance because the
@@ -48,6 +49,11 @@ impl Ring {
         self.context.world
     }
 
+    /// Whether a neighbour is on another machine, as far as its address tells.
+    pub fn crosses_network(&self) -> bool {
+        self.crosses_network
+    }
+
     /// Connects to the successor and accepts the predecessor; a world of one needs no
     /// sockets. The ring's tasks run on the tokio runtime in which this is called.
     /// Dropping the future gives up. On failure [`RingError::Stale`] means that a
@@ -60,7 +66,8 @@ impl Ring {
             _ => form::form(endpoint, &spec).await?,
         };
         let names = spec.peers.iter().map(|p| p.name.clone()).collect();
-        let connections = neighbours.outgoing.iter().chain(&neighbours.incoming).cloned().collect();
+        let connections: Vec<_> = neighbours.outgoing.iter().chain(&neighbours.incoming).cloned().collect();
+        let crosses_network = connections.iter().any(|connection| Route::to(connection.remote_address()) != Route::Loopback);
         let context = Arc::new(Context {
             shared: Arc::new(RingState::new(spec.rank, names, connections)),
             generation: spec.generation,
@@ -70,7 +77,7 @@ impl Ring {
             encoding: spec.encoding,
             gathers: spec.gathers,
         });
-        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), timeout: spec.timeout };
+        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), timeout: spec.timeout, crosses_network };
         for (outgoing, incoming) in neighbours.outgoing.into_iter().zip(neighbours.incoming) {
             let (jobs_in, jobs) = mpsc::channel(ring.most_outstanding());
             ring.channels.push(jobs_in);

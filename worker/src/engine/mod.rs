@@ -171,6 +171,10 @@ pub enum Delivery {
     Keep,
     /// Their sum, as that of the last part, to the sink.
     Sum,
+    /// The same, and the gradients of the features in several pieces, where the model
+    /// [cuts](crate::models::Pass::cut) them: the first ones are on their way sooner, for a
+    /// backward pass that takes a little longer.
+    SumInPieces,
     /// Each by itself to the sink.
     Each,
 }
@@ -225,7 +229,7 @@ impl Delivery {
     fn is_due(self, number: usize, parts: usize) -> bool {
         match self {
             Self::Keep => false,
-            Self::Sum => number + 1 == parts,
+            Self::Sum | Self::SumInPieces => number + 1 == parts,
             Self::Each => true,
         }
     }

@@ -68,11 +68,14 @@ impl Alexnet {
 }
 
 impl Network for Alexnet {
-    fn features(&self, images: Tensor<4>, _pass: &mut Pass) -> Tensor<2> {
+    fn features(&self, images: Tensor<4>, pass: &mut Pass) -> Tensor<2> {
         let x = relu(self.conv1.forward(images)); // [n,  96, 55, 55]
         let x = pool(x); // [n,  96, 27, 27]
         let x = relu(self.conv2.forward(x)); // [n, 256, 27, 27]
         let x = pool(x); // [n, 256, 13, 13]
+        // The layers after this have five sixths of the convolutions' weights; those before it
+        // take most of their arithmetic.
+        let x = pass.cut(x);
         let x = relu(self.conv3.forward(x)); // [n, 384, 13, 13]
         let x = relu(self.conv4.forward(x)); // [n, 384, 13, 13]
         let x = relu(self.conv5.forward(x)); // [n, 384, 13, 13]

@@ -39,6 +39,6 @@ pub use model::Model;
 pub(crate) use network::NewLeaf;
 pub use network::{Network, Role};
 pub use own::{Own, register};
-#[cfg(feature = "libtorch")]
-pub(crate) use pass::Normalised;
 pub use pass::{BatchStatistics, Pass, Tap};
+#[cfg(feature = "libtorch")]
+pub(crate) use pass::{Cut, Normalised};

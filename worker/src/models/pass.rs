@@ -24,6 +24,10 @@ pub struct Pass {
     tapped: Vec<usize>,
     taps: Vec<Tap>,
     statistics: Vec<BatchStatistics>,
+    /// Takes a tensor out of the graph behind it, if a gradient flows into that; none where the
+    /// backward pass is not cut.
+    detach: Option<Detach>,
+    cuts: Vec<Cut>,
     /// Batch normalisations, each by its scale, that go by their running statistics in training
     /// too.
     frozen: Vec<ParamId>,
@@ -38,6 +42,20 @@ pub struct Tap {
     /// `[n, units]`, before any activation.
     pub output: Tensor<2>,
 }
+
+/// A place where the backward pass is cut: what the layers before it have made, and what those
+/// after it go on with, of the same values.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    #[cfg_attr(not(feature = "libtorch"), allow(dead_code))]
+    pub(crate) before: Tensor<4>,
+    #[cfg_attr(not(feature = "libtorch"), allow(dead_code))]
+    pub(crate) after: Tensor<4>,
+}
+
+/// Gives the same values without what they were made of, as a leaf of the graph; none if no
+/// parameter before them is trained.
+pub(crate) type Detach = fn(&Tensor<4>) -> Option<Tensor<4>>;
 
 #[derive(Debug, Clone, Copy)]
 struct Training {
@@ -99,6 +117,8 @@ impl Pass {
             tapped: Vec::new(),
             taps: Vec::new(),
             statistics: Vec::new(),
+            detach: None,
+            cuts: Vec::new(),
             frozen: Vec::new(),
             record: None,
         }
@@ -120,6 +140,18 @@ impl Pass {
     #[cfg(feature = "libtorch")]
     pub(crate) fn with_batch_norm(self, kernel: BatchNormKernel) -> Self {
         Self { training: self.training.map(|training| Training { kernel, ..training }), ..self }
+    }
+
+    /// Cuts the backward pass where the model says [`Self::cut`].
+    #[cfg(feature = "libtorch")]
+    pub(crate) fn with_cuts(self, detach: Detach) -> Self {
+        Self { detach: Some(detach), ..self }
+    }
+
+    /// The cuts so far, in the order of the pass.
+    #[cfg(feature = "libtorch")]
+    pub(crate) fn take_cuts(&mut self) -> Vec<Cut> {
+        std::mem::take(&mut self.cuts)
     }
 
     /// Keeps input and output of the dense layers with these numbers, in the order of the
@@ -172,6 +204,17 @@ impl Pass {
         let [kernel, stride, padding] = [layer.kernel_size[0], layer.stride[0], padding].map(|n| n as u64);
         self.met(layer.weight.id, LayerKind::Convolution { kernel, stride, padding }, &output);
         output
+    }
+
+    /// Has the gradients of the layers after `x` travel while those of the layers before it are
+    /// still computed, where the engine can: for use in `features`, before layers that have
+    /// many weights for their arithmetic. No layer may be passed on both sides. The values are
+    /// `x`'s.
+    pub fn cut(&mut self, x: Tensor<4>) -> Tensor<4> {
+        let Some(after) = self.detach.and_then(|detach| detach(&x)) else { return x };
+        // The clone keeps the backend from writing into values that `x` shares.
+        self.cuts.push(Cut { before: x, after: after.clone() });
+        after
     }
 
     /// Batch normalisation (Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network

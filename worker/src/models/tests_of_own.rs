@@ -65,6 +65,10 @@ impl Network for Normed {
     fn features(&self, images: Tensor<4>, pass: &mut Pass) -> Tensor<2> {
         let x = if self.fault == "norm" { self.first.forward(images) } else { pass.batch_norm(&self.first, images) };
         let x = pass.convolution(&self.conv, x);
+        let x = match &self.conv.bias {
+            Some(bias) if self.fault == "sides" => pass.cut(x) + bias.val().sum().reshape([1, 1, 1, 1]),
+            _ => x,
+        };
         let x = relu(pass.batch_norm(&self.bn, x)).flatten(1, 3);
         if self.fault == "cut" { pass.dense(&self.dense, x) } else { x }
     }
@@ -94,7 +98,12 @@ fn config(own: &str) -> ModelConfig {
 
 /// A model with batch normalisation, ready for a replica.
 pub(crate) fn normed(width: usize, input: InputShape) -> ModelConfig {
-    let mut model = config(&format!("width = {width}"));
+    normed_with(&format!("width = {width}"), input)
+}
+
+/// The same with these keys.
+pub(crate) fn normed_with(own: &str, input: InputShape) -> ModelConfig {
+    let mut model = config(own);
     describe(&mut model, input, &device()).unwrap();
     model
 }

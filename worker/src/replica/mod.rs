@@ -175,7 +175,7 @@ impl Replica {
         }
         let zeros = match delivery {
             Delivery::Keep => &[],
-            Delivery::Sum => &empty[..if filled.is_empty() { empty.len().min(1) } else { 0 }],
+            Delivery::Sum | Delivery::SumInPieces => &empty[..if filled.is_empty() { empty.len().min(1) } else { 0 }],
             Delivery::Each => &empty[..],
         };
         for (&part, range) in zeros.iter().flat_map(|part| self.factored.regions.summed().map(move |range| (part, range))) {

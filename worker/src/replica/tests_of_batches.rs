@@ -1,6 +1,8 @@
 //! Batches that are scored, and those that do not fit.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use common::config::Precision;
+
 use super::tests::{batch, devices, replica, train};
 use super::*;
 use crate::data::Second;
@@ -29,6 +31,28 @@ fn crops_of_a_sample_are_scored_together() {
             loss -= found[label].ln();
         }
         assert!((sums.loss - loss).abs() < 1e-4, "{device}: {} {loss}", sums.loss);
+    }
+}
+
+/// Where the backward pass is cut, no bit changes.
+#[test]
+fn features_in_pieces_have_the_same_gradient() {
+    for device in devices() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut replica = replica(0.5, &TrainConfig { precision, ..train() }, &device);
+            let (images, labels) = batch(6, 2);
+            let masks = Masks::drawn(replica.dropouts(), &[MaskGroup { seed: 4, samples: labels.len() }]);
+            let part = BatchPart { inputs: (&images).into(), labels: &labels, seconds: &[], masks: masks.all(), name: None };
+            let mut given = |delivery| {
+                let mut flat = vec![f32::NAN; replica.layout().total()];
+                let sums = replica.gradients(&[part], None, 0.2, delivery, &mut |_, piece| {
+                    _ = piece.values().map(|(at, span)| span.read(&mut flat[at..at + span.len()]));
+                });
+                (sums.unwrap(), flat)
+            };
+            let [whole, pieces] = [given(Delivery::Sum), given(Delivery::SumInPieces)];
+            assert!(whole.1.iter().all(|g| g.is_finite()) && whole == pieces, "{device} {precision:?}");
+        }
     }
 }
 

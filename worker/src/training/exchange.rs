@@ -169,7 +169,10 @@ impl Exchange {
             Delivery::Each
         } else if self.is_alone() {
             Delivery::Keep
+        } else if self.ring.as_ref().is_some_and(Ring::crosses_network) {
+            Delivery::SumInPieces
         } else {
+            // What travels within a machine takes its cores from the backward pass.
             Delivery::Sum
         }
     }

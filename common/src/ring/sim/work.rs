@@ -12,7 +12,8 @@ pub struct Compute {
     pub forward_ms: f64,
     pub backward_ms: f64,
     /// The share of the backward pass after which the gradients of the dense layers are
-    /// ready; those of the convolutions are ready at its end.
+    /// ready; those of the convolutions follow where the model [cuts](ModelConfig::cut) them,
+    /// and at its end.
     pub dense_at: f64,
     /// From the summed gradient to the next step.
     pub update_ms: f64,
@@ -25,20 +26,29 @@ pub fn work(model: &ModelConfig, input: InputShape, train: &TrainConfig, cluster
     let batch = f64::from(train.global_batch) / f64::from(world);
     let dense = dense_layers_of(model, train, cluster, input);
     let factored: Vec<&DenseLayer> = dense.iter().filter(|layer| layer.way == Way::Factors && world > 1).collect();
-    let count = |is_dense: bool| -> u64 {
-        train.trained_layers(&layers).filter(|l| matches!(l.kind, LayerKind::Dense { .. }) == is_dense).map(Layer::values).sum()
+    let is_dense = |layer: &Layer| matches!(layer.kind, LayerKind::Dense { .. });
+    // Layers that the backward pass reaches only after the cut.
+    let cut = model.cut().and_then(|name| layers.iter().position(|layer| layer.name == name)).unwrap_or(0);
+    let is_before_cut = |layer: &Layer| layers[..cut].iter().any(|before| before.name == layer.name);
+    let count = |is_counted: &dyn Fn(&Layer) -> bool| -> u64 {
+        train.trained_layers(&layers).filter(|layer| is_counted(layer)).map(Layer::values).sum()
     };
     let products: u64 = factored.iter().map(|layer| layer.inputs * layer.units).sum();
     // The products take what as many multiply-adds take in the forward pass, and the
     // backward pass does not make those of a worker's own samples.
     let macs: u64 = layers.iter().map(|layer| layer.macs).sum();
+    let macs_after_cut: u64 = layers[cut..].iter().filter(|layer| !is_dense(layer)).map(|layer| layer.macs).sum();
     let own_ms = compute.forward_ms * products as f64 / macs.max(1) as f64;
     let dense_ms = compute.forward_ms + (compute.dense_at * compute.backward_ms - own_ms).max(0.0);
     let compute_ms = compute.forward_ms + (compute.backward_ms - own_ms).max(0.0);
-    let parts = vec![
-        Part { elements: count(false) as usize, ready_ms: compute_ms },
-        Part { elements: (count(true) - products) as usize, ready_ms: dense_ms },
+    let cut_ms = dense_ms + compute.backward_ms * macs_after_cut as f64 / macs.max(1) as f64;
+    let convolutions = |before: bool| count(&|layer| !is_dense(layer) && is_before_cut(layer) == before) as usize;
+    let mut parts = vec![
+        Part { elements: convolutions(true), ready_ms: compute_ms },
+        Part { elements: convolutions(false), ready_ms: if cut == 0 { compute_ms } else { cut_ms.min(compute_ms) } },
+        Part { elements: (count(&is_dense) - products) as usize, ready_ms: dense_ms },
     ];
+    parts.retain(|part| part.elements > 0);
     let encoding = if train.precision == Precision::Bf16 { Encoding::Bf16 } else { Encoding::F32 };
     let matrix = |width: u64| Gathered { values_each: (batch * width as f64).ceil() as usize, ready_ms: dense_ms, encoding };
     Work {

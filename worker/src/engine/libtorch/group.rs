@@ -19,7 +19,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Piece, Sums, TrainBatch};
 use super::network::Times;
 use super::products::Products;
-use super::resident::{Complete, ResidentEngine};
+use super::resident::{Complete, ResidentEngine, Wanted};
 use super::{loss, span, update};
 use crate::optim::rule::{Pairs, ratios, scales};
 use crate::optim::{NotFinite, Threads, Update, UpdateReport, larger};
@@ -103,8 +103,9 @@ impl GroupEngine {
         let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
             let (mut all, mut time) = Default::default();
             let following = |number: usize| parts.get(number + self.engines.len());
+            let wanted = Wanted { factors: true, in_pieces: false };
             for (number, part) in parts.iter().enumerate().skip(device).step_by(self.engines.len()) {
-                let (statistics, times) = engine.accumulate(part, following(number), true, &mut |_, complete| {
+                let (statistics, times) = engine.accumulate(part, following(number), wanted, &mut |_, complete| {
                     let (gradient, range) = match complete {
                         Complete::Range(gradient, range) => (gradient, range),
                         Complete::Factors(layer, inputs, slopes) => {
@@ -137,11 +138,13 @@ impl GroupEngine {
         })
     }
 
-    /// Each part by all devices. With a sink, it gets the sum of their gradients.
+    /// Each part by all devices. With a sink, it gets the sum of their gradients, `in_pieces`
+    /// as the model cuts them.
     fn parts_together(
         &self,
         parts: &[TrainBatch<'_>],
         next: Option<&TrainBatch<'_>>,
+        in_pieces: bool,
         mut sink: Option<PartSink<'_>>,
     ) -> Result<Vec<(Sums, Phases)>, EngineError> {
         let count = self.engines.len();
@@ -157,7 +160,8 @@ impl GroupEngine {
             for (number, batch) in batches.iter().enumerate() {
                 let is_last = number + 1 == batches.len();
                 let next = batches.get(number + 1).or(next.as_ref());
-                let (statistics, times) = engine.accumulate(batch, next, delivers, &mut |_, complete| {
+                let wanted = Wanted { factors: delivers, in_pieces: in_pieces && is_last };
+                let (statistics, times) = engine.accumulate(batch, next, wanted, &mut |_, complete| {
                     match complete {
                         Complete::Factors(layer, inputs, slopes) => {
                             let (number, factors) = (numbers[number], on_host([inputs, slopes])?);
@@ -361,8 +365,8 @@ impl Engine for GroupEngine {
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
         let results = match delivery {
-            Delivery::Keep => self.parts_together(parts, next, None)?,
-            Delivery::Sum => self.parts_together(parts, next, Some(sink))?,
+            Delivery::Keep => self.parts_together(parts, next, false, None)?,
+            Delivery::Sum | Delivery::SumInPieces => self.parts_together(parts, next, delivery == Delivery::SumInPieces, Some(sink))?,
             Delivery::Each => self.parts_by_themselves(parts, sink)?,
         };
         let (mut all, mut slowest) = (Sums::default(), Phases::default());

@@ -14,7 +14,7 @@ use super::super::{
     Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sink, Sums, TrainBatch,
     in_turn, whole,
 };
-use super::network::{Feed, Finished, Network, to_host};
+use super::network::{Asked, Feed, Finished, Network, to_host};
 use super::products::Products;
 use super::{input, slice, slice_mut, span};
 use crate::data::{Dropout, Inputs};
@@ -72,6 +72,7 @@ impl HostEngine {
         let kind = self.kind();
         let Self { network, loss, threads, kept, products, .. } = self;
         let tapped = (delivery != Delivery::Keep).then_some(&*products);
+        let asked = Asked { tapped, in_pieces: delivery == Delivery::SumInPieces && is_due };
         let feed = || {
             let mask = |(dropout, mask): (Dropout, &[u8])| {
                 let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;
@@ -96,7 +97,7 @@ impl HostEngine {
                 collect(&network.layout, kept, params, grads, if is_due { Some(&mut values) } else { None })
             }
         };
-        let (sums, times) = network.gradient((batch.labels.len(), batch.share()), tapped, feed, head, take)?;
+        let (sums, times) = network.gradient((batch.labels.len(), batch.share()), asked, feed, head, take)?;
         Ok((sums, times.phases()?))
     }
 

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use burn::tensor::Tensor as BurnTensor;
 use common::contained::panic_message;
 use tch::{Kind, Tensor, no_grad};
 
@@ -18,8 +19,8 @@ use super::super::{EngineError, EngineSetup, Phases, in_order, lap};
 use super::batch_norm;
 use super::bridge::{inner, wrap};
 use super::products::Products;
-use super::shim::Event;
-use crate::models::{BatchNorms, Model, NewLeaf, ParamLayout, Pass, Tap};
+use super::shim::{Event, backward};
+use crate::models::{BatchNorms, Cut, Model, NewLeaf, ParamLayout, Pass, Tap};
 
 pub(super) struct Network {
     model: Model,
@@ -41,6 +42,15 @@ pub(super) struct Feed<T> {
     pub(super) target: T,
 }
 
+/// How a backward pass gives its gradients.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Asked<'a> {
+    /// Dense layers that give factors.
+    pub(super) tapped: Option<&'a Products>,
+    /// Whether the features are cut where the model says.
+    pub(super) in_pieces: bool,
+}
+
 /// What a backward pass has completed.
 pub(super) enum Finished {
     /// The gradients of these parameters, which are numbered as in the layout. Of running
@@ -57,7 +67,7 @@ pub(super) struct Times {
     /// work.
     phases: Phases,
     /// On a CUDA device: before and after the forward pass, after the backward pass of the
-    /// classifier, before and after that of the features.
+    /// classifier, before and after that of each part of the features.
     events: Vec<Event>,
 }
 
@@ -66,8 +76,8 @@ impl Times {
     pub(super) fn phases(&self) -> Result<Phases, EngineError> {
         let [start, forward, classifier, features @ ..] = &self.events[..] else { return Ok(self.phases) };
         let mut backward = forward.elapsed(classifier)?;
-        if let [before, after] = features {
-            backward += before.elapsed(after)?;
+        for part in features.chunks_exact(2) {
+            backward += part[0].elapsed(&part[1])?;
         }
         Ok(Phases { forward: start.elapsed(forward)?, backward, ..self.phases })
     }
@@ -99,17 +109,18 @@ impl Network {
     /// the global batch. `loss` turns f32
     /// logits `[n, classes]` and the target into the gradient of the loss with respect to
     /// the logits, and something to return. `take` gets gradients as soon as
-    /// they are complete: first of the classifier, then of the features. Of dense layers that
+    /// they are complete: first of the classifier, then of the features, whose last part comes
+    /// first where the model cuts them and that is asked for. Of dense layers that
     /// are `tapped`, it gets the factors first, and no gradient of their weights.
     pub(super) fn gradient<T, S>(
         &self,
         (samples, share): (usize, f32),
-        tapped: Option<&Products>,
+        asked: Asked<'_>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
         take: impl FnMut(Finished) -> Result<(), EngineError>,
     ) -> Result<(S, Times), EngineError> {
-        self.guarded(samples, || self.forward_and_backward(share, tapped, feed, loss, take))
+        self.guarded(samples, || self.forward_and_backward(share, asked, feed, loss, take))
     }
 
     /// A failure of libtorch within `work` as an error, also where burn makes a panic of
@@ -143,7 +154,7 @@ impl Network {
     fn forward_and_backward<T, S>(
         &self,
         share: f32,
-        tapped: Option<&Products>,
+        Asked { tapped, in_pieces }: Asked<'_>,
         feed: impl FnOnce() -> Result<Feed<T>, EngineError>,
         loss: impl FnOnce(&Tensor, T) -> Result<(Tensor, S), EngineError>,
         mut take: impl FnMut(Finished) -> Result<(), EngineError>,
@@ -162,12 +173,17 @@ impl Network {
         let numbers = tapped.map_or_else(Vec::new, |tapped| tapped.factored.layers.iter().map(|layer| layer.number).collect());
         let masks = masks.into_iter().map(wrap).collect();
         let frozen_norms = self.norms.frozen.clone();
-        let mut pass = Pass::train(masks, share).tapping(numbers).freezing(frozen_norms).with_batch_norm(batch_norm::normalised);
+        let mut pass = Pass::train(masks, share).tapping(numbers).freezing(frozen_norms);
+        pass = pass.with_batch_norm(batch_norm::normalised);
+        if in_pieces {
+            pass = pass.with_cuts(detached);
+        }
         let first = self.layout.feature_parameters();
         let trained = |places: Range<usize>| places.filter(|&param| !self.layout.params()[param].is_frozen());
         let features_params: Vec<usize> = trained(0..first).collect();
         let trains_features = !features_params.is_empty();
         let features = inner(self.model.features(wrap(images), &mut pass))?;
+        let cuts = pass.take_cuts();
         // The graph is cut here, so that the classifier's gradients are final before
         // the backward pass of the features begins.
         let cut = features.f_detach()?.set_requires_grad(trains_features);
@@ -190,14 +206,13 @@ impl Network {
         stamp()?;
 
         let start = Instant::now();
-        let root = logits.f_mul(&slope)?.f_sum(Kind::Float)?;
-        drop((logits, kept));
+        drop(kept);
         let is_tapped = |param: &usize| tapped.is_some_and(|tapped| tapped.params.contains(param));
         let mut params: Vec<usize> = trained(first..self.layout.parameters()).filter(|param| !is_tapped(param)).collect();
         // The gradient of a tapped layer's outputs is asked for instead of its weights'.
         let inputs = tap_outputs.iter().chain(params.iter().map(|&param| &self.leaves[param])).chain(trains_features.then_some(&cut));
-        let mut grads = backward(&root, &inputs.collect::<Vec<_>>())?.into_iter();
-        drop(root);
+        let mut grads = backward(&logits, &slope, &inputs.collect::<Vec<_>>())?.into_iter();
+        drop(logits);
         phases.backward = lap("backward of the classifier", start);
         stamp()?;
         let start = Instant::now();
@@ -211,18 +226,49 @@ impl Network {
         phases.copy = lap("gradient copy", start);
 
         if let Some(slope) = slope {
-            stamp()?;
-            let start = Instant::now();
-            let root = features.f_mul(&slope)?.f_sum(Kind::Float)?;
-            drop(features);
-            let grads = backward(&root, &features_params.iter().map(|&param| &self.leaves[param]).collect::<Vec<_>>())?;
-            phases.backward += lap("backward of the features", start);
-            stamp()?;
-            let start = Instant::now();
-            take(Finished::Gradients(features_params, grads))?;
-            phases.copy += lap("gradient copy", start);
+            let mut parts = Parts { root: features, slope, cuts, params: features_params, taken: Vec::new() };
+            while !parts.params.is_empty() {
+                stamp()?;
+                let start = Instant::now();
+                let (params, grads) = self.backward_of_part(&mut parts)?;
+                phases.backward += lap("backward of the features", start);
+                stamp()?;
+                let start = Instant::now();
+                if !params.is_empty() {
+                    take(Finished::Gradients(params, grads))?;
+                }
+                phases.copy += lap("gradient copy", start);
+            }
         }
         Ok((sums, Times { phases, events }))
+    }
+
+    /// The gradients of the last part of the features that has none yet.
+    fn backward_of_part(&self, parts: &mut Parts) -> Result<(Vec<usize>, Vec<Tensor>), EngineError> {
+        let cut = parts.cuts.pop().map(|cut| Ok::<_, EngineError>((inner(cut.before)?, inner(cut.after)?))).transpose()?;
+        // Those that are taken are asked for once more, to find a layer on both sides of a cut.
+        let (params, after) = ([&parts.params[..], &parts.taken].concat(), cut.as_ref().map(|(_, after)| after));
+        let inputs: Vec<&Tensor> = params.iter().map(|&param| &self.leaves[param]).chain(after).collect();
+        let mut grads = backward(&parts.root, &parts.slope, &inputs)?;
+        let again = params.iter().zip(&grads).skip(parts.params.len()).find(|(_, grad)| grad.defined());
+        if let Some((&param, _)) = again {
+            let name = self.layout.params()[param].name();
+            return Err(EngineError::Compute(format!("`{name}` is used on both sides of a cut (docs/own-model.md)")));
+        }
+        let Some((before, _)) = cut else {
+            // What no gradient has reached is found by whoever takes them.
+            parts.root = Tensor::new();
+            grads.truncate(parts.params.len());
+            return Ok((std::mem::take(&mut parts.params), grads));
+        };
+        parts.slope = grads.pop().unwrap_or_else(Tensor::new);
+        parts.root = before;
+        let found = parts.params.drain(..).zip(grads);
+        let (done, left): (Vec<_>, Vec<_>) = found.partition(|(_, grad)| grad.defined());
+        parts.params = left.into_iter().map(|(param, _)| param).collect();
+        let (params, grads): (Vec<_>, Vec<_>) = done.into_iter().unzip();
+        parts.taken.extend(&params);
+        Ok((params, grads))
     }
 
     /// f32 logits `[n, classes]` without dropout, in host memory.
@@ -236,11 +282,89 @@ impl Network {
     }
 }
 
-fn backward(root: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EngineError> {
-    Ok(Tensor::f_run_backward(&[root], inputs, false, false)?)
+/// The features during their backward pass.
+struct Parts {
+    /// What the part that is next has made, and the gradient of that.
+    root: Tensor,
+    slope: Tensor,
+    /// Before that part, and before those that come after it.
+    cuts: Vec<Cut>,
+    /// Parameters that have no gradient yet, and those that have.
+    params: Vec<usize>,
+    taken: Vec<usize>,
+}
+
+/// See [`crate::models::Pass::cut`].
+fn detached(x: &BurnTensor<4>) -> Option<BurnTensor<4>> {
+    let x = inner(x.clone()).ok()?;
+    let leaf = if x.requires_grad() { x.f_detach().ok()?.set_requires_grad(true) } else { return None };
+    Some(wrap(leaf))
 }
 
 /// The values of an f32 tensor.
 pub(super) fn to_host(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {
     Ok(Vec::try_from(tensor.f_detach()?.f_reshape([-1])?)?)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use common::config::{AlexnetConfig, InputShape, ModelConfig, TrainConfig};
+
+    use super::*;
+    use crate::models::tests_of_own::normed_with;
+
+    const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 4 };
+
+    /// The layers whose gradients a backward pass gives at a time.
+    fn delivered(model: &ModelConfig, train: &TrainConfig, in_pieces: bool) -> Result<Vec<Vec<String>>, EngineError> {
+        let layout = ParamLayout::of(&Model::new(model, INPUT, &super::super::device(None))?, train);
+        let weights = vec![0.01; layout.total()];
+        let flat = Tensor::f_from_slice(&weights)?;
+        let setup = EngineSetup { model, input: INPUT, train, trained: layout.trained_total(), weights, threads: 1 };
+        let network = Network::new(&setup, &flat)?;
+        let mut delivered = Vec::new();
+        let side = INPUT.image_size as i64;
+        let images = Tensor::f_ones([2, 3, side, side], (Kind::Float, tch::Device::Cpu))?;
+        let feed = || Ok(Feed { images, masks: Vec::new(), target: () });
+        network.gradient(
+            (2, 1.0),
+            Asked { tapped: None, in_pieces },
+            feed,
+            |logits, ()| Ok((logits.f_ones_like()?, ())),
+            |finished| {
+                let Finished::Gradients(params, grads) = finished else { return Ok(()) };
+                assert!(grads.iter().all(Tensor::defined) && params.len() == grads.len());
+                let layer = |&param: &usize| network.layout.params()[param].name().split('.').next().unwrap_or_default().to_owned();
+                let mut layers: Vec<String> = params.iter().map(layer).collect();
+                layers.dedup();
+                delivered.push(layers);
+                Ok(())
+            },
+        )?;
+        Ok(delivered)
+    }
+
+    #[test]
+    fn gradients_come_in_parts_that_the_config_knows() {
+        let model = ModelConfig::Alexnet(AlexnetConfig { width: 0.05, dropout: 0.0, ..AlexnetConfig::default() });
+        let [dense, after, before] = [["dense1", "dense2", "dense3"], ["conv3", "conv4", "conv5"], ["conv1", "conv2", ""]];
+        let train = TrainConfig::default();
+        assert_eq!(delivered(&model, &train, true).unwrap(), [&dense[..], &after, &before[..2]]);
+        let whole = [&before[..2], &after].concat();
+        assert_eq!(delivered(&model, &train, false).unwrap(), [&dense[..], &whole]);
+        assert_eq!(model.cut(), Some(after[0]));
+        // What is frozen is not passed back through.
+        let freezing = |layers: &[&str]| TrainConfig { freeze: layers.iter().map(|&l| l.to_owned()).collect(), ..TrainConfig::default() };
+        assert_eq!(delivered(&model, &freezing(&["conv1", "conv2"]), true).unwrap(), [&dense[..], &after]);
+        assert_eq!(delivered(&model, &freezing(&after), true).unwrap(), [&dense[..], &before[..2]]);
+        assert_eq!(delivered(&model, &freezing(&["features"]), true).unwrap(), [&dense[..]]);
+    }
+
+    #[test]
+    fn a_layer_on_both_sides_of_a_cut_is_refused() {
+        let model = normed_with("width = 2\nfault = \"sides\"", INPUT);
+        let error = delivered(&model, &TrainConfig::default(), true).unwrap_err().to_string();
+        assert!(error.contains("`conv.bias` is used on both sides of a cut"), "{error}");
+    }
 }

@@ -15,6 +15,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/api/include/torch/version.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -205,6 +206,22 @@ char* ringleader_copy(void* to, const void* from, const void* stream) {
     c10::StreamGuard guard(*static_cast<const c10::Stream*>(stream));
     at::NoGradGuard no_grad;
     static_cast<at::Tensor*>(to)->copy_(*static_cast<const at::Tensor*>(from), /*non_blocking=*/true);
+  });
+}
+
+// The gradients of so many inputs where that of `root` is `slope`. One that the root does not
+// depend on is an undefined tensor. The graph is gone after it.
+char* ringleader_backward(const void* root, const void* slope, const void* const* inputs, size_t count, void** gradients) {
+  return attempt([&] {
+    torch::autograd::variable_list leaves;
+    for (size_t i = 0; i < count; ++i) {
+      leaves.push_back(*static_cast<const at::Tensor*>(inputs[i]));
+    }
+    const auto found = torch::autograd::grad({*static_cast<const at::Tensor*>(root)}, leaves, {*static_cast<const at::Tensor*>(slope)},
+                                             /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    for (size_t i = 0; i < count; ++i) {
+      gradients[i] = new at::Tensor(found[i]);
+    }
   });
 }
 

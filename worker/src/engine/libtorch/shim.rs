@@ -35,6 +35,13 @@ unsafe extern "C" {
     fn ringleader_elapsed(from: *const c_void, to: *const c_void, ms: *mut f64) -> *mut c_char;
     fn ringleader_free_event(event: *mut c_void);
     fn ringleader_copy(to: *mut C_tensor, from: *const C_tensor, stream: *const c_void) -> *mut c_char;
+    fn ringleader_backward(
+        root: *const C_tensor,
+        slope: *const C_tensor,
+        inputs: *const *const C_tensor,
+        count: usize,
+        gradients: *mut *mut C_tensor,
+    ) -> *mut c_char;
 }
 
 /// The text of a message, which is freed.
@@ -105,6 +112,17 @@ pub(crate) fn has_bf16(device: usize) -> Result<bool, EngineError> {
     // SAFETY: a place that outlives the call.
     check(unsafe { ringleader_has_bf16(device as c_int, &raw mut has) })?;
     Ok(has)
+}
+
+/// The gradients of `inputs` where that of `root` is `slope`. One that the root does not depend
+/// on is undefined. The graph behind the root is gone after it.
+pub(super) fn backward(root: &Tensor, slope: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EngineError> {
+    let inputs: Vec<*const C_tensor> = inputs.iter().map(|input| input.as_ptr()).collect();
+    let mut gradients = vec![null_mut(); inputs.len()];
+    // SAFETY: valid tensors, and places for as many new ones, all of which outlive the call.
+    check(unsafe { ringleader_backward(root.as_ptr(), slope.as_ptr(), inputs.as_ptr(), inputs.len(), gradients.as_mut_ptr()) })?;
+    // SAFETY: tensors that nobody else owns.
+    Ok(gradients.into_iter().map(|gradient| unsafe { Tensor::from_ptr(gradient) }).collect())
 }
 
 /// The operators that `work` calls on any thread: name and overload.

@@ -24,7 +24,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::super::{
     Delivery, Engine, EngineError, EngineSetup, Gradient, Images, Loss, NamedVector, PartSink, Phases, Piece, Sums, TrainBatch,
 };
-use super::network::{Feed, Finished, Network, Times, to_host};
+use super::network::{Asked, Feed, Finished, Network, Times, to_host};
 use super::parcel::{Parcel, Unpacked};
 use super::products::Products;
 use super::streams::{CudaStreams, InlineStreams, Lane, Mark, Streams};
@@ -35,6 +35,15 @@ use crate::optim::{Threads, Update, UpdateReport};
 
 use inbox::Inbox;
 use leaving::LeavingFactors;
+
+/// The form of a gradient.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wanted {
+    /// Factors of the factored layers, instead of the gradients of their weights.
+    pub(super) factors: bool,
+    /// The features' gradients as the model cuts them.
+    pub(super) in_pieces: bool,
+}
 
 /// What is final of the gradient of a batch.
 pub(super) enum Complete<'a> {
@@ -161,14 +170,13 @@ impl ResidentEngine {
     }
 
     /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
-    /// that waits; `taps` gives the factors of the factored layers instead of that of their
-    /// weights. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
+    /// that waits, in the form that is `wanted`. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
     /// batch is sent on its way. Returns the [`loss::DeviceSums::sums`] of the batch.
     pub(super) fn accumulate(
         &mut self,
         batch: &TrainBatch<'_>,
         next: Option<&TrainBatch<'_>>,
-        taps: bool,
+        wanted: Wanted,
         complete: OnComplete<'_>,
     ) -> Result<(Tensor, Times), EngineError> {
         // What the next batch's memory was used for before is done at this mark.
@@ -190,15 +198,15 @@ impl ResidentEngine {
             let found = loss::sums(*loss, logits, &target, batch.scale)?;
             Ok((found.slope, found.sums))
         };
-        let done =
-            network.gradient((batch.labels.len(), batch.share()), taps.then_some(&*products), feed, head, |finished| match finished {
-                Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
-                Finished::Gradients(params, grads) => {
-                    no_grad(|| keep(&network.layout, kept, add, &params, &grads))?;
-                    let ranges = neighbours(params.iter().map(|&param| network.layout.params()[param].range()));
-                    ranges.into_iter().rev().try_for_each(|range| complete(&mut **streams.borrow_mut(), Complete::Range(kept, range)))
-                }
-            })?;
+        let asked = Asked { tapped: wanted.factors.then_some(&*products), in_pieces: wanted.in_pieces };
+        let done = network.gradient((batch.labels.len(), batch.share()), asked, feed, head, |finished| match finished {
+            Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
+            Finished::Gradients(params, grads) => {
+                no_grad(|| keep(&network.layout, kept, add, &params, &grads))?;
+                let ranges = neighbours(params.iter().map(|&param| network.layout.params()[param].range()));
+                ranges.into_iter().rev().try_for_each(|range| complete(&mut **streams.borrow_mut(), Complete::Range(kept, range)))
+            }
+        })?;
         if let Some(next) = next {
             self.send(next, &before)?;
         }
@@ -320,8 +328,9 @@ impl Engine for ResidentEngine {
         for (number, part) in parts.iter().enumerate() {
             let delivers = delivery.is_due(number, parts.len());
             let (mut outbox, mut leaving, mut factors) = (self.outbox.take(), VecDeque::new(), Vec::new());
-            let (next, taps) = (parts.get(number + 1).or(next), delivery != Delivery::Keep);
-            let (statistics, times) = self.accumulate(part, next, taps, &mut |streams, complete| {
+            let next = parts.get(number + 1).or(next);
+            let wanted = Wanted { factors: delivery != Delivery::Keep, in_pieces: delivery == Delivery::SumInPieces && delivers };
+            let (statistics, times) = self.accumulate(part, next, wanted, &mut |streams, complete| {
                 let (kept, range) = match complete {
                     Complete::Factors(layer, inputs, slopes) => {
                         factors.push(LeavingFactors::start(streams, layer, [inputs, slopes])?);

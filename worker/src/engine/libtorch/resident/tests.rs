@@ -137,7 +137,7 @@ fn run(streams: Box<dyn Streams>, precision: Precision) -> Result<Vec<f32>, Engi
             0 | 3 => ([batch(step)].to_vec(), Delivery::Keep),
             _ => (
                 [batch(step).part(&(0..1)), TrainBatch { name: Some(name(step, 1)), ..batch(step).part(&(1..BATCH)) }].to_vec(),
-                Delivery::Sum,
+                if step == 1 { Delivery::Sum } else { Delivery::SumInPieces },
             ),
         };
         let mut flat = vec![f32::NAN; engine.network.layout.total()];
