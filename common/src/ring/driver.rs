@@ -9,10 +9,12 @@ use tokio::task::JoinSet;
 use super::channel::{self, BucketJob, Context};
 use super::encoding::Encoding;
 use super::form;
+use super::schedule;
 use super::shared::{DONE, RingError, RingState};
 use super::spec::RingSpec;
 use super::values::Values;
 use crate::net::Endpoint;
+use crate::net::relay::is_relayed;
 
 /// A formed ring. All ranks must submit the same buckets in the same order;
 /// waiting may follow any order. Dropping it leaves the ring at once, which ends
@@ -21,6 +23,8 @@ pub struct Ring {
     context: Arc<Context>,
     channels: Vec<mpsc::Sender<BucketJob>>,
     tasks: JoinSet<()>,
+    /// The successor, if it is reached through the coordinator.
+    relayed: Option<String>,
     timeout: Duration,
 }
 
@@ -59,6 +63,9 @@ impl Ring {
             1 => form::Neighbours { outgoing: Vec::new(), incoming: Vec::new() },
             _ => form::form(endpoint, &spec).await?,
         };
+        let relayed = neighbours.outgoing.iter().any(|connection| is_relayed(connection.remote_address()));
+        let successor = &spec.peers[schedule::successor(spec.rank as usize, spec.peers.len())];
+        let relayed = relayed.then(|| successor.name.clone());
         let names = spec.peers.iter().map(|p| p.name.clone()).collect();
         let connections = neighbours.outgoing.iter().chain(&neighbours.incoming).cloned().collect();
         let context = Arc::new(Context {
@@ -70,13 +77,18 @@ impl Ring {
             encoding: spec.encoding,
             gathers: spec.gathers,
         });
-        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), timeout: spec.timeout };
+        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), relayed, timeout: spec.timeout };
         for (outgoing, incoming) in neighbours.outgoing.into_iter().zip(neighbours.incoming) {
             let (jobs_in, jobs) = mpsc::channel(ring.most_outstanding());
             ring.channels.push(jobs_in);
             ring.tasks.spawn(channel::run(ring.context.clone(), outgoing, incoming, jobs));
         }
         Ok(ring)
+    }
+
+    /// The name of the successor, if this rank reaches it only through the coordinator.
+    pub fn relayed_to(&self) -> Option<&str> {
+        self.relayed.as_deref()
     }
 
     /// Two steps' buckets.

@@ -74,6 +74,7 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Trained(trained),
         ToCoordinator::Finished(Finished { step: 10, weights_blake3: digest, bytes_sent: 9, peak_rss_bytes: 1 << 30 }),
         ToCoordinator::Failed { reason: "no memory".to_owned(), run: false },
+        ToCoordinator::Relayed { generation: 2, peer: "worker-3".to_owned() },
         ToCoordinator::Probed { peer: "worker-3".to_owned(), problem: Some("no answer".to_owned()), millis: 12 },
         ToCoordinator::Missed { generation: 2, peer: "worker-3".to_owned(), donor: true, reason: "no answer".to_owned() },
     ];

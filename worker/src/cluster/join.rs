@@ -131,6 +131,11 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
     })?;
 
     let outcome = loop {
+        if let Some(relay) = connected.relay.clone() {
+            let endpoint = Arc::clone(&endpoint);
+            // It ends with the connection; the next conversation has the next one.
+            tokio::spawn(async move { tracing::debug!("the relay's connection: {}", endpoint.relay_over(relay).await) });
+        }
         match session.converse(connected).await {
             SessionEnd::Done(outcome) => break outcome,
             SessionEnd::OutOfReach(lost) => tracing::warn!(
