@@ -134,7 +134,10 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
         if let Some(relay) = connected.relay.clone() {
             let endpoint = Arc::clone(&endpoint);
             // It ends with the connection; the next conversation has the next one.
-            tokio::spawn(async move { tracing::debug!("the relay's connection: {}", endpoint.relay_over(relay).await) });
+            tokio::spawn(async move {
+                let ended = endpoint.relay_over(relay).await;
+                tracing::debug!("the relay's connection: {ended}");
+            });
         }
         match session.converse(connected).await {
             SessionEnd::Done(outcome) => break outcome,

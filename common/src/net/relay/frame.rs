@@ -73,3 +73,14 @@ impl Frames {
         Ok((self.0.len() >= whole).then(|| Frame(self.0.split_to(whole))))
     }
 }
+
+#[cfg(fuzzing)]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let mut frames = Frames::default();
+    frames.push(bytes);
+    while let Ok(Some(frame)) = frames.next() {
+        let number = frame.number();
+        let packet = frame.with_number(!number).into_packet();
+        assert!((1..=usize::from(MAX_PACKET)).contains(&packet.len()));
+    }
+}

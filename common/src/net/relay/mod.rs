@@ -24,4 +24,6 @@ pub use mailbox::{MAILBOX_BYTES, Mailbox};
 pub use stream::{Outlet, RelayError, read_frames};
 
 pub(super) use address::number_at;
+#[cfg(fuzzing)]
+pub(crate) use frame::read_any;
 pub(super) use port::RelayPort;
