@@ -38,7 +38,7 @@ pub const NETWORK_PACKET: u16 = 6_500;
 /// cannot hold up the others.
 pub const STREAMS_IN_FLIGHT: u32 = 4;
 /// Bytes in flight through the coordinator's relay: less than what waits there without
-/// loss (`relay::MAILBOX_BYTES`), and 10 MB/s over a path that takes 100 ms.
+/// loss (`relay/mailbox.rs`), and 10 MB/s over a path that takes 100 ms.
 const RELAY_WINDOW: usize = 1 << 20;
 /// What a peer may have in flight before it has authenticated.
 const STRANGER_WINDOW: u32 = 64 << 10;

@@ -1,6 +1,6 @@
 //! Passes packets on between workers that reach this coordinator but not each other. What
 //! is in them it cannot read: each pair's connection is encrypted from end to end. A packet
-//! goes only between two that this coordinator has named to each other ([`allowed`]); it
+//! goes only between two that this coordinator has named to each other (`allowed.rs`); it
 //! waits in the mailbox of the worker that it is for, or is dropped if that is full. So
 //! nobody who sends much, or reads nothing, takes more than a bounded amount of memory here,
 //! or another's share of it.

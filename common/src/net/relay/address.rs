@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::super::identity::worker_number;
+use super::super::names::worker_number;
 
 /// Of 0.0.0.0/8, "this network", no host has an address (RFC 1122, section 3.2.1.3). An IPv4
 /// address is usable by sockets of either family.
@@ -11,7 +11,7 @@ const NETWORK: u8 = 0;
 /// The largest number that the other three bytes hold.
 const MOST: u32 = (1 << 24) - 1;
 /// QUIC refuses port 0.
-const PORT: u16 = 1;
+pub(super) const PORT: u16 = 1;
 
 /// The number of a worker in its made-up address; none for other nodes, and for a worker
 /// whose number is too large for one.
@@ -29,11 +29,6 @@ pub fn address_of(name: &str) -> Option<SocketAddr> {
 pub(super) fn address_at(number: u32) -> Ipv4Addr {
     let [_, a, b, c] = number.to_be_bytes();
     Ipv4Addr::new(NETWORK, a, b, c)
-}
-
-/// The port of all such addresses.
-pub(super) fn port() -> u16 {
-    PORT
 }
 
 /// The number in a made-up address; none in any other.

@@ -49,7 +49,7 @@ impl Mailbox {
     }
 
     /// The next packet.
-    pub fn next(&mut self) -> Option<Bytes> {
+    pub fn pop(&mut self) -> Option<Bytes> {
         let after = self.shares.range((Bound::Excluded(self.last), Bound::Unbounded)).next();
         let number = after.or_else(|| self.shares.first_key_value()).map(|(&number, _)| number)?;
         self.last = number;

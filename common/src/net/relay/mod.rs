@@ -7,7 +7,7 @@
 //! goes in a [`Frame`] over a stream of the worker's connection for [`super::Alpn::Relay`],
 //! and the coordinator passes it on over the stream of the worker that it is for. It is a
 //! stream, because QUIC's datagrams have no room for another connection's first packets. What
-//! finds its [`Mailbox`] full is dropped, as a router does, and QUIC sends it again.
+//! finds its mailbox full is dropped, as a router does, and QUIC sends it again.
 
 mod address;
 mod frame;
@@ -20,7 +20,6 @@ mod tests;
 
 pub use address::{Shown, address_of, is_relayed, number_of};
 pub use frame::{Frame, FrameError, MAX_PACKET};
-pub use mailbox::{MAILBOX_BYTES, Mailbox};
 pub use stream::{Outlet, RelayError, read_frames};
 
 pub(super) use address::number_at;

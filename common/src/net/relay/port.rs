@@ -12,7 +12,7 @@ use futures_util::task::AtomicWaker;
 use quinn::udp::RecvMeta;
 use quinn::{Connection, VarInt};
 
-use super::address::{address_at, port};
+use super::address::{PORT, address_at};
 use super::frame::Frame;
 use super::stream::{Outlet, RelayError, read_frames};
 
@@ -120,7 +120,7 @@ impl RelayPort {
             buffer[..length].copy_from_slice(&packet[..length]);
             let ip = address_at(from);
             let ip = if ipv6 { IpAddr::V6(ip.to_ipv6_mapped()) } else { ip.into() };
-            *meta = RecvMeta { addr: SocketAddr::new(ip, port()), len: length, stride: length, ecn: None, dst_ip: None };
+            *meta = RecvMeta { addr: SocketAddr::new(ip, PORT), len: length, stride: length, ecn: None, dst_ip: None };
             read += 1;
         }
         self.count.store(arrived.len(), Ordering::Release);

@@ -57,7 +57,7 @@ impl Outlet {
         loop {
             let mut batch: Vec<Bytes> = {
                 let mut mailbox = self.mailbox();
-                std::iter::from_fn(|| mailbox.next()).take(BATCH).collect()
+                std::iter::from_fn(|| mailbox.pop()).take(BATCH).collect()
             };
             if batch.is_empty() {
                 self.filled.notified().await;

@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
 use super::frame::Frames;
+use super::mailbox::{MAILBOX_BYTES, Mailbox};
 use super::*;
 use crate::seed;
 
@@ -120,7 +121,7 @@ fn a_mailbox_is_bounded_keeps_the_order_of_each_and_takes_nobodys_share_for_anot
             }
             dropped += 1;
             if seed::below(&mut rng, 4) == 0
-                && let Some(packet) = mailbox.next()
+                && let Some(packet) = mailbox.pop()
             {
                 dropped -= 1;
                 let (of, nth) = read(&packet);
@@ -131,7 +132,7 @@ fn a_mailbox_is_bounded_keeps_the_order_of_each_and_takes_nobodys_share_for_anot
                 }
             }
         }
-        while let Some(packet) = mailbox.next() {
+        while let Some(packet) = mailbox.pop() {
             dropped -= 1;
             waiting += packet.len() + 64;
             let (of, nth) = read(&packet);
@@ -153,9 +154,9 @@ fn shares_are_emptied_in_turn() {
             mailbox.put(of, numbered(of, nth, 8));
         }
     }
-    let order: Vec<u32> = std::iter::from_fn(|| mailbox.next()).map(|packet| read(&packet).0).collect();
+    let order: Vec<u32> = std::iter::from_fn(|| mailbox.pop()).map(|packet| read(&packet).0).collect();
     assert_eq!(order, [2, 5, 9, 2, 5, 9, 2, 5, 9]);
     mailbox.put(2, numbered(2, 0, 8));
     mailbox.clear();
-    assert!(mailbox.next().is_none());
+    assert!(mailbox.pop().is_none());
 }
