@@ -8,14 +8,14 @@ use bytes::Bytes;
 
 /// The most bytes that wait, those of bookkeeping included: what the connections of two
 /// neighbours have in flight.
-pub const MAILBOX_BYTES: usize = 4 << 20;
+pub(super) const MAILBOX_BYTES: usize = 4 << 20;
 /// What keeping a packet costs beside its bytes.
 const OVERHEAD: usize = 64;
 
 /// Where there is no room, the largest share loses its newest packet, so that nobody can take
 /// another's share; and the shares are emptied in turn, a packet each.
 #[derive(Debug, Default)]
-pub struct Mailbox {
+pub(super) struct Mailbox {
     shares: BTreeMap<u32, Share>,
     bytes: usize,
     /// The share that was served last.
@@ -34,7 +34,7 @@ fn cost(packet: &Bytes) -> usize {
 
 impl Mailbox {
     /// Adds a packet to the share of worker `of`; it may be dropped, or another one for it.
-    pub fn put(&mut self, of: u32, packet: Bytes) {
+    pub(super) fn put(&mut self, of: u32, packet: Bytes) {
         let cost = cost(&packet);
         while self.bytes + cost > MAILBOX_BYTES {
             let own = cost + self.shares.get(&of).map_or(0, |share| share.bytes);
@@ -49,14 +49,14 @@ impl Mailbox {
     }
 
     /// The next packet.
-    pub fn pop(&mut self) -> Option<Bytes> {
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
         let after = self.shares.range((Bound::Excluded(self.last), Bound::Unbounded)).next();
         let number = after.or_else(|| self.shares.first_key_value()).map(|(&number, _)| number)?;
         self.last = number;
         self.take(number, VecDeque::pop_front)
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
