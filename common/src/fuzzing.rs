@@ -13,6 +13,11 @@ pub async fn enrolment(bytes: &[u8]) {
     crate::net::enrolment::read_any(bytes).await;
 }
 
+/// The packets on a relay's stream.
+pub fn relay(bytes: &[u8]) {
+    crate::net::relay::read_any(bytes);
+}
+
 /// A visitor's introduction and the coordinator's answer to it.
 pub async fn visit(bytes: &[u8]) {
     crate::net::visit::read_any(bytes).await;

@@ -60,6 +60,10 @@ pub const RECONNECT: Duration = COORDINATOR_SILENCE;
 /// How long a worker tries to reach one peer that it must probe.
 pub const PROBE: Duration = Duration::from_secs(3);
 
+/// How long a worker tries to reach another one directly before it also tries the way
+/// through the coordinator, unless all else has failed by then.
+pub const RELAY_AFTER: Duration = Duration::from_secs(1);
+
 /// A test transfer that takes longer than this has shown that the link is slow.
 pub const PROBE_TRANSFER: Duration = Duration::from_secs(2);
 
@@ -128,6 +132,7 @@ mod tests {
     #[test]
     fn the_times_fit_each_other() {
         assert!(PROBE + PROBE_TRANSFER <= PROBES && PROBES < PROBED_MAY_CONNECT);
+        assert!(2 * RELAY_AFTER <= PROBE && 2 * RELAY_AFTER <= DONOR_ANSWERED);
         assert!(RECONNECT >= COORDINATOR_SILENCE && COORDINATOR_ATTEMPT < COORDINATOR_SILENCE);
         for timeout in [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(20)] {
             assert!(longest_counted_pause(timeout) < isolated_after(timeout) && isolated_after(timeout) < ring_idle_timeout(timeout));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::net::tokens::{Stamp, Tokens};
-use common::net::worker_name;
+use common::net::{worker_name, worker_number};
 use common::run_dir::Event;
 use common::wire::messages::Member;
 
@@ -146,8 +146,7 @@ impl Admissions {
 /// The number in a worker's name; 0 if it has none. A damaged journal may hold any
 /// number: one that leaves no room for further names is ignored.
 fn number(name: &str) -> u64 {
-    let number = name.rsplit_once('-').and_then(|(_, number)| number.parse().ok());
-    number.filter(|&n| n < u64::MAX / 2 && worker_name(n) == name).unwrap_or(0)
+    worker_number(name).filter(|&n| n < u64::MAX / 2).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ pub mod inbox;
 // Samples and checkpoints, over connections of their own.
 pub mod bulk;
 
+// Packets between workers that do not reach each other.
+pub mod relay;
+
 // A live page of a run, its status and its metrics.
 pub mod page;
 

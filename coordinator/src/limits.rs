@@ -80,6 +80,7 @@ impl Limits {
             ToCoordinator::Failed { reason, .. } => text(reason),
             ToCoordinator::Probed { peer, problem, .. } => text(peer).and_then(|()| text(problem.as_deref().unwrap_or_default())),
             ToCoordinator::Missed { peer, reason, .. } => text(peer).and_then(|()| text(reason)),
+            ToCoordinator::Relayed { peer, .. } => text(peer),
         }
     }
 

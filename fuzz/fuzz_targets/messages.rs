@@ -1,4 +1,5 @@
-//! The messages between coordinator, workers and donors, from a stream of bytes.
+//! The messages between coordinator, workers and donors, and relayed packets, from a stream
+//! of bytes.
 //! The first byte chooses the message.
 #![no_main]
 
@@ -31,10 +32,11 @@ fn same(a: &impl Debug, b: &impl Debug) {
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
-    match choice % 4 {
+    match choice % 5 {
         0 => read_all!(ToCoordinator, MAX_CONTROL, bytes),
         1 => read_all!(ToWorker, MAX_CONTROL, bytes),
         2 => read_all!(BulkRequest, MAX_REQUEST, bytes),
-        _ => read_all!(BulkReply, MAX_REQUEST, bytes),
+        3 => read_all!(BulkReply, MAX_REQUEST, bytes),
+        _ => common::fuzzing::relay(bytes),
     }
 });

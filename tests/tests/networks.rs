@@ -1,11 +1,11 @@
 //! Machines in several networks: which addresses a join line has, and that workers which
-//! came by different ones reach each other, or are told that they do not.
+//! came by different ones reach each other, are relayed, or are told that they do not.
 
 use std::time::{Duration, Instant};
 
 use cluster_tests::netns::Machines;
-use cluster_tests::scenario::{Scenario, events};
-use cluster_tests::{Running, join_line, until};
+use cluster_tests::scenario::{Scenario, events, free_port, join as join_here};
+use cluster_tests::{Running, join_line, record, until};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -61,14 +61,14 @@ fn machines_that_have_ipv6_alone_train_together() {
     assert_eq!((run.steps().len(), events(&run.path, "left_out")), (4, 0), "{}", run.stderr);
 }
 
-/// A machine in each of two networks, between which nothing is routed: everybody is told,
-/// and no generation forms. Two workers of one network train meanwhile.
+/// A machine in each of two networks, between which nothing is routed, in a run that does not
+/// relay: everybody is told, and no generation forms. Two workers of one network train meanwhile.
 #[test]
 fn workers_that_do_not_reach_each_other_are_told_by_name_before_a_generation_forms() {
     let Some(machines) = Machines::new(3) else { return };
     machines.link(0, 1, &[("10.77.3.1/24", "10.77.3.2/24")]);
     machines.link(0, 2, &[("10.77.4.1/24", "10.77.4.2/24")]);
-    let scenario = Scenario::endless();
+    let scenario = Scenario::endless().set("cluster.relay=false");
     let coordinator = scenario.serve_within(machines.name(0), "[::]:0", 2);
     let (line, token) = join_line(&scenario.run_dir());
     assert_eq!(line.split(' ').count(), 2, "{line}");
@@ -89,4 +89,64 @@ fn workers_that_do_not_reach_each_other_are_told_by_name_before_a_generation_for
     coordinator.signal(libc::SIGINT);
     coordinator.wait();
     [first, second, third].into_iter().for_each(drop);
+}
+
+/// Two workers on one machine, and one on another that reaches only the coordinator: it is
+/// relayed, its loss is survived, and one in its place gets its state through the relay.
+#[test]
+fn a_worker_that_only_reaches_the_coordinator_is_relayed() {
+    let Some(machines) = Machines::new(3) else { return };
+    machines.link(0, 1, &[("10.77.5.1/24", "10.77.5.2/24")]);
+    machines.link(0, 2, &[("10.77.6.1/24", "10.77.6.2/24")]);
+    let scenario = Scenario::endless();
+    let coordinator = scenario.serve_within(machines.name(0), "[::]:0", 3);
+    let run = scenario.run_dir();
+    let (line, token) = join_line(&run);
+    let near = [(), ()].map(|()| join(&machines, 1, &line, &token, &[]));
+    until("two workers", SOON, || (events(&run, "worker_joined") == 2).then_some(()));
+    let far = join(&machines, 2, &line, &token, &[]);
+    let trains = |generation: usize, world: usize| {
+        let from = until("generation", SOON, || {
+            let generations = record::generations(&run);
+            generations.get(generation - 1).filter(|g| g.members.len() == world).map(|g| g.step)
+        });
+        until("steps", SOON, || (record::committed(&run) > from + 5).then_some(()));
+    };
+    trains(1, 3);
+    assert_eq!((events(&run, "left_out"), events(&run, "relayed")), (0, 2), "{}", coordinator.log());
+    // Both pairs of the third worker in the coordinator's words, and each in its own workers'.
+    let pairs = |log: &str| {
+        let said: Vec<&str> = log.lines().filter(|line| line.contains("only through the coordinator")).collect();
+        assert!(said.iter().all(|line| line.contains("worker-3") && line.contains("--advertise")), "{log}");
+        said.len()
+    };
+    until("word of all pairs", SOON, || {
+        let said = [&coordinator, &far, &near[0], &near[1]].map(|process| pairs(&process.log()));
+        (said == [2, 2, 1, 1]).then_some(())
+    });
+    far.signal(libc::SIGKILL);
+    trains(2, 2);
+    let another = join(&machines, 2, &line, &token, &[]);
+    trains(3, 3);
+    assert_eq!((events(&run, "left_out"), events(&run, "relayed")), (0, 4), "{}", coordinator.log());
+    let stopped = Scenario::stop(coordinator);
+    another.wait().succeeded();
+    near.into_iter().for_each(|worker| _ = worker.wait().succeeded());
+    drop(far);
+    scenario.assert_undisturbed(&stopped);
+}
+
+/// Needs no namespaces: two workers on one machine whose addresses are of different families.
+#[test]
+fn workers_of_unlike_networks_are_relayed() {
+    let scenario = Scenario::new(6);
+    let port = free_port();
+    let coordinator = scenario.serve_on(&format!("[::]:{port}"), 2, &[], &[]);
+    let token = join_line(&scenario.run_dir()).1;
+    let join = |host: &str| join_here(&format!("{host}:{port}"), &token, &["--listen", &format!("{host}:0")]);
+    let workers = ["127.0.0.1", "[::1]"].map(join);
+    let run = coordinator.wait().succeeded();
+    workers.into_iter().for_each(|worker| _ = worker.wait().succeeded());
+    assert_eq!((events(&run.path, "relayed"), events(&run.path, "left_out")), (1, 0), "{}", run.stderr);
+    scenario.assert_whole(&run, &scenario.quiet());
 }

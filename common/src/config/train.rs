@@ -387,6 +387,10 @@ pub struct ClusterConfig {
     pub bucket_bytes: usize,
     /// QUIC connections side by side to the next worker of the ring.
     pub connections: u32,
+    /// Workers that reach the coordinator but not each other exchange their packets through
+    /// it, which takes longer. `false`: they are left out of the ring.
+    #[serde(skip_serializing_if = "is_true")]
+    pub relay: bool,
     /// How the gradients of dense layers are summed over the workers.
     #[serde(skip_serializing_if = "DenseExchange::is_auto")]
     pub dense: DenseExchange,
@@ -445,6 +449,7 @@ impl Default for ClusterConfig {
             wire: WireEncoding::F32,
             bucket_bytes: 8 << 20,
             connections: 1,
+            relay: true,
             dense: DenseExchange::Auto,
         }
     }

@@ -159,14 +159,14 @@ pub(super) fn seen(from: IpAddr, seen: IpAddr) -> Finding {
     Finding::warn(
         "seen as",
         format!("{seen}, while this machine sends from {from}"),
-        "addresses are translated on the way (NAT): other workers reach this one only if a UDP port is forwarded; name it with --advertise",
+        "addresses are translated on the way (NAT): other workers reach this one directly only if a UDP port is forwarded; name it with --advertise. Otherwise they exchange through the coordinator, which is slower",
     )
 }
 
 /// Whether a datagram that nobody here has asked for arrives.
 pub(super) fn inbound(knocked: &Result<(u16, bool), String>) -> Finding {
     let name = "UDP from others";
-    let advice = "other workers must reach a UDP port here: open one, and name it with `worker join --listen 0.0.0.0:PORT`";
+    let advice = "other workers reach this one directly only if a UDP port is open here: name it with `worker join --listen 0.0.0.0:PORT`. Otherwise they exchange through the coordinator, which is slower";
     match knocked {
         Ok((port, true)) => Finding::ok(name, format!("a datagram that the coordinator sends by itself reaches port {port}")),
         Ok((port, false)) => {

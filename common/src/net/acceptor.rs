@@ -21,6 +21,7 @@ use super::peer::{Peer, Place, Strangers, lock};
 use super::protocol::{Alpn, Role};
 use super::queue::Queue;
 use super::rate_limited_log::RateLimitedLog;
+use super::relay::Shown;
 use super::slots::{Entered, Slots, source};
 use super::tls;
 use super::transport::{self, Route};
@@ -50,6 +51,7 @@ pub(super) struct Acceptor {
     socket_buffer: usize,
     loopback: Arc<quinn::ServerConfig>,
     network: Arc<quinn::ServerConfig>,
+    relayed: Arc<quinn::ServerConfig>,
     handshakes: Mutex<Slots<Arc<Notify>>>,
     strangers: Strangers,
     members: Mutex<AllowList<Connection>>,
@@ -83,6 +85,7 @@ impl Acceptor {
             socket_buffer,
             loopback: with(route.unwrap_or(Route::Loopback)),
             network: with(route.unwrap_or(Route::NETWORK)),
+            relayed: with(Route::Relayed),
             handshakes: Mutex::new(Slots::new(HANDSHAKES, HANDSHAKE_GRACE)),
             strangers: Arc::new(Mutex::new(Slots::new(STRANGERS, STRANGER_GRACE))),
             members: Mutex::new(AllowList::new()),
@@ -134,6 +137,7 @@ impl Acceptor {
         let config = match route {
             Route::Loopback => self.loopback.clone(),
             Route::Network { .. } => self.network.clone(),
+            Route::Relayed => self.relayed.clone(),
         };
         let outcome = match incoming.accept_with(config) {
             Err(problem) => Err(in_words(&problem)),
@@ -147,13 +151,13 @@ impl Acceptor {
         lock(&self.handshakes).leave(place);
         match outcome {
             Ok(connection) => self.admit(connection, route).await,
-            Err(problem) => self.complaints.warn(&format!("refused a connection from {from}: {problem}")),
+            Err(problem) => self.complaints.warn(&format!("refused a connection from {}: {problem}", Shown(from))),
         }
     }
 
     /// Decides what a peer whose handshake is complete may do here.
     async fn admit(&self, connection: Connection, route: Route) {
-        let from = connection.remote_address();
+        let from = Shown(connection.remote_address());
         let Some(alpn) = agreed(&connection) else { return connection.close(NO_CERTIFICATE, b"unknown protocol") };
         match certified_name(&connection) {
             None if matches!(alpn, Alpn::Enrol | Alpn::Doctor) => self.admit_stranger(connection, alpn, route),
@@ -189,7 +193,7 @@ impl Acceptor {
         let Some(admitted) = lock(&self.members).admit(&name, alpn, connection.clone()) else {
             // Logged at debug only: a member may learn of a new generation a moment
             // before this one.
-            tracing::debug!("refused a connection of `{name}` at {}, which is not expected", connection.remote_address());
+            tracing::debug!("refused a connection of `{name}` at {}, which is not expected", Shown(connection.remote_address()));
             return connection.close(NOT_EXPECTED, b"this worker does not know that one as a member yet, or any more");
         };
         if let Some(oldest) = admitted.replaced {
@@ -216,7 +220,7 @@ fn in_words(problem: &ConnectionError) -> String {
 fn agreed(connection: &Connection) -> Option<Alpn> {
     let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     let protocol = data.protocol?;
-    [Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk, Alpn::Ring].into_iter().find(|a| a.as_bytes() == protocol)
+    [Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk, Alpn::Ring, Alpn::Relay].into_iter().find(|a| a.as_bytes() == protocol)
 }
 
 /// The name in the certificate that the handshake has verified.

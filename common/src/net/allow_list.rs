@@ -12,7 +12,7 @@ fn most(alpn: Alpn) -> usize {
         Alpn::Ring => 32,
         Alpn::Bulk => 8,
         // Not served by workers.
-        Alpn::Enrol | Alpn::Doctor | Alpn::Control => 1,
+        Alpn::Enrol | Alpn::Doctor | Alpn::Control | Alpn::Relay => 1,
     }
 }
 

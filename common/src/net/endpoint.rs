@@ -16,6 +16,7 @@ use super::identity::Identity;
 use super::peer::Peer;
 use super::protocol::{Alpn, Role};
 use super::race;
+use super::relay::{self, RelayError, RelayPort};
 use super::socket::{BoundSocket, OpenSocket};
 use super::tls;
 use super::transport::{self, Route};
@@ -32,6 +33,7 @@ const MAX_REACHED: usize = 4096;
 /// A socket bound for one role.
 pub struct Endpoint {
     quinn: quinn::Endpoint,
+    relay: Arc<RelayPort>,
     identity: Identity,
     /// The route to all other nodes, if their addresses do not say it.
     route: Option<Route>,
@@ -65,11 +67,11 @@ impl Endpoint {
     pub fn serve_on(socket: OpenSocket, identity: &Identity, role: Role, route: Option<Route>) -> Result<Self, NetError> {
         let mut server = tls::quic_server(identity.server_config(role)?)?;
         server.max_incoming(MAX_PENDING).incoming_buffer_size(PENDING_BYTES).incoming_buffer_size_total(PENDING_BYTES_TOTAL);
-        let OpenSocket { quinn, buffer: socket_buffer } = socket;
+        let OpenSocket { quinn, relay, buffer: socket_buffer } = socket;
         quinn.set_server_config(Some(server.clone()));
         let acceptor = Arc::new(Acceptor::new(role, route, &server, socket_buffer));
         let accepting = tokio::spawn(Arc::clone(&acceptor).keep(quinn.clone()));
-        Ok(Self { quinn, identity: identity.clone(), route, socket_buffer, acceptor, accepting, reached: Mutex::default() })
+        Ok(Self { quinn, relay, identity: identity.clone(), route, socket_buffer, acceptor, accepting, reached: Mutex::default() })
     }
 
     /// Where this endpoint is bound.
@@ -123,8 +125,9 @@ impl Endpoint {
 
     /// Like [`Endpoint::connect_with_idle`], to a node that has several addresses, best
     /// first: they are tried side by side, the one by which it was reached last before all
-    /// others, and the first by which the node with this name answers is used. The error
-    /// says of each why it was not.
+    /// others, and the first by which the node with this name answers is used. Where none
+    /// does, a worker is tried through the coordinator, if that relays (see
+    /// [`Endpoint::relay_over`]). The error says of each why it was not.
     pub async fn connect_any(
         &self,
         addresses: &[SocketAddr],
@@ -133,7 +136,8 @@ impl Endpoint {
         idle: Duration,
     ) -> Result<quinn::Connection, NetError> {
         let last = self.reached.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
-        let mut addresses = addresses.to_vec();
+        let through = relay::address_of(name).filter(|_| self.relay.is_connected());
+        let mut addresses: Vec<SocketAddr> = addresses.iter().copied().chain(through).collect();
         addresses.sort_by_key(|address| Some(*address) != last);
         let connected = race::first(&addresses, |address| self.connect_with_idle(address, name, alpn, idle)).await;
         let (address, connection) = connected.map_err(|tried| NetError::of_all(name, tried))?;
@@ -143,6 +147,19 @@ impl Endpoint {
         }
         reached.insert(name.to_owned(), address);
         Ok(connection)
+    }
+
+    /// Forgets by which address a node was reached last: the next time a worker's own ones
+    /// are tried before the relay.
+    pub fn forget(&self, name: &str) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// For a worker: reaches workers through the coordinator too, over this connection for
+    /// [`Alpn::Relay`], and is reached so by them, until the connection ends. A newer one
+    /// takes its place.
+    pub async fn relay_over(&self, connection: quinn::Connection) -> RelayError {
+        self.relay.carry(connection).await
     }
 
     /// Closes all connections and waits, briefly, until the peers know.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::relay::Shown;
+
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     #[error("could not open UDP {address}: {source}")]
@@ -11,7 +13,7 @@ pub enum NetError {
     #[error("could not set up TLS: {0}")]
     Setup(Box<dyn std::error::Error + Send + Sync>),
     /// `transient`: a later attempt may succeed.
-    #[error("could not connect to `{name}` at {address}: {cause}")]
+    #[error("could not connect to `{name}` at {}: {cause}", Shown(*address))]
     Connect { name: String, address: SocketAddr, cause: String, transient: bool },
     /// None of several addresses led there.
     #[error("could not connect to `{name}` at any of its addresses: {}", causes(tried))]
@@ -34,7 +36,7 @@ impl NetError {
 }
 
 fn causes(tried: &[(SocketAddr, String)]) -> String {
-    let causes: Vec<String> = tried.iter().map(|(address, cause)| format!("{address} ({cause})")).collect();
+    let causes: Vec<String> = tried.iter().map(|(address, cause)| format!("{} ({cause})", Shown(*address))).collect();
     causes.join(", ")
 }
 

@@ -12,14 +12,6 @@ use super::error::NetError;
 use super::protocol::{Alpn, Role};
 use super::tls;
 
-/// The coordinator's name in its certificate.
-pub const COORDINATOR: &str = "coordinator";
-
-/// The name of worker `id` in its certificate.
-pub fn worker_name(id: u64) -> String {
-    format!("worker-{id}")
-}
-
 /// A node's certificate of the run and its key.
 pub struct Identity {
     pub name: String,

@@ -9,7 +9,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 
 use super::error::NetError;
-use super::identity::COORDINATOR;
+use super::names::COORDINATOR;
 use super::protocol::Alpn;
 use super::socket::OpenSocket;
 use super::token::Token;

@@ -13,6 +13,8 @@ pub enum Alpn {
     Bulk,
     /// Gradients from one worker to the next.
     Ring,
+    /// Packets of two workers of which one does not reach the other.
+    Relay,
 }
 
 impl Alpn {
@@ -23,6 +25,7 @@ impl Alpn {
             Self::Control => b"ringleader-control/1",
             Self::Bulk => b"ringleader-bulk/1",
             Self::Ring => b"ringleader-ring/1",
+            Self::Relay => b"ringleader-relay/1",
         }
     }
 }
@@ -30,7 +33,7 @@ impl Alpn {
 /// What an endpoint accepts connections for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Enrolment and diagnosis without a certificate; control and bulk with one.
+    /// Enrolment and diagnosis without a certificate; control, bulk and relay with one.
     Coordinator,
     /// Ring and bulk, with a certificate only.
     Worker,
@@ -39,7 +42,7 @@ pub enum Role {
 impl Role {
     pub(super) fn alpns(self) -> &'static [Alpn] {
         match self {
-            Self::Coordinator => &[Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk],
+            Self::Coordinator => &[Alpn::Enrol, Alpn::Doctor, Alpn::Control, Alpn::Bulk, Alpn::Relay],
             Self::Worker => &[Alpn::Ring, Alpn::Bulk],
         }
     }

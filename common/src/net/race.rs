@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::relay::is_relayed;
+use crate::timing::RELAY_AFTER;
 
 /// How long after one address the next one is tried, if the one has neither answered nor
 /// failed by then.
 const STAGGER: Duration = Duration::from_millis(100);
 
-/// The first that answers, with its address; else why each failed, in their order.
+/// The first that answers, with its address; else why each failed, in their order. The way
+/// through the relay begins after the others have failed, or have not answered for a while:
+/// it is slower, so it must not win by a moment.
 pub(super) async fn first<T, E, F>(
     addresses: &[SocketAddr],
     connect: impl Fn(SocketAddr) -> F,
@@ -21,34 +27,45 @@ where
 {
     let (mut running, mut failed) = (FuturesUnordered::new(), Vec::new());
     let mut next = (0..).zip(addresses).peekable();
+    let start = Instant::now();
     loop {
         if let Some((place, &address)) = next.next() {
             let attempt = connect(address);
             running.push(async move { (place, address, attempt.await) });
         }
+        let relay_is_next = next.peek().is_some_and(|(_, address)| is_relayed(**address));
         let stagger = async {
             match next.peek() {
-                Some(_) => tokio::time::sleep(STAGGER).await,
+                Some(_) if relay_is_next => sleep_until((start + RELAY_AFTER).max(Instant::now() + STAGGER)).await,
+                Some(_) => sleep(STAGGER).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            ended = running.next() => match ended {
-                Some((_, address, Ok(connected))) => return Ok((address, connected)),
-                Some((place, address, Err(error))) => failed.push((place, address, error)),
-                None => break,
-            },
-            () = stagger => {}
+        tokio::pin!(stagger);
+        loop {
+            tokio::select! {
+                ended = running.next() => match ended {
+                    Some((_, address, Ok(connected))) => return Ok((address, connected)),
+                    Some((place, address, Err(error))) => {
+                        failed.push((place, address, error));
+                        if !relay_is_next || running.is_empty() {
+                            break;
+                        }
+                    }
+                    None => {
+                        failed.sort_by_key(|(place, ..): &(u32, SocketAddr, E)| *place);
+                        return Err(failed.into_iter().map(|(_, address, error)| (address, error)).collect());
+                    }
+                },
+                () = &mut stagger => break,
+            }
         }
     }
-    failed.sort_by_key(|(place, ..): &(u32, SocketAddr, E)| *place);
-    Err(failed.into_iter().map(|(_, address, error)| (address, error)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Instant;
 
     use super::*;
 
@@ -87,5 +104,40 @@ mod tests {
         let failed = first(&addresses(3), fails).await.err().unwrap_or_default();
         assert_eq!(failed.iter().map(|(_, why)| *why).collect::<Vec<_>>(), [0, 1, 2]);
         assert_eq!(first(&[], fails).await, Err(Vec::new()));
+    }
+    fn with_relay(count: u16) -> (Vec<SocketAddr>, SocketAddr) {
+        let relay = super::super::relay::address_of("worker-7").unwrap_or_else(|| panic!("no address"));
+        (addresses(count).into_iter().chain([relay]).collect(), relay)
+    }
+
+    #[tokio::test]
+    async fn the_relay_waits_for_a_direct_way_that_takes_its_time() {
+        let (addresses, relay) = with_relay(3);
+        let slow = async |address: SocketAddr| match address.port() {
+            0 if address != relay => Err("refused"),
+            2 => {
+                sleep(RELAY_AFTER / 2).await;
+                Ok("direct")
+            }
+            _ if address == relay => Ok("relayed"),
+            _ => std::future::pending().await,
+        };
+        assert_eq!(first(&addresses, slow).await, Ok((addresses[2], "direct")));
+    }
+
+    #[tokio::test]
+    async fn the_relay_is_the_last_resort_and_the_first_where_it_was_the_last_one_used() {
+        let start = Instant::now();
+        let (mut addresses, relay) = with_relay(2);
+        let silent = async |address: SocketAddr| if address == relay { Ok::<_, &str>(7) } else { std::future::pending().await };
+        assert_eq!(first(&addresses, silent).await, Ok((relay, 7)));
+        assert!(start.elapsed() >= RELAY_AFTER, "{:?}", start.elapsed());
+
+        let start = Instant::now();
+        let failing = async |address: SocketAddr| if address == relay { Ok(7) } else { Err("refused") };
+        assert_eq!(first(&addresses, failing).await, Ok((relay, 7)));
+        addresses.rotate_right(1);
+        assert_eq!(first(&addresses, silent).await, Ok((relay, 7)));
+        assert!(start.elapsed() < RELAY_AFTER, "{:?}", start.elapsed());
     }
 }

@@ -1,9 +1,11 @@
-//! The UDP socket as quinn sees it: tokio's, a few datagrams at a time.
+//! The UDP socket as quinn sees it: tokio's, a few datagrams at a time, and beside it the
+//! relay of a worker that others do not reach.
 
 use std::io::{IoSliceMut, Result};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -11,6 +13,7 @@ use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
 use super::addresses::any_like;
 use super::error::NetError;
+use super::relay::{RelayPort, number_at};
 use super::transport;
 
 /// A UDP port that this process has bound but does not serve yet: a caller learns
@@ -35,10 +38,11 @@ impl BoundSocket {
     pub fn open(self) -> std::result::Result<OpenSocket, NetError> {
         let Self { address, socket, buffer } = self;
         let bound = |source| NetError::Bind { address, source };
-        let socket = Arc::new(SmallBatches::new(socket).map_err(bound)?);
+        let relay = Arc::new(RelayPort::default());
+        let socket = Arc::new(EndpointSocket::new(socket, Arc::clone(&relay)).map_err(bound)?);
         let quinn =
             quinn::Endpoint::new_with_abstract_socket(transport::endpoint(), None, socket, Arc::new(TokioRuntime)).map_err(bound)?;
-        Ok(OpenSocket { quinn, buffer })
+        Ok(OpenSocket { quinn, relay, buffer })
     }
 }
 
@@ -47,6 +51,7 @@ impl BoundSocket {
 #[derive(Debug)]
 pub struct OpenSocket {
     pub(super) quinn: quinn::Endpoint,
+    pub(super) relay: Arc<RelayPort>,
     /// Bytes of receive buffer.
     pub(super) buffer: usize,
 }
@@ -69,41 +74,65 @@ impl OpenSocket {
 const BATCH: usize = 4;
 
 #[derive(Debug)]
-pub(super) struct SmallBatches(Arc<dyn AsyncUdpSocket>);
+struct EndpointSocket {
+    udp: Arc<dyn AsyncUdpSocket>,
+    ipv6: bool,
+    relay: Arc<RelayPort>,
+    /// The relay is read next, if both have something: neither keeps the other waiting.
+    relays_turn: AtomicBool,
+}
 
-impl SmallBatches {
-    pub(super) fn new(socket: UdpSocket) -> Result<Self> {
-        Ok(Self(TokioRuntime.wrap_udp_socket(socket)?))
+impl EndpointSocket {
+    fn new(socket: UdpSocket, relay: Arc<RelayPort>) -> Result<Self> {
+        let udp = TokioRuntime.wrap_udp_socket(socket)?;
+        Ok(Self { ipv6: udp.local_addr()?.is_ipv6(), udp, relay, relays_turn: AtomicBool::new(true) })
     }
 }
 
-impl AsyncUdpSocket for SmallBatches {
+impl AsyncUdpSocket for EndpointSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.0.clone().create_io_poller()
+        self.udp.clone().create_io_poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> Result<()> {
-        self.0.try_send(transmit)
+        match number_at(transmit.destination.ip()) {
+            None => self.udp.try_send(transmit),
+            Some(worker) => {
+                self.relay.send(worker, transmit.contents, transmit.segment_size);
+                Ok(())
+            }
+        }
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, buffers: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<Result<usize>> {
         let batch = BATCH.min(buffers.len()).min(meta.len());
-        self.0.poll_recv(cx, &mut buffers[..batch], &mut meta[..batch])
+        let (buffers, meta) = (&mut buffers[..batch], &mut meta[..batch]);
+        if self.relay.has_arrived()
+            && self.relays_turn.swap(false, Ordering::Relaxed)
+            && let read @ Poll::Ready(_) = self.relay.poll_receive(cx.waker(), self.ipv6, buffers, meta)
+        {
+            return read;
+        }
+        self.relays_turn.store(true, Ordering::Relaxed);
+        match self.udp.poll_recv(cx, buffers, meta) {
+            Poll::Pending => self.relay.poll_receive(cx.waker(), self.ipv6, buffers, meta),
+            read => read,
+        }
     }
 
     fn local_addr(&self) -> Result<SocketAddr> {
-        self.0.local_addr()
+        self.udp.local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.0.max_transmit_segments()
+        self.udp.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.0.max_receive_segments()
+        self.udp.max_receive_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.0.may_fragment()
+        self.udp.may_fragment()
     }
 }

@@ -17,6 +17,7 @@ use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Transpo
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::protocol::Alpn;
+use super::relay::{MAX_PACKET, is_relayed};
 use crate::timing::CONNECTION_SILENCE;
 
 /// The buffer size requested from the kernel for a socket, each way. It may grant less.
@@ -36,6 +37,9 @@ pub const NETWORK_PACKET: u16 = 6_500;
 /// its own share of the connection's window, so that one that is not read yet
 /// cannot hold up the others.
 pub const STREAMS_IN_FLIGHT: u32 = 4;
+/// Bytes in flight through the coordinator's relay: less than what waits there without
+/// loss (`relay/mailbox.rs`), and 10 MB/s over a path that takes 100 ms.
+const RELAY_WINDOW: usize = 1 << 20;
 /// What a peer may have in flight before it has authenticated.
 const STRANGER_WINDOW: u32 = 64 << 10;
 /// The path between two nodes.
@@ -47,6 +51,8 @@ pub enum Route {
     Network {
         packet: u16,
     },
+    /// Through the coordinator.
+    Relayed,
 }
 
 impl Route {
@@ -55,6 +61,9 @@ impl Route {
 
     /// To a node at this address.
     pub fn to(address: SocketAddr) -> Self {
+        if is_relayed(address) {
+            return Self::Relayed;
+        }
         let loopback = match address.ip() {
             IpAddr::V4(ip) => ip.is_loopback(),
             IpAddr::V6(ip) => ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|ip| ip.is_loopback()),
@@ -106,6 +115,7 @@ fn window(route: Route, socket_buffer: usize) -> u32 {
     let most = match route {
         Route::Loopback => LOOPBACK_WINDOW,
         Route::Network { .. } => SOCKET_BUFFER,
+        Route::Relayed => RELAY_WINDOW,
     };
     socket_buffer.clamp(256 << 10, most) as u32
 }
@@ -133,6 +143,11 @@ fn base(route: Route, socket_buffer: usize) -> TransportConfig {
             config.initial_rtt(Duration::from_millis(50));
             discovery.upper_bound(packet);
         }
+        // A packet takes two ways, and waits at each for others.
+        Route::Relayed => {
+            config.initial_rtt(Duration::from_millis(100));
+            discovery.upper_bound(MAX_PACKET);
+        }
     }
     config.mtu_discovery_config(Some(discovery));
     config
@@ -147,6 +162,7 @@ fn streams(alpn: Alpn) -> (u32, u32) {
         Alpn::Bulk => (16, 0),
         // A stream's slot is free again only once its end was acknowledged.
         Alpn::Ring => (1, 2 * STREAMS_IN_FLIGHT),
+        Alpn::Relay => (0, 1),
     }
 }
 
@@ -157,8 +173,8 @@ pub(super) fn outgoing(alpn: Alpn, route: Route, socket_buffer: usize, idle: Dur
     let (both, one_way) = streams(alpn);
     config.max_concurrent_bidi_streams(VarInt::from_u32(both));
     config.max_concurrent_uni_streams(VarInt::from_u32(one_way));
-    if alpn == Alpn::Bulk {
-        // A worker that requests a gigabyte of state reads nothing else meanwhile.
+    if matches!(alpn, Alpn::Bulk | Alpn::Relay) {
+        // Who requests a gigabyte of state, or is sent what is relayed, reads nothing else over it.
         config.stream_receive_window(VarInt::from_u32(window(route, socket_buffer)));
     }
     config.max_idle_timeout(IdleTimeout::try_from(idle).ok());

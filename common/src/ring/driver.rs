@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::channel::{self, BucketJob, Context};
 use super::encoding::Encoding;
 use super::form;
+use super::schedule;
 use super::shared::{DONE, RingError, RingState};
 use super::spec::RingSpec;
 use super::values::Values;
@@ -21,6 +23,8 @@ pub struct Ring {
     context: Arc<Context>,
     channels: Vec<mpsc::Sender<BucketJob>>,
     tasks: JoinSet<()>,
+    /// The successor, if it is reached through the coordinator.
+    relayed: Option<String>,
     timeout: Duration,
     crosses_network: bool,
 }
@@ -65,9 +69,13 @@ impl Ring {
             1 => form::Neighbours { outgoing: Vec::new(), incoming: Vec::new() },
             _ => form::form(endpoint, &spec).await?,
         };
+        let by = |route: Route| move |connection: &Connection| Route::to(connection.remote_address()) == route;
+        let relayed = neighbours.outgoing.iter().any(by(Route::Relayed));
+        let successor = &spec.peers[schedule::successor(spec.rank as usize, spec.peers.len())];
+        let relayed = relayed.then(|| successor.name.clone());
         let names = spec.peers.iter().map(|p| p.name.clone()).collect();
         let connections: Vec<_> = neighbours.outgoing.iter().chain(&neighbours.incoming).cloned().collect();
-        let crosses_network = connections.iter().any(|connection| Route::to(connection.remote_address()) != Route::Loopback);
+        let crosses_network = !connections.iter().all(by(Route::Loopback));
         let context = Arc::new(Context {
             shared: Arc::new(RingState::new(spec.rank, names, connections)),
             generation: spec.generation,
@@ -77,13 +85,18 @@ impl Ring {
             encoding: spec.encoding,
             gathers: spec.gathers,
         });
-        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), timeout: spec.timeout, crosses_network };
+        let mut ring = Self { context, channels: Vec::new(), tasks: JoinSet::new(), relayed, timeout: spec.timeout, crosses_network };
         for (outgoing, incoming) in neighbours.outgoing.into_iter().zip(neighbours.incoming) {
             let (jobs_in, jobs) = mpsc::channel(ring.most_outstanding());
             ring.channels.push(jobs_in);
             ring.tasks.spawn(channel::run(ring.context.clone(), outgoing, incoming, jobs));
         }
         Ok(ring)
+    }
+
+    /// The name of the successor, if this rank reaches it only through the coordinator.
+    pub fn relayed_to(&self) -> Option<&str> {
+        self.relayed.as_deref()
     }
 
     /// Two steps' buckets.

@@ -14,6 +14,7 @@ use super::schedule;
 use super::shared::RingError;
 use super::spec::{RingPeer, RingSpec};
 use crate::digest::Digest;
+use crate::net::relay::Shown;
 use crate::net::{Alpn, Endpoint, Peer};
 use crate::net::{explain, explain_failure};
 use crate::timing::{RING_HELLO, ring_idle_timeout};
@@ -205,7 +206,7 @@ async fn introduce(
     missing: &mut Missing,
 ) -> Result<(Connection, Reply), String> {
     missing.reached = true;
-    missing.cause = format!("`{}` at {} is there, but has not begun to form this ring", peer.name, connection.remote_address());
+    missing.cause = format!("`{}` at {} is there, but has not begun to form this ring", peer.name, Shown(connection.remote_address()));
     let broken = |problem: String| format!("the introduction to `{}` broke off: {problem}", peer.name);
     let (mut send, mut receive) = connection.open_bi().await.map_err(|e| broken(explain(&e)))?;
     let said = async {

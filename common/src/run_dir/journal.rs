@@ -74,6 +74,12 @@ pub enum Event {
         name: String,
         reason: String,
     },
+    /// Two members of this generation exchange their packets through the coordinator.
+    Relayed {
+        generation: u64,
+        names: [String; 2],
+        reason: String,
+    },
     Checkpoint {
         step: u64,
     },

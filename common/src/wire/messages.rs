@@ -91,6 +91,9 @@ pub enum ToCoordinator {
     /// The ring of `generation` could not form because of its member `peer`, or that
     /// member, the `donor`, did not send its state.
     Missed { generation: u64, peer: String, donor: bool, reason: String },
+    /// In the ring of `generation` the worker reaches its successor `peer` only through the
+    /// coordinator.
+    Relayed { generation: u64, peer: String },
 }
 
 /// What each worker reports at the end.
@@ -137,6 +140,11 @@ pub enum ToWorker {
         name: String,
         reason: String,
         again_ms: u64,
+    },
+    /// This worker and another one exchange their packets through the coordinator, as
+    /// `reason` says.
+    Relayed {
+        reason: String,
     },
     /// The worker tries to reach each of these, and answers `Probed` for each. If
     /// `bytes` is not 0, it times the transfer of that many bytes, at most

@@ -67,6 +67,13 @@ pub enum Input {
         donor: bool,
         reason: String,
     },
+    /// In the ring of `generation` the worker reaches its successor `peer` only through this
+    /// coordinator.
+    Relayed {
+        worker: WorkerId,
+        generation: u64,
+        peer: String,
+    },
     Finished {
         worker: WorkerId,
         report: Finished,
@@ -145,6 +152,13 @@ pub enum Output {
         other: Option<String>,
         reason: String,
         again: Duration,
+    },
+    /// Two members of this generation exchange their packets through this coordinator, as
+    /// `reason` says.
+    Relayed {
+        generation: u64,
+        names: [String; 2],
+        reason: String,
     },
     /// Have this worker store the state that it holds.
     Store {

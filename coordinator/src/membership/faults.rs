@@ -377,3 +377,25 @@ fn one_that_does_not_answer_is_left_out_and_those_that_know_each_other_are_not_p
     m.handle(now, ready(0, 1, 4));
     assert_eq!(started(&handled(&mut m, now, ready(2, 1, 4))).0, [0, 2]);
 }
+
+#[test]
+fn members_that_are_relayed_are_named_once_a_generation_with_what_to_set() {
+    let (mut m, now) = running(3, rules(1, 8));
+    let relayed = |worker, generation, peer: &str| Input::Relayed { worker, generation, peer: peer.to_owned() };
+    let [Output::Relayed { generation: 1, names, reason }] = &m.handle(now, relayed(2, 1, "worker-0"))[..] else { panic!("not said") };
+    assert_eq!(names, &["worker-0", "worker-2"]);
+    assert!(reason.contains("worker-2 reaches worker-0 only through the coordinator") && reason.contains("--listen"), "{reason}");
+    // The other way round, again, and what cannot be true.
+    for (worker, generation, peer) in
+        [(0, 1, "worker-2"), (2, 1, "worker-0"), (1, 1, "worker-1"), (1, 2, "worker-2"), (1, 0, "worker-2"), (1, 1, "worker-9")]
+    {
+        assert_eq!(m.handle(now, relayed(worker, generation, peer)), [], "{worker} of {generation} to {peer}");
+    }
+    assert_eq!(m.handle(now, relayed(0, 1, "worker-1")).len(), 1);
+    // The next generation says it again, and no longer of one that is gone.
+    m.handle(now, Input::Left { worker: 1, reason: "killed".to_owned() });
+    m.handle(now, ready(0, 1, 4));
+    assert_eq!(started(&handled(&mut m, now, ready(2, 1, 4))).0, [0, 2]);
+    assert_eq!(m.handle(now, relayed(2, 2, "worker-0")).len(), 1);
+    assert_eq!(m.handle(now, relayed(2, 2, "worker-1")), []);
+}

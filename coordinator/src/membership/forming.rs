@@ -266,6 +266,7 @@ impl Membership {
             (0..).zip(&generation.members).filter(|(rank, _)| generation.holders.contains(rank)).map(|(_, m)| m.name.clone()).collect();
         self.newest = first_step;
         self.reported_fatal.clear();
+        self.relayed.clear();
         self.lineage.begin(self.generation, first_step, &generation.members);
         self.pace.starts(first_step, at);
         self.balancing.starts(ownership, first_step, at, &self.rules);

@@ -64,6 +64,7 @@ impl Membership {
         | Input::Beat { worker, .. }
         | Input::Probed { worker, .. }
         | Input::Missed { worker, .. }
+        | Input::Relayed { worker, .. }
         | Input::Finished { worker, .. }
         | Input::Leaving { worker } = &input
         {
@@ -87,6 +88,7 @@ impl Membership {
             Input::Beat { worker, step, waiting, speed } => self.beat(worker, step, waiting, speed),
             Input::Probed { worker, peer, problem, millis } => self.probed(worker, &peer, problem, millis),
             Input::Missed { worker, generation, peer, donor, reason } => self.missed(worker, generation, &peer, donor, &reason),
+            Input::Relayed { worker, generation, peer } => self.relayed(worker, generation, &peer),
             Input::Finished { worker, report } => self.finish(worker, report),
             Input::Failed { worker, reason, run } => self.failed(worker, &reason, run),
             Input::Leaving { worker } => self.leaving(worker),

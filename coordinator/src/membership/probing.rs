@@ -12,12 +12,18 @@ use common::wire::messages::Member;
 use super::events::{Output, WorkerId};
 use super::pairs::{Attempt, Failure, blamed, pairs};
 use super::paths::{FIRST_EXCLUSION, Path};
-use super::state::Membership;
+use super::state::{Membership, Worker};
 
 /// Why a worker that is not reached is not, and what to do about it.
 pub(super) fn unreached(asker: &str, peer: &Member, problem: &str) -> String {
     let Member { name, addr, .. } = peer;
-    let advice = if peer.addresses().iter().all(|address| address.ip().is_loopback()) {
+    format!("{asker} does not reach {name} at {addr}: {problem}. {}", advice(asker, peer))
+}
+
+/// What to do so that `asker` reaches `peer` directly.
+fn advice(asker: &str, peer: &Member) -> String {
+    let Member { name, addr, .. } = peer;
+    if peer.addresses().iter().all(|address| address.ip().is_loopback()) {
         format!(
             "{name} is at {addr}, where only processes of its own machine reach it: start it with --listen [::]:PORT, or name an address that {asker} reaches with --advertise IP:PORT"
         )
@@ -26,8 +32,7 @@ pub(super) fn unreached(asker: &str, peer: &Member, problem: &str) -> String {
             "let UDP through to port {} of {name}, or have it name an address that {asker} reaches with --advertise IP:PORT",
             addr.port()
         )
-    };
-    format!("{asker} does not reach {name} at {addr}: {problem}. {advice}")
+    }
 }
 
 impl Membership {
@@ -81,6 +86,25 @@ impl Membership {
             }
         }
         Some(outputs)
+    }
+
+    /// Says once a generation that two of its members are relayed.
+    pub(super) fn relayed(&mut self, worker: WorkerId, generation: u64, peer: &str) -> Vec<Output> {
+        let other = self.workers.values().find(|w| w.name == peer).map(Worker::as_member);
+        let (Some(asker), Some(other)) = (self.workers.get(&worker).map(Worker::as_member), other) else { return Vec::new() };
+        let newest = self.lineage.newest();
+        let known = generation == self.generation && asker.name != other.name && [&asker, &other].iter().all(|m| newest.contains(&m.name));
+        let mut names = [asker.name.clone(), other.name.clone()];
+        names.sort();
+        if !known || !self.relayed.insert(names.clone()) {
+            return Vec::new();
+        }
+        let advice = advice(&asker.name, &other.seen_by(&asker));
+        let reason = format!(
+            "{} reaches {} only through the coordinator, which takes longer: every step waits for it. {advice}",
+            asker.name, other.name
+        );
+        vec![Output::Relayed { generation, names, reason }]
     }
 
     /// Whether these two have shown that they reach each other: as members of the newest

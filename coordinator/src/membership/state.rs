@@ -139,6 +139,8 @@ pub struct Membership {
     pub(super) listening: Listening,
     pub(super) paths: Paths,
     pub(super) pairs: Pairs,
+    /// The pairs of the newest generation that were said to be relayed.
+    pub(super) relayed: BTreeSet<[String; 2]>,
     pub(super) empty_generations: EmptyGenerations,
     pub(super) pace: Pace,
     pub(super) balancing: Balancing,
@@ -175,6 +177,7 @@ impl Membership {
             listening: Listening::new(rules.timeout, now),
             paths: Paths::default(),
             pairs: Pairs::default(),
+            relayed: BTreeSet::new(),
             empty_generations: EmptyGenerations::default(),
             pace: Pace::default(),
             balancing: Balancing::new(Ownership::equal(1, rules.shards)),

@@ -197,6 +197,7 @@ impl World {
                 | Output::Isolated
                 // `check_start` asserts that no live worker holds the newer step.
                 | Output::WentBack { .. }
+                | Output::Relayed { .. }
                 | Output::LeftOut { .. } => {}
             }
         }

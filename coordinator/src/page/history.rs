@@ -165,6 +165,7 @@ impl History {
                 tell("lost", format!("{name} is lost: it {reason}"), Some(silent_ms / 1e3).filter(|silent| *silent >= 0.001));
             }
             Event::LeftOut { name, reason } => tell("left-out", format!("{name} is left out for a while: {reason}"), None),
+            Event::Relayed { reason, .. } => tell("relayed", reason, None),
             Event::Generation { generation, workers, step, members, shards, speeds, .. } => {
                 let newcomers = members.iter().filter_map(|m| Some((m.name.as_str(), unix_seconds - self.joining.get(&m.name)?)));
                 let newcomers: Vec<(&str, f64)> = newcomers.collect();

@@ -184,6 +184,7 @@ async fn translate(shared: &ControlContext, peer: &Peer, worker: WorkerId, messa
         ToCoordinator::Finished(report) => Input::Finished { worker, report },
         ToCoordinator::Failed { reason, run } => Input::Failed { worker, reason, run },
         ToCoordinator::Probed { peer, problem, millis } => Input::Probed { worker, peer, problem, millis },
+        ToCoordinator::Relayed { generation, peer } => Input::Relayed { worker, generation, peer },
         ToCoordinator::Missed { generation, peer, donor, reason } => Input::Missed { worker, generation, peer, donor, reason },
     };
     Ok(vec![News::Membership(input)])

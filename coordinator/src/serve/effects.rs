@@ -18,6 +18,7 @@ use crate::admissions::Admissions;
 use crate::inbox::{Fact, News};
 use crate::membership::{Input, Lineage, Output, WorkerId};
 use crate::record_writer::{Entry, Place, RecordWriter};
+use crate::relay::Relay;
 
 /// The handles to the run's record and to its workers.
 pub(super) struct Effects {
@@ -29,6 +30,7 @@ pub(super) struct Effects {
     /// The newest generation.
     current: u64,
     admissions: Arc<Admissions>,
+    relay: Arc<Relay>,
     balance: Balance,
 }
 
@@ -49,10 +51,11 @@ impl Effects {
         news: mpsc::Sender<(Instant, News)>,
         current: u64,
         admissions: Arc<Admissions>,
+        relay: Arc<Relay>,
         config: &Config,
     ) -> Self {
         let balance = config.cluster.balance;
-        Self { record, news, workers: BTreeMap::new(), recovery: Recovering::default(), current, admissions, balance }
+        Self { record, news, workers: BTreeMap::new(), recovery: Recovering::default(), current, admissions, relay, balance }
     }
 
     /// Adds a worker with an open control connection.
@@ -80,6 +83,7 @@ impl Effects {
     /// Refuses all connections of the worker of this name. Returns the inputs for the
     /// membership.
     pub(super) fn expel(&mut self, name: &str, reason: &str) -> Vec<Input> {
+        self.relay.expel(name);
         let found: Vec<WorkerId> = self.workers.iter().filter(|(_, w)| w.name == name).map(|(&worker, _)| worker).collect();
         for &worker in &found {
             tracing::warn!("{name} is sent away: {reason}");
@@ -174,7 +178,12 @@ impl Effects {
             Output::Isolated => tracing::warn!(
                 "no worker is heard any more: the network of this machine may be down; nobody is given up until somebody is heard again"
             ),
-            Output::Probe { worker, peers, bytes } => self.send(worker, ToWorker::Probe { peers, bytes }),
+            Output::Probe { worker, peers, bytes } => {
+                if let Some(name) = self.name(worker) {
+                    self.relay.probes(name, &peers);
+                }
+                self.send(worker, ToWorker::Probe { peers, bytes });
+            }
             Output::LeftOut { name, other, reason, again } => {
                 for told in [Some(&name), other.as_ref()].into_iter().flatten().filter_map(|name| self.worker(name)).collect::<Vec<_>>() {
                     let (name, reason, again_ms) = (name.clone(), reason.clone(), again.as_millis() as u64);
@@ -182,6 +191,13 @@ impl Effects {
                 }
                 tracing::warn!("{name} is left out of the ring and tried again in {} s: {reason}", again.as_secs());
                 self.event(Event::LeftOut { name, reason });
+            }
+            Output::Relayed { generation, names, reason } => {
+                for told in names.iter().filter_map(|name| self.worker(name)).collect::<Vec<_>>() {
+                    self.send(told, ToWorker::Relayed { reason: reason.clone() });
+                }
+                tracing::warn!("{reason}");
+                self.event(Event::Relayed { generation, names, reason });
             }
             Output::Store { worker } => self.send(worker, ToWorker::Store),
             Output::Lost { name, reason, silent } => {
@@ -230,6 +246,7 @@ impl Effects {
         self.recovery.started(generation.first_step);
         self.current = generation.number;
         self.admissions.set_members(&generation.members);
+        self.relay.set_members(&generation.members);
         self.show(&generation, speeds);
         let (started, on_disk) = oneshot::channel();
         let (members_by_rank, shards) = (generation.members.clone(), generation.shards.clone());

@@ -36,6 +36,7 @@ use crate::limits::Limits;
 use crate::membership::{Input, Lineage, Membership, Rules, WorkerId};
 use crate::page::{self, Page, Source};
 use crate::record_writer::RecordWriter;
+use crate::relay::Relay;
 use effects::{Effects, RunEnd};
 
 /// Inputs that may wait for the main loop before workers are held back.
@@ -118,15 +119,17 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
         inbox: to_loop.clone(),
     });
     let committed = Arc::new(AtomicU64::new(first_step));
-    let on_alive = {
+    let on_alive: bulk::OnAlive = {
         let to_loop = to_loop.clone();
         // May be dropped if the main loop is behind: its queue then has news of this
         // worker anyway.
         Arc::new(move |name: &str| to_loop.try_send(News::Alive { name: name.to_owned() }))
     };
+    let relay = Arc::new(Relay::new(Arc::clone(&on_alive)));
+    relay.set_members(&last.members);
     let bulk = BulkService::new(&config, source, files, to_loop.clone(), Arc::clone(&admissions), limits, Arc::clone(&committed));
     let bulk = Arc::new(bulk.beginning_with(weights).reporting_to(on_alive).showing_to(record.pictures()));
-    let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), &config);
+    let mut effects = Effects::new(record, news, last.number, Arc::clone(&admissions), Arc::clone(&relay), &config);
     let mut tick = tokio::time::interval(Duration::from_millis((config.cluster.heartbeat_ms / 2).max(10)));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let watching = tokio::spawn(watch_tokens(Arc::clone(&admissions), to_loop.clone()));
@@ -143,7 +146,7 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
             peer = endpoint.accept() => {
                 let Some(peer) = peer else { break Err(anyhow!("the network endpoint closed")) };
                 match peer.alpn {
-                    Alpn::Control | Alpn::Bulk if peer.name.as_deref().is_some_and(|name| admissions.is_revoked(name)) => {
+                    Alpn::Control | Alpn::Bulk | Alpn::Relay if peer.name.as_deref().is_some_and(|name| admissions.is_revoked(name)) => {
                         peer.connection.close(1u32.into(), REVOKED.as_bytes());
                     }
                     Alpn::Control => {
@@ -151,6 +154,8 @@ pub async fn serve(run: Run, endpoint: Endpoint, mut launcher: mpsc::Receiver<La
                         conversations.spawn(control::control(Arc::clone(&shared), peer, next_worker));
                     }
                     Alpn::Bulk => { tokio::spawn(bulk::serve(Arc::clone(&bulk), peer)); }
+                    Alpn::Relay if config.cluster.relay => { tokio::spawn(Arc::clone(&relay).serve(peer)); }
+                    Alpn::Relay => peer.connection.close(1u32.into(), b"cluster.relay is false"),
                     Alpn::Enrol => { tokio::spawn(enrol(Arc::clone(&authority), peer, to_loop.clone(), Arc::clone(&complaints))); }
                     Alpn::Doctor => {
                         let (diagnoses, authority, trains) = (Arc::clone(&diagnoses), Arc::clone(&authority), admissions.has_members());

@@ -8,6 +8,7 @@ use cluster_tests::{Running, pictures, project};
 use common::audit::TrainedSamples;
 use common::metrics::{Evaluation, TimeShares};
 use common::net::Authority;
+use common::net::relay::Frame;
 use common::ring::Encoding;
 use common::ring::header::StreamHeader;
 use common::run_dir::{RunView, Which};
@@ -74,6 +75,7 @@ fn messages(run: &Path) -> Result<()> {
         ToCoordinator::Trained(trained),
         ToCoordinator::Finished(Finished { step: 10, weights_blake3: digest, bytes_sent: 9, peak_rss_bytes: 1 << 30 }),
         ToCoordinator::Failed { reason: "no memory".to_owned(), run: false },
+        ToCoordinator::Relayed { generation: 2, peer: "worker-3".to_owned() },
         ToCoordinator::Probed { peer: "worker-3".to_owned(), problem: Some("no answer".to_owned()), millis: 12 },
         ToCoordinator::Missed { generation: 2, peer: "worker-3".to_owned(), donor: true, reason: "no answer".to_owned() },
     ];
@@ -108,6 +110,7 @@ fn messages(run: &Path) -> Result<()> {
         ToWorker::Dropped { reason: reason() },
         ToWorker::Stop,
         ToWorker::Abort { reason: reason() },
+        ToWorker::Relayed { reason: reason() },
         ToWorker::Goodbye,
     ];
     let files = || vec![FileSize { name: "model.safetensors".to_owned(), bytes: 100 }];
@@ -141,6 +144,8 @@ fn messages(run: &Path) -> Result<()> {
     put_all!(1u8, to_worker);
     put_all!(2u8, requests);
     put_all!(3u8, replies);
+    let relayed: Vec<u8> = [1, 40, 1200].iter().filter_map(|&length| Frame::new(3, &vec![7; length])).flat_map(Frame::into_bytes).collect();
+    put("messages", "4-0", &[&[4], &relayed])?;
     for encoding in [Encoding::F32, Encoding::Bf16, Encoding::Fixed, Encoding::Largest] {
         let header = StreamHeader { generation: 1, step: 2, bucket: 0, encoding, first_chunk: 1, length: 64 };
         put("ring", &format!("header-{}", encoding.code()), &[&[0], &header.to_bytes()])?;

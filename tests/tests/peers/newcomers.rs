@@ -131,7 +131,7 @@ fn name_of(chaos: &Chaos<'_>, ring: SocketAddr) -> String {
 
 #[test]
 fn one_that_cannot_be_reached_is_left_out() {
-    let scenario = Scenario::endless();
+    let scenario = Scenario::endless().set("cluster.relay=false");
     // Nothing listens at this address, and no reply says so.
     let nowhere = SocketAddr::from(([127, 0, 0, 1], 9));
     let comes = |chaos: &mut Chaos<'_>| {
@@ -149,7 +149,7 @@ fn one_that_cannot_be_reached_is_left_out() {
 /// later and reaches both.
 #[test]
 fn one_that_is_reached_by_another_network_is_left_out() {
-    let scenario = Scenario::endless();
+    let scenario = Scenario::endless().set("cluster.relay=false");
     let port = free_port();
     let coordinator = scenario.serve_on(&format!("[::]:{port}"), 2, &[], &[]);
     let token = join_line(&scenario.run_dir()).1;
@@ -237,7 +237,7 @@ fn a_hostile_one_forms_no_ring_and_gives_no_state() {
 /// workers that reach each other go on.
 fn goes_on_without(what: &str, seed: u64, cut: impl FnOnce(&mut Conditions)) {
     const WITHIN: Duration = Duration::from_secs(15);
-    let scenario = Scenario::endless();
+    let scenario = Scenario::endless().set("cluster.relay=false");
     let mut chaos = Chaos::start(&scenario, 3, seed);
     chaos.settle_conditions(pace());
     chaos.coordinator().wait_for_steps(20);

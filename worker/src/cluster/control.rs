@@ -15,7 +15,7 @@ use common::timing::{COORDINATOR_ATTEMPT, COORDINATOR_SILENCE, PROBED_MAY_CONNEC
 use common::ui::visible_within;
 use common::wire::messages::{Generation, MAX_CONTROL, Member, ToCoordinator, ToWorker};
 use common::wire::{PROTOCOL, WireError, read_message, write_message};
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::link::{self, CurrentRing, KnownShares, KnownSpeed, Order};
@@ -31,7 +31,7 @@ const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
 /// The pause before each attempt to reconnect to the coordinator.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// The most characters that are shown of why a worker is left out.
+/// The most characters that are shown of why a worker is left out, or relayed.
 const MAX_REASON_CHARS: usize = 1000;
 
 /// The most peers that may connect for probes at a time.
@@ -46,9 +46,11 @@ pub enum ConnectError {
     Refused(anyhow::Error),
 }
 
-/// Two connections to the coordinator, and its answer to the greeting.
+/// The connections to the coordinator, and its answer to the greeting.
 pub struct Connected {
     pub bulk: Connection,
+    /// For packets of workers that do not reach each other; none if the run does not relay.
+    pub relay: Option<Connection>,
     pub config_toml: String,
     pub info: DatasetInfo,
     /// The first step that the coordinator's record lacks.
@@ -96,7 +98,12 @@ pub async fn connect(endpoint: &Endpoint, greeting: &Greeting, generation: Optio
     write_message(&mut send, &hello).await.map_err(|e| lost(e.into()))?;
     match read_message::<ToWorker>(&mut recv, MAX_CONTROL).await.map_err(|e| lost(e.into()))? {
         Some(ToWorker::Welcome { config_toml, dataset, recorded }) => {
-            Ok(Connected { bulk, config_toml, info: dataset.into(), recorded, send, recv })
+            let mut connected = Connected { bulk, relay: None, config_toml, info: dataset.into(), recorded, send, recv };
+            if connected.config().is_ok_and(|config| config.cluster.relay) {
+                let relay = endpoint.connect(control.remote_address(), COORDINATOR, Alpn::Relay).await;
+                connected.relay = Some(relay.map_err(|e| lost(e.into()))?);
+            }
+            Ok(connected)
         }
         Some(ToWorker::Refused { reason }) => Err(ConnectError::Refused(anyhow!("the coordinator refused this worker: {reason}"))),
         _ => Err(lost(anyhow!("it did not answer the greeting"))),
@@ -176,6 +183,7 @@ impl Session {
                     _ => return SessionEnd::OutOfReach(anyhow!("it closed the connection")),
                 },
                 message = self.outbox.next() => message,
+                problem = closed(connected.relay.as_ref()) => return SessionEnd::OutOfReach(anyhow!("its relay's connection ended: {problem}")),
                 problem = connected.bulk.closed() => return SessionEnd::OutOfReach(anyhow!("its bulk connection ended: {problem}")),
                 _ = beat.tick() => {
                     self.forget_probes(Instant::now());
@@ -231,6 +239,10 @@ impl Session {
                     "{name} is left out of the ring and tried again in {seconds} s: {}",
                     visible_within(&reason, MAX_REASON_CHARS)
                 );
+                None
+            }
+            ToWorker::Relayed { reason } => {
+                tracing::warn!("{}", visible_within(&reason, MAX_REASON_CHARS));
                 None
             }
             ToWorker::Stop => {
@@ -339,6 +351,14 @@ impl Session {
                 Err(_) => {}
             }
         }
+    }
+}
+
+/// Why a connection was closed; does not return if there is none.
+async fn closed(connection: Option<&Connection>) -> ConnectionError {
+    match connection {
+        Some(connection) => connection.closed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -131,6 +131,14 @@ pub async fn join(options: JoinOptions, shutdown: watch::Receiver<bool>) -> Resu
     })?;
 
     let outcome = loop {
+        if let Some(relay) = connected.relay.clone() {
+            let endpoint = Arc::clone(&endpoint);
+            // It ends with the connection; the next conversation has the next one.
+            tokio::spawn(async move {
+                let ended = endpoint.relay_over(relay).await;
+                tracing::debug!("the relay's connection: {ended}");
+            });
+        }
         match session.converse(connected).await {
             SessionEnd::Done(outcome) => break outcome,
             SessionEnd::OutOfReach(lost) => tracing::warn!(

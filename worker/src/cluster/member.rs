@@ -190,6 +190,9 @@ fn take_part(
     standing.committed = generation.number;
     let ring = link.unless_over(generation.number, Ring::form(&link.endpoint, spec))??;
     link.keep_ring(generation.number, &ring)?;
+    if let Some(peer) = ring.relayed_to() {
+        link.send(ToCoordinator::Relayed { generation: generation.number, peer: peer.to_owned() })?;
+    }
     let mut exchange = Exchange::new(Some(ring), plan, job.rank, Summation::of(&job.config.train, Some(job.config.cluster.wire)));
     tracing::info!(
         "generation {}, rank {} of {}: shards {:?} from step {}",

@@ -38,6 +38,8 @@ pub fn start(endpoint: &Arc<Endpoint>, to_coordinator: &mpsc::Sender<ToCoordinat
 /// Connects to one peer; returns how long the transfer takes.
 async fn reach(endpoint: &Endpoint, peer: &Member, bytes: u64) -> Result<Duration> {
     let (deadline, addresses) = (Instant::now() + PROBE, peer.addresses());
+    // The network may have changed since the relay was needed.
+    endpoint.forget(&peer.name);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let problem = match tokio::time::timeout(left, endpoint.connect_any(&addresses, &peer.name, Alpn::Bulk, CONNECTION_SILENCE)).await {

@@ -138,8 +138,11 @@ impl Outbox {
             ToCoordinator::Ready { .. } => (self.generation, self.standing) = (None, Some(message.clone())),
             ToCoordinator::Finished(_) | ToCoordinator::Failed { .. } => self.standing = Some(message.clone()),
             ToCoordinator::Leaving => self.leaving = true,
-            ToCoordinator::Hello { .. } | ToCoordinator::Heartbeat { .. } | ToCoordinator::Probed { .. } | ToCoordinator::Missed { .. } => {
-            }
+            ToCoordinator::Hello { .. }
+            | ToCoordinator::Heartbeat { .. }
+            | ToCoordinator::Probed { .. }
+            | ToCoordinator::Missed { .. }
+            | ToCoordinator::Relayed { .. } => {}
             ToCoordinator::Step { .. } | ToCoordinator::Evaluation(_) | ToCoordinator::Skipped { .. } | ToCoordinator::Trained(_) => {
                 self.log.log().push(message.clone(), true);
             }

@@ -7,7 +7,7 @@ const $ = (id) => document.getElementById(id);
 const { number, percent } = Plots;
 const COLUMNS = ["step", "loss", "loss_min", "loss_max", "top1", "lr", "images_per_second", "data_wait", "others_wait"];
 const SIGNS = {
-  start: "▶", joined: "+", left: "−", lost: "✕", "left-out": "⏸", generation: "◆", recovered: "✓", "went-back": "↩", revoked: "⊘",
+  start: "▶", joined: "+", left: "−", lost: "✕", "left-out": "⏸", relayed: "⇄", generation: "◆", recovered: "✓", "went-back": "↩", revoked: "⊘",
   data: "!", finished: "■", failed: "✕",
 };
 const STATES = {
