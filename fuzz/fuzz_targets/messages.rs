@@ -1,9 +1,10 @@
 //! The messages between coordinator, workers and donors, from a stream of bytes.
-//! The first byte chooses the message.
+//! The first byte chooses the message, or a picture that one of them carries.
 #![no_main]
 
 use std::fmt::Debug;
 
+use common::predictions::{Guess, PredictedPicture, Predictions};
 use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, MAX_REQUEST, ToCoordinator, ToWorker};
 use common::wire::{read_message, write_message};
 use fuzz::block_on;
@@ -31,10 +32,14 @@ fn same(a: &impl Debug, b: &impl Debug) {
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
-    match choice % 4 {
+    match choice % 5 {
         0 => read_all!(ToCoordinator, MAX_CONTROL, bytes),
         1 => read_all!(ToWorker, MAX_CONTROL, bytes),
         2 => read_all!(BulkRequest, MAX_REQUEST, bytes),
-        _ => read_all!(BulkReply, MAX_REQUEST, bytes),
+        3 => read_all!(BulkReply, MAX_REQUEST, bytes),
+        _ => {
+            let guesses = vec![Guess { class: 0, probability: 1.0 }];
+            let _ = Predictions { step: 0, pictures: vec![PredictedPicture { label: 0, guesses, png: bytes.to_vec() }] }.check(1);
+        }
     }
 });
