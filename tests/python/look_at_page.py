@@ -51,16 +51,16 @@ with sync_playwright() as playwright:
     expect(shown).to_have_count(8, timeout=PATIENCE)
     shown.last.scroll_into_view_if_needed()
     page.wait_for_function("[...document.querySelectorAll('#predictions img')].every((img) => img.complete && img.naturalWidth > 0)", timeout=PATIENCE)
-    for at in range(8):
-        words = shown.nth(at).inner_text().splitlines()
-        alt = shown.nth(at).locator("img").get_attribute("alt")
+    # At once: the next evaluation may say something else.
+    read = shown.evaluate_all("""(items) => items.map((item) => [
+        item.innerText.split("\\n"), item.querySelector("img").alt, [...item.querySelectorAll("ol li")].map((guess) => guess.innerText)])""")
+    for words, alt, guesses in read:
         classes = [line.removeprefix("Class: ") for line in words if line.startswith("Class: ")]
         assert len(classes) == 1 and alt == f"A validation picture of class {classes[0]}", f"{alt}: {words}"
-        guesses = shown.nth(at).locator("ol li").all_inner_texts()
         assert len(guesses) == 3 and all(guess.endswith(" %") for guess in guesses), guesses
         right = guesses[0].rsplit(" ", 2)[0] == classes[0]
         assert ("✓ right" if right else "✕ wrong") in words, f"{guesses}: {words}"
-    measured["predictions"] = shown.count()
+    measured["predictions"] = len(read)
 
     os.kill(int(worker), signal.SIGKILL)
     for kind in ["lost", "recovered"]:
