@@ -3,7 +3,8 @@
 # that they need, configs, documents and the licences of all parts.
 #
 #   scripts/dist.sh [--folder]   of the binaries in $TARGET/release [target/release], into dist/;
-#                                with --folder the folder alone, without archive and package
+#                                with --folder the folder alone, without archive and package;
+#   scripts/dist.sh --package    with --package the folder and the package, without the archive
 #
 # What the binaries need of the system is glibc, not older than the builder's.
 set -euo pipefail
@@ -82,20 +83,32 @@ fi
 say "$out: $(du -sh "$out" | cut -f1), the worker alone $(du -h "$out/bin/worker" | cut -f1)"
 [ "${1:-}" = --folder ] && exit 0
 
-tar -C dist --owner 0 --group 0 --sort name -czf "$out.tar.gz" "$name"
-say "$out.tar.gz: $(du -h "$out.tar.gz" | cut -f1)"
+if [ "${1:-}" != --package ]; then
+    tar -C dist --owner 0 --group 0 --sort name -czf "$out.tar.gz" "$name"
+    say "$out.tar.gz: $(du -h "$out.tar.gz" | cut -f1)"
+fi
 
 # The same as a package, where dpkg is.
 command -v dpkg-deb >/dev/null || exit 0
 package=$(mktemp -d)
 trap 'rm -rf "$package"' EXIT
 chmod 755 "$package"
-mkdir -p "$package"/DEBIAN "$package"/usr/bin "$package"/usr/lib/systemd/system "$package"/usr/share/doc/ringleader "$package"/usr/lib/ringleader
+shared=$package/usr/share
+mkdir -p "$package"/DEBIAN "$package"/usr/bin "$package"/usr/lib/systemd/system "$package"/usr/lib/ringleader "$shared"/doc/ringleader \
+    "$shared"/bash-completion/completions "$shared"/zsh/vendor-completions "$shared"/fish/vendor_completions.d "$shared"/man/man1
 cp -r "$out/bin" "$out/RELEASE" "$package/usr/lib/ringleader/"
 [ ! -d "$out/lib" ] || cp -r "$out/lib" "$package/usr/lib/ringleader/"
-cp -r "$out"/{configs,docs,licenses,README.md,SECURITY.md} "$package/usr/share/doc/ringleader/"
+cp -r "$out"/{configs,docs,licenses,README.md,SECURITY.md} "$shared/doc/ringleader/"
 # The names of the binaries are words that others use too.
-for binary in worker coordinator; do ln -s "../lib/ringleader/bin/$binary" "$package/usr/bin/ringleader-$binary"; done
+for binary in worker coordinator; do
+    called=ringleader-$binary
+    ln -s "../lib/ringleader/bin/$binary" "$package/usr/bin/$called"
+    "$built/$binary" completions bash --name "$called" > "$shared/bash-completion/completions/$called"
+    "$built/$binary" completions zsh --name "$called" > "$shared/zsh/vendor-completions/_$called"
+    "$built/$binary" completions fish --name "$called" > "$shared/fish/vendor_completions.d/$called.fish"
+    "$built/$binary" man "$shared/man/man1" --name "$called" > /dev/null
+done
+gzip -9n "$shared"/man/man1/*.1
 for unit in deploy/*.service; do
     sed 's|/usr/local/bin/|/usr/lib/ringleader/bin/|' "$unit" > "$package/usr/lib/systemd/system/$(basename "$unit")"
 done

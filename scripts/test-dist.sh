@@ -1,11 +1,38 @@
 #!/usr/bin/env bash
 # Trains from the folder that scripts/dist.sh makes, moved elsewhere, as another user, in a
-# root folder that holds nothing but it and glibc. Needs root.
+# root folder that holds nothing but it and glibc, which needs root. Before, looks into the
+# package of it, where dpkg-deb is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/dist.sh --folder
-made=$(find dist -mindepth 1 -maxdepth 1 -type d -name 'ringleader-*' -printf '%T@ %p\n' | sort -rn | awk 'NR == 1 { print $2 }')
+newest() { find dist -mindepth 1 -maxdepth 1 -name "$1" -type "$2" -printf '%T@ %p\n' | sort -rn | awk 'NR == 1 { print $2 }'; }
+
+scripts/dist.sh --package
+made=$(newest 'ringleader-*' d)
+if command -v dpkg-deb > /dev/null; then
+    package=$(newest 'ringleader_*.deb' f)
+    listed=$(dpkg-deb --contents "$package")
+    unpacked=$(mktemp -d)
+    trap 'rm -rf "$unpacked"' EXIT
+    dpkg-deb --fsys-tarfile "$package" | tar -x -C "$unpacked" ./usr/share
+    lacks() { echo "dist: $package lacks $1" >&2 && exit 1; }
+    has() { # FILE WORDS: the package has the file, with these words in it
+        grep -qF " .$1" <<< "$listed" || lacks "$1"
+        # gzip hands a file that is not compressed on as it is.
+        grep -qF -- "$2" <<< "$(gzip -dcf "$unpacked$1")" || lacks "\"$2\" in $1"
+    }
+    for called in ringleader-worker ringleader-coordinator; do
+        grep -qF " ./usr/bin/$called -> " <<< "$listed" || lacks "$called"
+        has "/usr/share/bash-completion/completions/$called" "default $called"
+        has "/usr/share/zsh/vendor-completions/_$called" "#compdef $called"
+        has "/usr/share/fish/vendor_completions.d/$called.fish" "complete -c $called"
+        has "/usr/share/man/man1/$called.1.gz" ".TH $called 1"
+    done
+    has /usr/share/man/man1/ringleader-worker-join.1.gz "ringleader\\-worker join"
+    has /usr/share/man/man1/ringleader-coordinator-local.1.gz "ringleader\\-coordinator local"
+    echo "dist: the package has completions and manual pages by the names of its commands"
+    rm -rf "$unpacked"
+fi
 if ! unshare --mount --pid --fork mount -t proc proc /proc 2>/dev/null; then
     echo "dist: not tried in a bare root folder, which only root can make" >&2
     exit 0

@@ -54,6 +54,9 @@ pub mod audit;
 // Metrics of steps and evaluations.
 pub mod metrics;
 
+// What the model says of a few validation pictures.
+pub mod predictions;
+
 // The current status of a run.
 pub mod status;
 

@@ -17,6 +17,7 @@ use crate::metrics::Recovery;
 use crate::metrics::{Evaluation, RunPicture, StepMetrics, best};
 use crate::mlflow::{End, MlFlow, Pairs};
 use crate::plan::Plan;
+use crate::predictions::Predictions;
 use crate::run_dir::{Best, DataDescription, Dense, Event, RunDir, RunDirError, SkippedSample, Summary, SummaryBuilder};
 use crate::status::Status;
 use crate::ui::{StepProgress, duration};
@@ -309,6 +310,14 @@ impl Recorder {
         self.run_dir.write_picture(picture);
         if let Some(mlflow) = &mut self.mlflow {
             mlflow.picture(picture);
+        }
+    }
+
+    /// Keeps what an evaluation says of a few pictures. What cannot be written is missing,
+    /// and the next evaluation's takes its place.
+    pub fn predictions(&mut self, predictions: &Predictions) {
+        if let Err(e) = self.run_dir.write_predictions(predictions) {
+            tracing::debug!("the predictions of step {} are not kept: {e}", predictions.step);
         }
     }
 

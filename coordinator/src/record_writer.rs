@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::audit::TrainedSamples;
 use common::metrics::{Evaluation, Recovery, RunPicture, StepMetrics};
+use common::predictions::Predictions;
 use common::recorder::Recorder;
 use common::run_dir::{Dense, Event};
 use common::status::Status;
@@ -59,7 +60,7 @@ pub enum Entry {
         place: Place,
     },
     Trained(TrainedSamples, Place),
-    Picture(RunPicture, Place),
+    Shown(ToShow, Place),
     Checkpoint {
         step: u64,
     },
@@ -69,9 +70,16 @@ pub enum Entry {
 /// A place in the queue, held until a report is written.
 pub type Place = OwnedSemaphorePermit;
 
-/// Takes pictures for the record, for as long as it is written. False for one that is left
-/// out.
-pub type OnPicture = Arc<dyn Fn(RunPicture) -> bool + Send + Sync>;
+/// What the record shows to people.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToShow {
+    Picture(RunPicture),
+    Predictions(Predictions),
+}
+
+/// Takes what is to be shown for the record, for as long as it is written. False for what is
+/// left out.
+pub type OnShown = Arc<dyn Fn(ToShow) -> bool + Send + Sync>;
 
 /// The handle of the thread that writes.
 pub struct RecordWriter {
@@ -105,12 +113,12 @@ impl RecordWriter {
     }
 
     /// Takes pictures for the record.
-    pub fn pictures(&self) -> OnPicture {
+    pub fn pictures(&self) -> OnShown {
         // The thread ends when all senders are gone, and this one outlives the run.
         let (entries, places) = (self.entries.downgrade(), Arc::new(Semaphore::new(PICTURES)));
-        Arc::new(move |picture| {
+        Arc::new(move |shown| {
             let (Some(entries), Ok(place)) = (entries.upgrade(), Arc::clone(&places).try_acquire_owned()) else { return false };
-            entries.try_send(Entry::Picture(picture, place)).is_ok()
+            entries.try_send(Entry::Shown(shown, place)).is_ok()
         })
     }
 
@@ -182,7 +190,8 @@ impl Writer {
             Entry::Evaluation(evaluation, _place) => self.recorder.evaluation(&evaluation),
             Entry::Skipped { step, name, problem, place: _place } => self.recorder.skipped(step, &name, &problem),
             Entry::Trained(trained, _place) => self.recorder.trained(&trained),
-            Entry::Picture(picture, _place) => self.recorder.picture(&picture),
+            Entry::Shown(ToShow::Picture(picture), _place) => self.recorder.picture(&picture),
+            Entry::Shown(ToShow::Predictions(predictions), _place) => self.recorder.predictions(&predictions),
             Entry::Checkpoint { step } => self.recorder.checkpoint(step),
             Entry::Recovery(recovery) => self.recorder.recovery(recovery),
         }

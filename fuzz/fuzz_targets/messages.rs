@@ -1,10 +1,11 @@
-//! The messages between coordinator, workers and donors, and relayed packets, from a stream
-//! of bytes.
-//! The first byte chooses the message.
+//! The messages between coordinator, workers and donors, a picture that one of them carries,
+//! and relayed packets, from a stream of bytes.
+//! The first byte chooses which.
 #![no_main]
 
 use std::fmt::Debug;
 
+use common::predictions::{Guess, PredictedPicture, Predictions};
 use common::wire::messages::{BulkReply, BulkRequest, MAX_CONTROL, MAX_REQUEST, ToCoordinator, ToWorker};
 use common::wire::{read_message, write_message};
 use fuzz::block_on;
@@ -32,11 +33,15 @@ fn same(a: &impl Debug, b: &impl Debug) {
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
-    match choice % 5 {
+    match choice % 6 {
         0 => read_all!(ToCoordinator, MAX_CONTROL, bytes),
         1 => read_all!(ToWorker, MAX_CONTROL, bytes),
         2 => read_all!(BulkRequest, MAX_REQUEST, bytes),
         3 => read_all!(BulkReply, MAX_REQUEST, bytes),
+        4 => {
+            let guesses = vec![Guess { class: 0, probability: 1.0 }];
+            let _ = Predictions { step: 0, pictures: vec![PredictedPicture { label: 0, guesses, png: bytes.to_vec() }] }.check(1);
+        }
         _ => common::fuzzing::relay(bytes),
     }
 });

@@ -46,6 +46,22 @@ with sync_playwright() as playwright:
     accuracy = page.locator("figure", has_text="Accuracy").locator(".said")
     expect(accuracy).to_contain_text("validation top-1", timeout=PATIENCE)
 
+    # What the evaluation says of eight pictures, in words too.
+    shown = page.locator("#predictions-list > li")
+    expect(shown).to_have_count(8, timeout=PATIENCE)
+    shown.last.scroll_into_view_if_needed()
+    page.wait_for_function("[...document.querySelectorAll('#predictions img')].every((img) => img.complete && img.naturalWidth > 0)", timeout=PATIENCE)
+    # At once: the next evaluation may say something else.
+    read = shown.evaluate_all("""(items) => items.map((item) => [
+        item.innerText.split("\\n"), item.querySelector("img").alt, [...item.querySelectorAll("ol li")].map((guess) => guess.innerText)])""")
+    for words, alt, guesses in read:
+        classes = [line.removeprefix("Class: ") for line in words if line.startswith("Class: ")]
+        assert len(classes) == 1 and alt == f"A validation picture of class {classes[0]}", f"{alt}: {words}"
+        assert len(guesses) == 3 and all(guess.endswith(" %") for guess in guesses), guesses
+        right = guesses[0].rsplit(" ", 2)[0] == classes[0]
+        assert ("✓ right" if right else "✕ wrong") in words, f"{guesses}: {words}"
+    measured["predictions"] = len(read)
+
     os.kill(int(worker), signal.SIGKILL)
     for kind in ["lost", "recovered"]:
         expect(page.locator(f"#timeline .kind.{kind}").first).to_be_visible(timeout=PATIENCE)
@@ -82,6 +98,7 @@ with sync_playwright() as playwright:
             page.set_viewport_size({"width": width, "height": height})
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(700)
+            page.locator("#predictions").screenshot(path=f"{folder}/predictions-{name}-{scheme}.png")
             page.screenshot(path=f"{folder}/{name}-{scheme}.png", full_page=True)
             measured["views"].append([name, scheme, page.evaluate("document.documentElement.scrollWidth"), width])
 

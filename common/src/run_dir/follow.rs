@@ -3,7 +3,7 @@
 //! is read in the same way.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,15 +13,19 @@ use super::checkpoint::CheckpointFiles;
 use super::error::RunDirError;
 use super::journal::Dated;
 use super::metrics::Line;
-use super::names::{JOURNAL, METRICS, SKIPPED};
+use super::names::{JOURNAL, METRICS, PREDICTIONS, SKIPPED};
 use super::skipped::SkippedSample;
 use crate::metrics::{Evaluation, StepMetrics};
+use crate::predictions::{MAX_BYTES, Predictions};
 
 /// The longest line that is read; longer ones are none of ours.
 const LONGEST: usize = 1 << 20;
 
 /// The most bytes of a file that one look reads.
 const AT_A_TIME: u64 = 8 << 20;
+
+/// The largest file of predictions that is read: pictures are written in base64.
+const PREDICTIONS_BYTES: u64 = 2 * MAX_BYTES as u64;
 
 /// What was added to a run's record.
 #[derive(Debug, Default)]
@@ -33,6 +37,8 @@ pub struct Added {
     pub evaluations: Vec<Evaluation>,
     pub events: Vec<Dated>,
     pub skipped: Vec<SkippedSample>,
+    /// In place of those before; unchecked.
+    pub predictions: Option<Predictions>,
     /// There is more to read.
     pub more: bool,
 }
@@ -43,6 +49,7 @@ pub struct RunFollower {
     metrics: Tail,
     journal: Tail,
     skipped: Tail,
+    predictions: Replaced,
     checkpoints: CheckpointFiles,
 }
 
@@ -50,8 +57,9 @@ impl RunFollower {
     /// Follows the run in `path`, from its beginning. A file that is not there yet is empty.
     pub fn new(path: &Path) -> Self {
         let tail = |name| Tail { path: path.join(name), identity: None, read: 0 };
+        let predictions = Replaced { path: path.join(PREDICTIONS), version: None };
         let checkpoints = CheckpointFiles::new(path.join("checkpoints"));
-        Self { metrics: tail(METRICS), journal: tail(JOURNAL), skipped: tail(SKIPPED), checkpoints }
+        Self { metrics: tail(METRICS), journal: tail(JOURNAL), skipped: tail(SKIPPED), predictions, checkpoints }
     }
 
     /// Reads what was added since the last look.
@@ -63,6 +71,7 @@ impl RunFollower {
         })?;
         let journal = self.journal.look(|event| added.events.push(event))?;
         let skipped = self.skipped.look(|sample| added.skipped.push(sample))?;
+        added.predictions = self.predictions.look()?;
         added.metrics_anew = metrics.anew;
         added.more = metrics.more || journal.more || skipped.more;
         Ok(added)
@@ -84,6 +93,33 @@ struct Tail {
     identity: Option<(u64, u64)>,
     /// Bytes of whole lines.
     read: u64,
+}
+
+/// A JSON file that is replaced as a whole.
+#[derive(Debug)]
+struct Replaced {
+    path: PathBuf,
+    /// Device, inode, and time of modification in nanoseconds, of the one that was read.
+    version: Option<(u64, u64, i64, i64)>,
+}
+
+impl Replaced {
+    /// What it holds, if it is another file than at the last look, and parses.
+    fn look<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RunDirError> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(RunDirError::io("open", &self.path)(e)),
+        };
+        let about = file.metadata().map_err(RunDirError::io("read", &self.path))?;
+        let version = Some((about.dev(), about.ino(), about.mtime(), about.mtime_nsec()));
+        if std::mem::replace(&mut self.version, version) == version {
+            return Ok(None);
+        }
+        let mut text = Vec::new();
+        file.take(PREDICTIONS_BYTES).read_to_end(&mut text).map_err(RunDirError::io("read", &self.path))?;
+        Ok(serde_json::from_slice(&text).ok())
+    }
 }
 
 struct Look {
@@ -193,6 +229,16 @@ mod tests {
         append(&dir.path().join("journal.jsonl"), "{\"unix_seconds\":7.5,\"event\":\"checkpoint\",\"step\":3}\n");
         let event = Dated { unix_seconds: 7.5, event: Event::Checkpoint { step: 3 } };
         assert_eq!(run.look().unwrap().events, [event]);
+
+        let predictions = |step| Predictions { step, pictures: Vec::new() };
+        let replace = |text: &str| crate::files::replace(&dir.path().join(PREDICTIONS), text.as_bytes()).unwrap();
+        for step in [4, 5] {
+            replace(&serde_json::to_string(&predictions(step)).unwrap());
+            assert_eq!(run.look().unwrap().predictions, Some(predictions(step)));
+            assert_eq!(run.look().unwrap().predictions, None, "they were read");
+        }
+        replace(&format!("{}{{\"step\":6,\"pictures\":[]}}", " ".repeat(PREDICTIONS_BYTES as usize)));
+        assert_eq!(run.look().unwrap().predictions, None, "no more is read than there can be");
     }
 
     #[test]

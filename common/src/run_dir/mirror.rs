@@ -24,7 +24,7 @@ use crate::objects::{self, ObjectError};
 const CONFIG: &str = "config.toml";
 
 /// Copied whenever they have changed.
-const RECORD: [&str; 6] = [CONFIG, "dataset.json", INITIAL_WEIGHTS, "journal.jsonl", "skipped.jsonl", "summary.json"];
+const RECORD: [&str; 7] = [CONFIG, "dataset.json", INITIAL_WEIGHTS, "journal.jsonl", "skipped.jsonl", "predictions.json", "summary.json"];
 
 /// Copied with each checkpoint: they have a line for each step.
 const STEPS: [&str; 2] = ["metrics.jsonl", "audit.jsonl"];

@@ -8,6 +8,7 @@
 //! audit.jsonl      what each worker trained on, with train.audit
 //! initial-weights  what model.weights named when the run began
 //! skipped.jsonl    samples that were left out because they do not decode
+//! predictions.json what the newest evaluation says of a few pictures, with the pictures
 //! events.out.*     steps, evaluations and pictures for TensorBoard
 //! mlflow.json      which run of an MLflow server it is, if there is one
 //! checkpoints/     step-NNNNNNNN/{model,optimizer}.safetensors, manifest.json
@@ -55,12 +56,13 @@ use crate::audit::TrainedSamples;
 use crate::config::Config;
 use crate::files::open_lock;
 use crate::metrics::{Evaluation, RunPicture, StepMetrics};
+use crate::predictions::Predictions;
 use error::write_whole;
 use journal::Journal;
 use lines::Lines;
 use metrics::Metrics;
 use mirror::{InStore, Mirror};
-use names::{JOURNAL, METRICS, SKIPPED};
+use names::{JOURNAL, METRICS, PREDICTIONS, SKIPPED};
 use skipped::SkippedSamples;
 use tensorboard::TensorBoard;
 
@@ -362,6 +364,13 @@ impl RunDir {
     /// Shows a picture to those who look at the run's events.
     pub fn write_picture(&mut self, picture: &RunPicture) {
         self.tensorboard.picture(picture);
+    }
+
+    /// Keeps what the newest evaluation says of a few pictures, in place of what the one
+    /// before it said.
+    pub fn write_predictions(&self, predictions: &Predictions) -> Result<(), RunDirError> {
+        let text = serde_json::to_string(predictions).unwrap_or_else(|e| unreachable!("predictions are plain data: {e}"));
+        write_whole(&self.path.join(PREDICTIONS), text.as_bytes())
     }
 
     fn metrics_file(&mut self) -> Result<&mut Metrics, RunDirError> {

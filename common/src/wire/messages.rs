@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use crate::audit::TrainedSamples;
 use crate::dataset::{DatasetInfo, SampleFormat, Split};
 use crate::metrics::{Evaluation, Shown, StepMetrics, TimeShares};
+use crate::predictions::Predictions;
 
 /// The largest control message. A config and the names of some thousand classes fit
 /// many times over.
@@ -271,7 +272,7 @@ pub enum Format {
 }
 
 /// From a worker, on a stream of its bulk connection.
-#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum BulkRequest {
     /// Answered by [`BulkReply::Samples`] and the samples' bytes end to end.
     Samples { val: bool, ids: Vec<u32> },
@@ -280,6 +281,8 @@ pub enum BulkRequest {
     /// A picture of the run, for its record: followed by the bytes of a PNG file; answered by
     /// [`BulkReply::Stored`].
     PutPicture { shown: Shown, step: u64, bytes: u64 },
+    /// What the model says of a few pictures, for the page; answered by [`BulkReply::Stored`].
+    PutPredictions(Predictions),
     /// Answered by [`BulkReply::Checkpoint`] and the files' bytes end to end.
     GetCheckpoint { step: u64 },
     /// The file of `model.weights`, with which the run began: answered by

@@ -77,6 +77,13 @@ async fn respond(service: &BulkService, client: &Client, mut send: SendStream, m
             };
             within(write_message(&mut send, &reply)).await
         }
+        BulkRequest::PutPredictions(predictions) => {
+            let reply = match pictures::put_predictions(service, client, predictions) {
+                Ok(()) => BulkReply::Stored,
+                Err(reason) => BulkReply::Failed { reason },
+            };
+            within(write_message(&mut send, &reply)).await
+        }
         BulkRequest::GetCheckpoint { step } => checkpoints::get(service, client, &mut send, step).await,
         BulkRequest::GetWeights => checkpoints::get_weights(service, client, &mut send).await,
         BulkRequest::GetState { .. } => bail!("asked the coordinator for a state that only workers hold"),

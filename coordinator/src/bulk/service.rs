@@ -14,7 +14,7 @@ use super::clients::{Clients, OnAlive};
 use crate::admissions::Admissions;
 use crate::inbox::Inbox;
 use crate::limits::Limits;
-use crate::record_writer::OnPicture;
+use crate::record_writer::OnShown;
 
 /// Requests that are read from disk at the same time, over all workers.
 const CONCURRENT_READS: usize = 8;
@@ -35,7 +35,7 @@ pub struct BulkService {
     pub(super) budget: Budget,
     pub(super) clients: Clients,
     pub(super) on_alive: OnAlive,
-    pub(super) on_picture: OnPicture,
+    pub(super) on_shown: OnShown,
 }
 
 impl BulkService {
@@ -65,7 +65,7 @@ impl BulkService {
             budget: Budget::default(),
             clients: Clients::default(),
             on_alive: Arc::new(|_| ()),
-            on_picture: Arc::new(|_| false),
+            on_shown: Arc::new(|_| false),
         }
     }
 
@@ -80,8 +80,8 @@ impl BulkService {
         Self { on_alive, ..self }
     }
 
-    /// Hands pictures of the run to `on_picture`.
-    pub fn showing_to(self, on_picture: OnPicture) -> Self {
-        Self { on_picture, ..self }
+    /// Hands pictures of the run, and predictions of pictures, to `on_shown`.
+    pub fn showing_to(self, on_shown: OnShown) -> Self {
+        Self { on_shown, ..self }
     }
 }

@@ -13,6 +13,7 @@ use common::config::Config;
 use common::dataset::{DatasetError, DatasetInfo, Sample, SampleFormat, SampleSource};
 use common::metrics::{MAX_PICTURE_BYTES, RunPicture, Shown};
 use common::net::{Alpn, Authority, COORDINATOR, Endpoint, Role};
+use common::predictions::{Guess, PredictedPicture, Predictions};
 use common::run_dir::{CHECKPOINT_FILES, CheckpointFiles, CheckpointMeta, InitialWeights};
 use common::wire::messages::{FileSize, Member};
 use quinn::Connection;
@@ -24,8 +25,12 @@ use super::*;
 use crate::admissions::Admissions;
 use crate::inbox::{Inbox, News};
 use crate::limits::Limits;
+use crate::record_writer::ToShow;
 
 const MIB: usize = 1 << 20;
+
+/// A PNG file of one grey pixel.
+const ONE_PIXEL: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55\0\0\0\x0aIDAT\x78\x9c\x63\x68\0\0\0\x82\0\x81\x77\xcd\x72\xb6\0\0\0\0IEND\xae\x42\x60\x82";
 
 /// Samples of one size; counts the bytes given out that were not dropped yet.
 struct Large {
@@ -87,7 +92,7 @@ struct World {
     held: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
     heard: Arc<Mutex<Vec<String>>>,
-    pictures: Arc<Mutex<Vec<RunPicture>>>,
+    pictures: Arc<Mutex<Vec<ToShow>>>,
     news: mpsc::Receiver<(Instant, News)>,
     endpoints: Vec<Endpoint>,
 }
@@ -114,7 +119,7 @@ impl World {
         let files = CheckpointFiles::new(dir.path().join("checkpoints"));
         let heard = Arc::<Mutex<Vec<String>>>::default();
         let ear = Arc::clone(&heard);
-        let pictures = Arc::<Mutex<Vec<RunPicture>>>::default();
+        let pictures = Arc::<Mutex<Vec<ToShow>>>::default();
         let album = Arc::clone(&pictures);
         let service = BulkService::new(&config, source, files, Inbox(send), admissions, limits, Arc::clone(&committed))
             .beginning_with(Some(weights(dir.path())))
@@ -407,7 +412,40 @@ async fn pictures_of_members_are_recorded_and_others_are_refused() {
         assert!(reason.contains(word), "{reason}");
     }
     assert_eq!(reply(&mut ask(&member, &put(5, size), std::slice::from_ref(&png)).await).await, BulkReply::Stored);
-    assert_eq!(*world.pictures.lock().unwrap(), [RunPicture { shown: Shown::Filters, step: 5, png: png.to_vec() }]);
+    let shown = ToShow::Picture(RunPicture { shown: Shown::Filters, step: 5, png: png.to_vec() });
+    assert_eq!(*world.pictures.lock().unwrap(), [shown]);
     let full = reply(&mut ask(&member, &put(6, size), &[png]).await).await;
     assert!(matches!(&full, BulkReply::Failed { reason } if reason.contains("no more pictures")), "{full:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn predictions_of_members_are_recorded_and_what_is_no_picture_is_refused() {
+    let mut world = World::new(1);
+    let (member, stranger) = (world.connect("worker-1").await, world.connect("worker-2").await);
+    let put = |step, label, png: &[u8]| {
+        let guesses = vec![Guess { class: 1, probability: 0.5 }];
+        Predictions { step, pictures: vec![PredictedPicture { label, guesses, png: png.to_vec() }] }
+    };
+    let many = Predictions { step: 5, pictures: vec![put(5, 1, ONE_PIXEL).pictures[0].clone(); 9] };
+    for (connection, predictions, word) in [
+        (&stranger, put(5, 1, ONE_PIXEL), "not in the run's ring"),
+        (&member, put(10_001, 1, ONE_PIXEL), "step 10001"),
+        (&member, put(5, 2, ONE_PIXEL), "class 2 of 2"),
+        (&member, put(5, 1, b"<svg/>"), "no PNG file"),
+        (&member, put(5, 1, &vec![0; 200_000]), "at most 100000 bytes"),
+        (&member, many, "at most 8 pictures"),
+    ] {
+        let BulkReply::Failed { reason } = reply(&mut ask(connection, &BulkRequest::PutPredictions(predictions), &[]).await).await else {
+            panic!("{word}")
+        };
+        assert!(reason.contains(word), "{reason}");
+    }
+    assert!(world.pictures.lock().unwrap().is_empty());
+    let good = put(5, 1, ONE_PIXEL);
+    assert_eq!(reply(&mut ask(&member, &BulkRequest::PutPredictions(good.clone()), &[]).await).await, BulkReply::Stored);
+    assert_eq!(*world.pictures.lock().unwrap(), [ToShow::Predictions(good)]);
+    // A message of more bytes than a request may have ends its connection, before it is read.
+    let (mut send, _recv) = member.open_bi().await.unwrap();
+    write_message(&mut send, &BulkRequest::PutPredictions(put(5, 1, &vec![0; 2 << 20]))).await.unwrap_or_default();
+    tokio::time::timeout(Duration::from_secs(20), member.closed()).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! What has happened in a run, gathered from its record in bounded space. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use common::config::Config;
 use common::metrics::Evaluation;
@@ -10,6 +11,7 @@ use common::status::{MemberStatus, Status};
 use serde::Serialize;
 
 use super::curve::Curve;
+use super::predicted::Predicted;
 
 /// Events, checkpoints and skipped samples that are kept: the newest.
 const EVENTS: usize = 200;
@@ -61,6 +63,8 @@ pub(super) struct History {
     pub events: VecDeque<Happened>,
     pub checkpoints: VecDeque<Stored>,
     pub skipped: VecDeque<SkippedSample>,
+    /// Of the newest evaluation that has any.
+    pub predicted: Option<Arc<Predicted>>,
     /// The lines of skipped.jsonl so far.
     pub skipped_listed: u64,
     /// When the run was started first, and last.
@@ -107,6 +111,12 @@ impl History {
             keep(&mut self.skipped, sample, SKIPPED);
         }
         self.status.skipped = self.skipped_listed;
+    }
+
+    /// Takes the predictions of an evaluation in place of those before.
+    pub(super) fn predicted(&mut self, predicted: Predicted) {
+        self.predicted = Some(Arc::new(predicted));
+        self.facts += 1;
     }
 
     /// The checkpoints that are on disk, by their steps in order.

@@ -2,7 +2,7 @@
 //!
 //! | file | is |
 //! |---|---|
-//! | `curve`, `history` | what is known of a run, in bounded space |
+//! | `curve`, `predicted`, `history` | what is known of a run, in bounded space |
 //! | `document`, `prometheus` | `/status.json` and `/metrics`, made of it |
 //! | `gate` | who may read and who may act, by a request's headers |
 //! | `source` | follows the run's record and status, and publishes what it found |
@@ -18,6 +18,7 @@ mod curve;
 mod document;
 mod gate;
 mod history;
+mod predicted;
 mod prometheus;
 mod routes;
 mod server;

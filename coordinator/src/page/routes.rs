@@ -1,18 +1,21 @@
 //! What a page's server answers.
 
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use common::net::Authority;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -21,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::assets::{ASSETS, ENTER};
 use super::gate::{Asked, Gate, HEADERS, Verdict};
 use super::history::{Happened, Stored};
+use super::predicted::Predicted;
 use super::prometheus;
 use super::source::{Feed, Snapshot};
 use crate::inbox::LauncherEvent;
@@ -78,6 +82,7 @@ pub(super) fn router(site: Arc<Site>) -> Router {
         .route("/status.json", get(status))
         .route("/curve.json", get(curve))
         .route("/facts.json", get(facts))
+        .route("/picture.png", get(picture))
         .route("/config.toml", get(config))
         .route("/metrics", get(metrics))
         .route("/events", get(events))
@@ -90,6 +95,7 @@ pub(super) fn router(site: Arc<Site>) -> Router {
     }
     router
         .fallback(async || (StatusCode::NOT_FOUND, "there is no such page\n"))
+        .layer(from_fn(compress))
         .layer(from_fn_with_state(Arc::clone(&site), guard))
         .layer(DefaultBodyLimit::max(BODY))
         .with_state(site)
@@ -130,6 +136,32 @@ async fn guard(State(site): State<Arc<Site>>, mut request: Request, next: Next) 
         response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
+}
+
+/// Compresses what is read as text, for readers that accept it: half of the bytes is left.
+/// Pictures are compressed as they are, and events are sent as they come.
+async fn compress(request: Request, next: Next) -> Response {
+    let accepted = request.method() == Method::GET && accepts_gzip(request.headers());
+    let response = next.run(request).await;
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let text = kind == "application/json" || (kind.starts_with("text/") && kind != "text/event-stream");
+    if !accepted || !text || response.status() != StatusCode::OK {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    // The answers are whole in memory, and so is what is written.
+    let whole = to_bytes(body, usize::MAX).await.unwrap_or_else(|e| unreachable!("an answer is plain bytes: {e}"));
+    let compressed = encoder.write_all(&whole).and_then(|()| encoder.finish());
+    let compressed = compressed.unwrap_or_else(|e| unreachable!("memory takes all bytes: {e}"));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    Response::from_parts(parts, Body::from(compressed))
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|accepted| accepted.to_str().ok()).unwrap_or_default();
+    accepted.split(',').any(|coding| coding.trim() == "gzip")
 }
 
 /// An answer that says why there is no other.
@@ -221,6 +253,7 @@ async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refu
         events: &'a std::collections::VecDeque<Happened>,
         checkpoints: &'a std::collections::VecDeque<Stored>,
         skipped: &'a std::collections::VecDeque<common::run_dir::SkippedSample>,
+        predictions: Option<&'a Predicted>,
     }
     let snapshot = snapshot(&site, &uri)?;
     let history = &snapshot.history;
@@ -229,7 +262,16 @@ async fn facts(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refu
     // serde_json writes null for what is not finite.
     let evaluations = json!({"step": steps, "loss": column(|e| e.loss), "top1": column(|e| e.top1), "top5": column(|e| e.top5)});
     let (events, checkpoints, skipped) = (&history.events, &history.checkpoints, &history.skipped);
-    Ok(document(&Facts { facts: history.facts, evaluations, events, checkpoints, skipped }))
+    let predictions = history.predicted.as_deref();
+    Ok(document(&Facts { facts: history.facts, evaluations, events, checkpoints, skipped, predictions }))
+}
+
+/// A picture that `/facts.json` names.
+async fn picture(State(site): State<Arc<Site>>, uri: Uri) -> Result<Response, Refusal> {
+    let snapshot = snapshot(&site, &uri)?;
+    let png = snapshot.history.predicted.as_ref().zip(query(&uri, "picture")).and_then(|(predicted, name)| predicted.png(name));
+    let Some(png) = png else { return Err(refuse(StatusCode::NOT_FOUND, "there is no such picture, or no longer").into()) };
+    Ok(([(header::CONTENT_TYPE, "image/png")], png).into_response())
 }
 
 async fn metrics(State(site): State<Arc<Site>>, uri: Uri, headers: HeaderMap) -> Result<Response, Refusal> {

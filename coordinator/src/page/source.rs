@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::curve::Columns;
 use super::document::{About, StatusDocument};
 use super::history::History;
+use super::predicted::Predicted;
 
 /// How often the run is looked at, and its readers are told.
 pub(super) const EVERY: Duration = Duration::from_millis(500);
@@ -73,6 +74,7 @@ pub struct Source {
     about: About,
     follower: RunFollower,
     history: History,
+    classes: Vec<String>,
     live: Option<watch::Receiver<Status>>,
     complained: bool,
 }
@@ -92,14 +94,20 @@ impl Source {
         let epochs = length.steps.div_ceil(length.steps_per_epoch);
         let about = About { config: config.clone(), directory: path.display().to_string(), steps: length.steps, epochs };
         let history = History::new(length.steps, epochs);
-        Ok(Self { about, follower: RunFollower::new(path), history, live: None, complained: false })
+        let classes = view.data().info.classes.clone();
+        Ok(Self { about, follower: RunFollower::new(path), history, classes, live: None, complained: false })
     }
 
     /// Takes in some of what was added to the record; true if there is more.
     fn look(&mut self) -> bool {
         match self.follower.look() {
-            Ok(added) => {
+            Ok(mut added) => {
                 let (more, journaled) = (added.more, !added.events.is_empty());
+                match added.predictions.take().map(|predictions| Predicted::new(predictions, &self.classes)) {
+                    Some(Ok(predicted)) => self.history.predicted(predicted),
+                    Some(Err(problem)) => tracing::debug!("the page does not show the predictions of an evaluation: {problem}"),
+                    None => {}
+                }
                 self.history.add(added, &self.about.config);
                 if journaled && let Ok(steps) = self.follower.checkpoints() {
                     self.history.on_disk(&steps);

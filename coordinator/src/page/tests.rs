@@ -9,12 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use common::config::Config;
 use common::dataset;
 use common::net::{Authority, Token};
+use common::predictions::{Guess, PredictedPicture, Predictions};
 use common::run_dir::{DataDescription, Event, RunDir};
 use common::status::{MemberStatus, Status};
 use tokio::sync::{mpsc, watch};
 
 use super::curve::tests::step;
 use super::server::{REQUESTS, STREAMS};
+use super::source::EVERY;
 use super::*;
 use crate::inbox::LauncherEvent;
 
@@ -140,6 +142,80 @@ fn a_run_is_shown_as_it_goes_on_and_to_its_end() {
     let mut rest = String::new();
     let _ = reader.read_to_string(&mut rest);
     assert!(rest.contains("\"state\":\"finished\""), "{rest}");
+}
+
+/// A PNG file of one grey pixel.
+const ONE_PIXEL: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0\x3a\x7e\x9b\x55\0\0\0\x0aIDAT\x78\x9c\x63\x68\0\0\0\x82\0\x81\x77\xcd\x72\xb6\0\0\0\0IEND\xae\x42\x60\x82";
+
+/// What xor has two classes for: one picture, of which the model is sure.
+fn predictions(step: u64, png: &[u8]) -> Predictions {
+    let guesses = vec![Guess { class: 1, probability: 0.75 }, Guess { class: 0, probability: 0.25 }];
+    Predictions { step, pictures: vec![PredictedPicture { label: 0, guesses, png: png.to_vec() }] }
+}
+
+#[test]
+fn predictions_are_shown_with_their_pictures_and_nothing_else_is_served_as_one() {
+    let shown = shown("127.0.0.1:0");
+    let facts = || serde_json::from_str::<serde_json::Value>(body(&shown.get("/facts.json", ""))).unwrap();
+    let predicted = |step: u64| {
+        let start = Instant::now();
+        loop {
+            let facts = facts();
+            if facts["predictions"]["step"] == step {
+                return facts["predictions"]["pictures"].clone();
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{facts}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    assert_eq!(facts()["predictions"], serde_json::Value::Null);
+    shown.run_dir.write_predictions(&predictions(4, ONE_PIXEL)).unwrap();
+    let pictures = predicted(4);
+    let name = pictures[0]["picture"].as_str().unwrap().to_owned();
+    let expected = serde_json::json!([{"picture": name, "class": "0", "right": false,
+        "guesses": [{"class": "1", "probability": 0.75}, {"class": "0", "probability": 0.25}]}]);
+    assert_eq!(pictures, expected);
+    let mut stream = TcpStream::connect(shown.address).unwrap();
+    write!(stream, "GET /picture.png?run=0&picture={name} HTTP/1.1\r\nHost: {}\r\nAccept-Encoding: gzip\r\n\r\n", shown.address).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let head = String::from_utf8_lossy(&answer).to_lowercase();
+    assert!(answer.ends_with(ONE_PIXEL) && head.contains("content-type: image/png\r\n") && head.contains("nosniff"), "{head}");
+    for missing in ["/picture.png", "/picture.png?picture=", "/picture.png?picture=../config.toml", "/picture.png?run=1&picture=0"] {
+        assert_eq!(code(&shown.get(missing, "")), 404, "{missing}");
+    }
+    let foreign = shown.get(&format!("/picture.png?picture={name}"), "Sec-Fetch-Site: cross-site\r\n");
+    assert_eq!(code(&foreign), 403);
+    // A record that somebody else has written shows nothing but pictures.
+    shown.run_dir.write_predictions(&predictions(5, b"<svg onload=\"alert(1)\"/>")).unwrap();
+    std::thread::sleep(2 * EVERY);
+    assert_eq!(predicted(4), expected);
+    // The next evaluation has the same pictures, which keep their names.
+    shown.run_dir.write_predictions(&predictions(8, ONE_PIXEL)).unwrap();
+    assert_eq!(predicted(8), expected);
+}
+
+#[test]
+fn text_is_compressed_for_readers_that_accept_it() {
+    let shown = shown("127.0.0.1:0");
+    let ask = |path: &str, headers: &str| {
+        let mut stream = TcpStream::connect(shown.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", shown.address).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap() + 4;
+        (String::from_utf8_lossy(&answer[..end]).to_lowercase(), answer.split_off(end))
+    };
+    for path in ["/", "/page.js", "/uplot/uPlot.js", "/curve.json", "/config.toml"] {
+        let (plain_head, plain) = ask(path, "");
+        let (head, compressed) = ask(path, "Accept-Encoding: br, gzip, deflate\r\n");
+        assert!(!plain_head.contains("content-encoding") && head.contains("content-encoding: gzip\r\n"), "{path}: {head}");
+        let mut text = Vec::new();
+        flate2::read::GzDecoder::new(compressed.as_slice()).read_to_end(&mut text).unwrap();
+        assert_eq!(text, plain, "{path}");
+        assert!(3 * compressed.len() < 2 * plain.len() || plain.len() < 1000, "{path}: {} of {} bytes", compressed.len(), plain.len());
+    }
+    assert!(!ask("/nowhere", "Accept-Encoding: gzip\r\n").0.contains("content-encoding"));
 }
 
 #[test]

@@ -145,7 +145,10 @@ fn messages(run: &Path) -> Result<()> {
     put_all!(2u8, requests);
     put_all!(3u8, replies);
     let relayed: Vec<u8> = [1, 40, 1200].iter().filter_map(|&length| Frame::new(3, &vec![7; length])).flat_map(Frame::into_bytes).collect();
-    put("messages", "4-0", &[&[4], &relayed])?;
+    put("messages", "5-0", &[&[5], &relayed])?;
+    let mut picture = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8 * 80, y as u8 * 80, 9])).write_to(&mut picture, image::ImageFormat::Png)?;
+    put("messages", "4-0", &[&[4], picture.get_ref()])?;
     for encoding in [Encoding::F32, Encoding::Bf16, Encoding::Fixed, Encoding::Largest] {
         let header = StreamHeader { generation: 1, step: 2, bucket: 0, encoding, first_chunk: 1, length: 64 };
         put("ring", &format!("header-{}", encoding.code()), &[&[0], &header.to_bytes()])?;

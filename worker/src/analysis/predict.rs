@@ -8,8 +8,9 @@ use common::ui::counter;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::analysis::trained::{TrainedModel, softmax};
+use crate::analysis::trained::TrainedModel;
 use crate::data::{Picture, Recipe, Renderer, decode};
+use crate::training::confusion::{likeliest, softmax};
 
 /// One class, its score (the model's output, or what several crops make of it), and the
 /// softmax of the scores, which is a probability if the model was trained with cross-entropy.
@@ -87,10 +88,8 @@ fn rows(trained: &TrainedModel, path: &Path, top: usize) -> Result<Vec<Predictio
 
 fn guesses(classes: &[String], scores: &[f32], top: usize) -> Vec<ClassProbability> {
     let probabilities = softmax(scores);
-    let mut order: Vec<usize> = (0..classes.len()).collect();
-    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    let guess = |&n: &usize| ClassProbability { class: classes[n].clone(), probability: probabilities[n], score: scores[n] };
-    order.iter().take(top).map(guess).collect()
+    let guess = |n: usize| ClassProbability { class: classes[n].clone(), probability: probabilities[n], score: scores[n] };
+    likeliest(scores, top).into_iter().map(guess).collect()
 }
 
 /// A line for a terminal.

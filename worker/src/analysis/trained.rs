@@ -135,11 +135,3 @@ impl TrainedModel {
         Ok(sums)
     }
 }
-
-/// Scores as probabilities.
-pub fn softmax(scores: &[f32]) -> Vec<f64> {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exps: Vec<f64> = scores.iter().map(|s| f64::from(s - max).exp()).collect();
-    let sum: f64 = exps.iter().sum();
-    exps.iter().map(|e| e / sum).collect()
-}

@@ -137,6 +137,18 @@ impl EvalLoader {
     }
 }
 
+/// A batch of samples that were read, without augmentation, made on this thread.
+///
+/// # Errors
+/// A sample does not decode, and `input.pixels.on_corrupt` does not have it left out.
+pub fn evaluation_batch(input: Input, split: Split, samples: &[Sample]) -> Result<Batch, LoadError> {
+    let (mut maker, mut batch) = (Maker { input, renderer: Renderer::default() }, Batch::default());
+    for sample in samples {
+        maker.add(&mut batch, split, sample, Recipe::evaluations)?;
+    }
+    Ok(batch)
+}
+
 /// Decodes and renders samples into a batch.
 struct Maker {
     input: Input,

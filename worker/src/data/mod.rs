@@ -25,7 +25,7 @@ pub use augment::Recipe;
 pub use decode::{DecodeError, SampleFile, decode};
 pub use encode::{jpeg_of, png_of, write_png};
 pub use inputs::{Erased, Filling, Finish, InputBuffer, Inputs, Pictures};
-pub use loader::{EvalLoader, Input, TrainLoader};
+pub use loader::{EvalLoader, Input, TrainLoader, evaluation_batch};
 pub use masks::{Dropout, MaskGroup, MaskRows, Masks};
 pub use mix::Second;
 pub use picture::{Part, Picture, Region};

@@ -1,9 +1,26 @@
-//! How often each class is predicted as each other one, counted in an evaluation.
+//! The classes that scores stand for, and how often each class is predicted as each other
+//! one, counted in an evaluation.
 
 /// The class with the highest score; the first of several that are equal.
 pub fn best(scores: &[f32]) -> usize {
     let better = |best: usize, class: usize| if scores[class] > scores[best] { class } else { best };
     (0..scores.len()).fold(0, better)
+}
+
+/// Scores as probabilities, which they are if the model was trained with cross-entropy.
+pub fn softmax(scores: &[f32]) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exps: Vec<f64> = scores.iter().map(|s| f64::from(s - max).exp()).collect();
+    let sum: f64 = exps.iter().sum();
+    exps.iter().map(|e| e / sum).collect()
+}
+
+/// The `most` classes of the highest scores, best first; of equal ones the first.
+pub fn likeliest(scores: &[f32], most: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..scores.len()).collect();
+    order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order.truncate(most);
+    order
 }
 
 /// The true class and the predicted one of each sample of a batch: labels `[n]`, scores

@@ -1,20 +1,25 @@
 //! Pictures for the run's record: what is trained on, and what comes of it. They decide
 //! nothing: one that cannot be drawn is missing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use common::dataset::SampleSource;
 use common::metrics::{Evaluation, RunPicture, Shown};
 
 use super::confusion::Confusions;
+use super::examples::Examples;
 use super::job::Job;
 use super::record::Record;
 use crate::data::{Batch, Inputs};
 use crate::figures::{self, Confusion, Figure, Tile, Tiles};
-use crate::replica::Replica;
+use crate::replica::{Replica, ReplicaError};
 
-/// Drawing takes at most this part of the time, but for the last evaluation.
-const SHARE: u32 = 20;
+/// Drawing takes at most one in so many parts of the time, and predictions for the page one
+/// in so many, but for the last evaluation.
+const DRAWING: u32 = 20;
+const PREDICTIONS: u32 = 100;
 
 /// Classes on the sheet of the first batch, samples of each, and the side of a sample.
 const CLASSES: usize = 10;
@@ -24,14 +29,18 @@ const SIDE: u32 = 96;
 /// Draws the pictures of a generation.
 pub(super) struct RunPictures {
     draws: bool,
-    /// When an evaluation may be drawn again.
-    next: Option<Instant>,
+    drawing: Pace,
+    source: Arc<dyn SampleSource>,
+    /// Chosen with the first evaluation.
+    examples: Option<Examples>,
+    predicting: Pace,
 }
 
 impl RunPictures {
     /// `draws`: whether this rank is the one that does.
-    pub(super) fn new(draws: bool) -> Self {
-        Self { draws, next: None }
+    pub(super) fn new(draws: bool, source: &Arc<dyn SampleSource>) -> Self {
+        let source = Arc::clone(source);
+        Self { draws, drawing: Pace::of(DRAWING), source, examples: None, predicting: Pace::of(PREDICTIONS) }
     }
 
     /// Shows the samples of the run's first step, as far as this rank has them.
@@ -42,34 +51,83 @@ impl RunPictures {
         }
     }
 
-    /// Shows what an evaluation found and the first layer's weights. Evaluations that follow
-    /// each other fast are left out, but not the `last` one.
+    /// Shows what an evaluation found, what the model says of the examples, and the first
+    /// layer's weights. Evaluations that follow each other fast are left out, but not the
+    /// `last` one.
+    ///
+    /// # Errors
+    /// The device failed. Nothing else is one: what cannot be drawn is missing.
     pub(super) fn evaluation(
         &mut self,
         job: &Job,
-        replica: &Replica,
+        replica: &mut Replica,
         evaluation: &Evaluation,
         confusions: &Confusions,
         last: bool,
         record: &mut dyn Record,
-    ) {
+    ) -> Result<(), ReplicaError> {
+        if !self.draws {
+            return Ok(());
+        }
         let start = Instant::now();
-        if !self.draws || (!last && self.next.is_some_and(|next| start < next)) {
-            return;
+        if self.predicting.is_due(start, last) {
+            self.predict(job, replica, evaluation.step, record)?;
+            self.predicting.took(start, Instant::now());
+        }
+        let start = Instant::now();
+        if !self.drawing.is_due(start, last) {
+            return Ok(());
         }
         let matrix = matrix(job, evaluation, confusions);
         hand_over(matrix.map(|matrix| picture(&matrix, Shown::Confusion, evaluation.step)).transpose(), record);
         let filters = filters(job, replica, evaluation.step);
         let filters = filters.and_then(|filters| filters.map(|tiles| picture(&tiles, Shown::Filters, evaluation.step)).transpose());
         hand_over(filters, record);
-        self.next = Some(pause_after(start, Instant::now()));
+        self.drawing.took(start, Instant::now());
+        Ok(())
+    }
+
+    /// Hands over what the model says of the examples: of the average of its weights where
+    /// that is evaluated.
+    fn predict(&mut self, job: &Job, replica: &mut Replica, step: u64, record: &mut dyn Record) -> Result<(), ReplicaError> {
+        let left_out = |e: String| tracing::debug!("the predictions of step {step} are left out of the record: {e}");
+        if self.examples.is_none() {
+            match Examples::choose(job, &self.source) {
+                Ok(chosen) => self.examples = chosen,
+                Err(e) => left_out(format!("{e:#}")),
+            }
+        }
+        let Some(examples) = &self.examples else { return Ok(()) };
+        let predictions = replica.averaged(|replica| examples.predictions(job, replica, step))??;
+        match predictions.check(job.info.classes.len()) {
+            Ok(()) => record.predictions(predictions),
+            Err(problem) => left_out(problem),
+        }
+        Ok(())
     }
 }
 
-/// When there may be a drawing again after one that took so long.
-fn pause_after(start: Instant, end: Instant) -> Instant {
-    let took = end.saturating_duration_since(start).max(Duration::from_millis(1));
-    end + took * (SHARE - 1)
+/// Has something take at most its share of the time.
+struct Pace {
+    /// One in so many parts of it.
+    parts: u32,
+    /// When it may be done again.
+    next: Option<Instant>,
+}
+
+impl Pace {
+    fn of(parts: u32) -> Self {
+        Self { parts, next: None }
+    }
+
+    fn is_due(&self, now: Instant, last: bool) -> bool {
+        last || self.next.is_none_or(|next| now >= next)
+    }
+
+    fn took(&mut self, start: Instant, end: Instant) {
+        let took = end.saturating_duration_since(start).max(Duration::from_millis(1));
+        self.next = Some(end + took * (self.parts - 1));
+    }
 }
 
 fn hand_over(picture: Result<Option<RunPicture>>, record: &mut dyn Record) {
@@ -170,10 +228,17 @@ mod tests {
     }
 
     #[test]
-    fn drawing_takes_a_twentieth_of_the_time_at_most() {
+    fn drawing_takes_a_twentieth_of_the_time_at_most_and_predictions_a_hundredth() {
         let start = Instant::now();
-        let end = start + Duration::from_millis(50);
-        assert_eq!(pause_after(start, end) - start, Duration::from_secs(1));
-        assert!(pause_after(start, start) > start);
+        for (parts, seconds) in [(DRAWING, 1), (PREDICTIONS, 5)] {
+            let mut pace = Pace::of(parts);
+            assert!(pace.is_due(start, false));
+            pace.took(start, start + Duration::from_millis(50));
+            let again = start + Duration::from_secs(seconds);
+            assert!(pace.is_due(again, false) && !pace.is_due(again - Duration::from_nanos(1), false));
+            assert!(pace.is_due(start, true));
+            pace.took(start, start);
+            assert!(!pace.is_due(start, false), "what takes no time is not done all the time");
+        }
     }
 }

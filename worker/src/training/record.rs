@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use common::metrics::{Evaluation, RunPicture, StepMetrics};
+use common::predictions::Predictions;
 use common::trace;
 
 use crate::data::Batch;
@@ -39,6 +40,8 @@ pub trait Record {
     }
     /// Hands over a picture; one that cannot be recorded is left out.
     fn picture(&mut self, _picture: RunPicture) {}
+    /// Hands over what the model says of a few pictures, which is no loss if it does not arrive.
+    fn predictions(&mut self, _predictions: Predictions) {}
     /// Stores a checkpoint, if this rank is the one that stores it; may return before
     /// it is stored. `best`: of this very state, whose evaluation is the best so far; else a
     /// later one will do.

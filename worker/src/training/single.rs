@@ -12,6 +12,7 @@ use common::dataset::SampleSource;
 use common::dense::Factored;
 use common::metrics::{Evaluation, RunPicture, StepMetrics};
 use common::plan::Ownership;
+use common::predictions::Predictions;
 use common::recorder::Recorder;
 use common::run_dir::{CHECKPOINT_FILES, CheckpointMeta, Dense, Event, LastGeneration, RunDir, RunDirError, Summary, peak_rss_bytes};
 use common::wire::messages::Finished;
@@ -195,6 +196,10 @@ impl Record for LocalRecord {
 
     fn picture(&mut self, picture: RunPicture) {
         self.recorder.picture(&picture);
+    }
+
+    fn predictions(&mut self, predictions: Predictions) {
+        self.recorder.predictions(&predictions);
     }
 
     /// A checkpoint that cannot be stored does not fail the run, unless it is the last one.

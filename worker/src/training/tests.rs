@@ -12,6 +12,7 @@ use common::digest::Digest;
 use common::metrics::{Evaluation, RunPicture, Shown, StepMetrics};
 use common::net::{Authority, Endpoint, Role, worker_name};
 use common::plan::Ownership;
+use common::predictions::Predictions;
 use common::ring::{Ring, RingPeer, RingSpec};
 
 use super::exchange::{Exchange, Summation};
@@ -52,7 +53,9 @@ struct Curve {
     rates: Vec<f64>,
     evaluations: Vec<Evaluation>,
     norms: Vec<f64>,
+    draws: bool,
     pictures: Vec<RunPicture>,
+    predictions: Vec<Predictions>,
 }
 
 impl Record for Curve {
@@ -73,10 +76,13 @@ impl Record for Curve {
         panic!("{name}: {problem}")
     }
     fn draws(&self) -> bool {
-        true
+        self.draws
     }
     fn picture(&mut self, picture: RunPicture) {
         self.pictures.push(picture);
+    }
+    fn predictions(&mut self, predictions: Predictions) {
+        self.predictions.push(predictions);
     }
     fn checkpoint(&mut self, _: bool, _: &mut dyn FnMut() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
         Ok(())
@@ -97,6 +103,11 @@ struct Trained {
 /// Trains with a rank on each of these devices. `spoil` gets each rank's replica before it
 /// trains.
 fn ring(devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + Sync)) -> Vec<anyhow::Result<Trained>> {
+    ring_that(true, devices, sets, spoil)
+}
+
+/// The same; `draws`: whether the ranks draw pictures.
+fn ring_that(draws: bool, devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + Sync)) -> Vec<anyhow::Result<Trained>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(folder.path()).unwrap();
@@ -141,7 +152,7 @@ fn ring(devices: &[&str], sets: &[&str], spoil: &(dyn Fn(usize, &mut Replica) + 
         let ring = runtime.block_on(Ring::form(&endpoints[rank], spec))?;
         let summation = Summation::of(&config.train, Some(config.cluster.wire));
         let mut exchange = Exchange::new(Some(ring), plan, rank as u32, summation);
-        let mut curve = Curve::default();
+        let mut curve = Curve { draws, ..Curve::default() };
         train(&job, &mut replica, &mut exchange, &source, &mut curve, Start::at(0))?;
         let bytes_sent = exchange.bytes_sent();
         if let Some(ring) = exchange.into_ring() {
@@ -247,6 +258,43 @@ fn a_ring_draws_what_one_process_draws() {
     }
     let alone = &undisturbed(&["cpu"], &[])[0].curve.pictures;
     assert_eq!(alone.iter().map(|picture| (picture.shown, picture.step)).next(), Some((Shown::FirstBatch, 1)));
+}
+
+#[test]
+fn what_is_drawn_and_predicted_changes_no_bit() {
+    for sets in [&[][..], &["train.ema=0.9"], &["train.reproducible=true", "data.eval_crops=five"], &ALEXNET] {
+        for devices in [&["cpu"][..], &["cpu:resident"], &["cpu"; 2]] {
+            let silent: Vec<Trained> = ring_that(false, devices, sets, &|_, _| ()).into_iter().collect::<Result<_, _>>().unwrap();
+            let drawn = undisturbed(devices, sets);
+            assert_eq!((drawn[0].digest, &drawn[0].curve.losses), (silent[0].digest, &silent[0].curve.losses), "{devices:?}, {sets:?}");
+            assert_eq!(drawn[0].curve.evaluations, silent[0].curve.evaluations);
+            assert!(silent[0].curve.pictures.is_empty() && silent[0].curve.predictions.is_empty());
+            let last = drawn[0].curve.predictions.last().unwrap();
+            assert_eq!((last.step, last.pictures.len()), (drawn[0].curve.losses.len() as u64, 8));
+            let classes: std::collections::HashSet<u32> = last.pictures.iter().map(|picture| picture.label).collect();
+            assert_eq!(classes.len(), 5, "of all classes");
+        }
+    }
+}
+
+#[test]
+fn predictions_are_those_of_the_trained_model_and_the_same_in_any_world() {
+    // The examples are the whole validation set, so as many are right as the evaluation says.
+    let sets = ["train.reproducible=true", "data.val=8", "train.epochs=6"];
+    let last = |devices: &[&str]| {
+        let ranks = undisturbed(devices, &sets);
+        let last = |rank: &Trained| rank.curve.predictions.last().unwrap().clone();
+        assert!(ranks.iter().all(|rank| last(rank) == last(&ranks[0])));
+        (last(&ranks[0]), ranks[0].curve.evaluations.last().unwrap().top1)
+    };
+    let (alone, top1) = last(&["cpu"]);
+    assert_eq!(alone, last(&["cpu"; 3]).0);
+    let right = alone.pictures.iter().filter(|picture| picture.is_right()).count();
+    assert_eq!((alone.pictures.len(), right as f64 / 8.0), (8, top1));
+    for picture in &alone.pictures {
+        assert!(picture.guesses.is_sorted_by(|a, b| a.probability >= b.probability), "{:?}", picture.guesses);
+        assert!(picture.guesses.iter().map(|guess| guess.probability).sum::<f32>() <= 1.0 + 1e-5, "{:?}", picture.guesses);
+    }
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub fn train(
     let (mut step, mut stored) = (first, start.stored);
     let settings = &job.config.train;
     let mut progress = replica.progress();
-    let mut pictures = RunPictures::new(record.draws());
+    let mut pictures = RunPictures::new(record.draws(), source);
     // The evaluation and the checkpoint after the last step of an earlier generation,
     // if that generation ended before it made them. What an evaluation decides is not in the
     // state before the next step, so that none of the ranks can have it before the others: it
@@ -95,7 +95,7 @@ pub fn train(
         let (evaluation, confusions) = evaluate(job, replica, exchange, source, record, step)?;
         progress = job.progress(progress, &evaluation);
         record.evaluation(&evaluation)?;
-        pictures.evaluation(job, replica, &evaluation, &confusions, step == job.length.steps, record);
+        pictures.evaluation(job, replica, &evaluation, &confusions, step == job.length.steps, record)?;
     }
     let is_best = |progress: &Progress| settings.keep == Keep::Best && progress.is_best();
     let again = progress != replica.progress();
@@ -186,7 +186,7 @@ pub fn train(
             record.evaluation(&evaluation)?;
             best = is_best(&progress);
             over |= progress.is_exhausted(settings);
-            pictures.evaluation(job, replica, &evaluation, &confusions, over, record);
+            pictures.evaluation(job, replica, &evaluation, &confusions, over, record)?;
         }
         if job.checkpoints_after(step) || best || over || all.stop || record.checkpoint_due() {
             record.checkpoint(best, &mut || snapshot(replica))?;

@@ -213,6 +213,45 @@ function facts() {
     element("li", `step ${c.step.toLocaleString("en")}, ${moment(c.unix_seconds)}${c.kept ? "" : " (no longer kept)"}`));
   $("checkpoints").replaceChildren(...(stored.length ? stored : [element("li", "None yet.")]));
   $("skipped").replaceChildren(...[...skipped].reverse().slice(0, 20).map((s) => element("li", `${s.sample}: ${s.problem} (step ${s.step})`)));
+  predictions();
+}
+
+// What the newest evaluation says of a few pictures. A picture that stays is not loaded again.
+function predictions() {
+  const newest = run.facts.predictions;
+  $("predictions").hidden = !newest;
+  if (!newest) return;
+  const { step, pictures } = newest;
+  const right = pictures.filter((p) => p.right).length;
+  say($("predictions-when"), `After step ${step.toLocaleString("en")}: ${right} of ${pictures.length} right. Each evaluation shows the same pictures.`);
+  const list = $("predictions-list");
+  const names = [shown, ...pictures.map((p) => p.picture)].join();
+  if (list.dataset.names === names && list.dataset.step === String(step)) return;
+  list.dataset.step = step;
+  if (list.dataset.names !== names) {
+    list.dataset.names = names;
+    list.replaceChildren(...pictures.map((p) => {
+      const made = element("li");
+      const img = element("img");
+      img.loading = "lazy";
+      img.decoding = "async";
+      img.width = img.height = 96;
+      img.alt = `A validation picture of class ${p.class}`;
+      img.addEventListener("load", () => img.classList.toggle("small", img.naturalWidth < 64));
+      img.src = `/picture.png?run=${shown}&picture=${p.picture}`;
+      const said = element("div");
+      said.append(element("p", undefined, "verdict"), element("p"), element("ol"));
+      made.append(img, said);
+      return made;
+    }));
+  }
+  pictures.forEach((p, at) => {
+    const [verdict, truth, guesses] = list.children[at].children[1].children;
+    verdict.className = `verdict ${p.right ? "right" : "wrong"}`;
+    say(verdict, p.right ? "✓ right" : "✕ wrong");
+    say(truth, `Class: ${p.class}`);
+    guesses.replaceChildren(...p.guesses.map((g) => element("li", `${g.class} ${percent(g.probability)}`)));
+  });
 }
 
 // Takes in an update. What it does not hold is asked for.

@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering;
 use anyhow::Result;
 use common::audit::TrainedSamples;
 use common::metrics::{Evaluation, RunPicture, StepMetrics};
+use common::predictions::Predictions;
 use common::wire::messages::{Generation, ToCoordinator};
 
 use crate::cluster::checkpoints::Upload;
 use crate::cluster::link::Link;
-use crate::cluster::pictures::Pictures;
+use crate::cluster::pictures::{Pictures, Sent};
 use crate::data::Batch;
 use crate::replica::Replica;
 use crate::training::clock::OwnSpeed;
@@ -160,7 +161,11 @@ impl Record for ClusterRecord<'_> {
     }
 
     fn picture(&mut self, picture: RunPicture) {
-        self.pictures.send(&self.link.runtime, &self.link.bulk, picture);
+        self.pictures.send(&self.link.runtime, &self.link.bulk, Sent::picture(picture));
+    }
+
+    fn predictions(&mut self, predictions: Predictions) {
+        self.pictures.send(&self.link.runtime, &self.link.bulk, Sent::predictions(predictions));
     }
 
     /// A slow link delays checkpoints, not the ring: while a checkpoint is being sent,
