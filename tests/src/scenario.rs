@@ -72,6 +72,11 @@ impl Scenario {
         self
     }
 
+    /// What it changes in its config.
+    pub fn sets(&self) -> impl Iterator<Item = &str> {
+        self.sets.iter().map(String::as_str)
+    }
+
     /// The same run, with another number of steps.
     pub fn of_steps(&self, steps: usize) -> Self {
         let sets = self.sets.iter().cloned().chain([format!("train.max_steps={steps}")]).collect();

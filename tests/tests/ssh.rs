@@ -4,12 +4,13 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_tests::netns::Machines;
 use cluster_tests::record::{generations, wait_for_ring};
-use cluster_tests::scenario::SMALL_AND_LONG;
+use cluster_tests::scenario::{SMALL_AND_LONG, Scenario};
 use cluster_tests::{Running, binary, project, signal, until};
+use serde_json::Value;
 use tempfile::TempDir;
 
 const SSHD: &str = "/usr/sbin/sshd";
@@ -27,7 +28,8 @@ fn write(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 
-/// Hosts on one switch: number 0 is where the coordinator runs, 1 and 2 have ssh servers.
+/// Hosts on one switch, whose links carry 1 Gb/s: number 0 is where the coordinator runs, 1 and
+/// 2 have ssh servers, and 3 is somebody else's.
 struct Network {
     folder: TempDir,
     machines: Machines,
@@ -37,13 +39,13 @@ struct Network {
 impl Network {
     /// None, with a word, where this user may make none or there is no ssh server.
     fn new() -> Option<Self> {
-        let tools = ["ssh", "ssh-keygen", "strip"];
+        let tools = ["ssh", "ssh-keygen", "strip", "tc", "curl"];
         let there = |tool: &&str| Command::new("which").arg(tool).output().is_ok_and(|o| o.status.success());
         if !Path::new(SSHD).is_file() || !tools.iter().all(there) {
             eprintln!("left out: it takes {SSHD} and {}", tools.join(", "));
             return None;
         }
-        let machines = Machines::new(3)?;
+        let machines = Machines::new(4)?;
         let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
         let mut network = Self { folder, machines, servers: Vec::new() };
         network.connect();
@@ -65,10 +67,14 @@ impl Network {
         machines.set(0, &["link", "add", "name", "switch", "type", "bridge"]);
         machines.set(0, &["address", "add", "10.78.0.1/24", "dev", "switch"]);
         machines.set(0, &["link", "set", "switch", "up"]);
-        for n in 1..3 {
+        for n in 1..4 {
             machines.link(0, n, &[]);
             machines.set(0, &["link", "set", &format!("to{n}"), "master", "switch"]);
             machines.set(n, &["address", "add", &format!("10.78.0.{}/24", n + 1), "dev", "to0"]);
+            for (machine, device) in [(0, format!("to{n}")), (n, "to0".to_owned())] {
+                let rate = ["root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "20ms"];
+                run("tc", &[&["-n", machines.name(machine), "qdisc", "add", "dev", &device][..], &rate].concat());
+            }
         }
     }
 
@@ -129,16 +135,43 @@ impl Network {
 
     /// Starts the archive's `coordinator ssh` on host 0.
     fn start(&self, hosts: &str, run_dir: &str) -> Running {
+        let sets = SMALL_AND_LONG.into_iter().chain(["train.shards=6", "train.global_batch=36", "cluster.timeout_ms=5000"]);
+        self.start_with(hosts, run_dir, "off", sets)
+    }
+
+    /// The same, with a page and another config.
+    fn start_with<'a>(&self, hosts: &str, run_dir: &str, http: &str, sets: impl Iterator<Item = &'a str>) -> Running {
         let run_dir = self.path(run_dir);
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.machines.name(0)]).arg(self.path("release/bin/coordinator"));
-        command.args(["ssh", "configs/alexnet-synthetic.toml", "--http", "off", "--ssh-option=LogLevel=INFO"]);
+        command.args(["ssh", "configs/alexnet-synthetic.toml", "--http", http, "--ssh-option=LogLevel=INFO"]);
         command.arg("--hosts").arg(hosts).arg("--ssh-config").arg(self.path("ssh_config")).arg("--run-dir").arg(&run_dir);
-        for pair in SMALL_AND_LONG.into_iter().chain(["train.shards=6", "train.global_batch=36", "cluster.timeout_ms=5000"]) {
+        for pair in sets {
             command.args(["--set", pair]);
         }
         command.current_dir(project()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running::spawned(command.spawn().unwrap_or_else(|e| panic!("{e}")), run_dir)
+    }
+
+    /// What host 3 reads of a run's page, with its token or without: the HTTP code, and the
+    /// answer.
+    fn page(&self, run: &Running, path: &str, with_token: bool) -> (String, String) {
+        let url = std::fs::read_to_string(run.path.join("keys/page")).unwrap_or_default();
+        let (address, token) = url.trim().split_once("/?token=").unwrap_or_else(|| panic!("no token in {url:?}"));
+        let token = if with_token { token } else { "none" };
+        let mut curl = Command::new("ip");
+        curl.args(["netns", "exec", self.machines.name(3), "curl", "--silent", "--max-time", "5", "--write-out", "\n%{http_code}"]);
+        curl.args(["--header", &format!("Authorization: Bearer {token}")]).arg("--cacert").arg(run.path.join("keys/ca.pem"));
+        let output = curl.arg(format!("{address}{path}")).output().unwrap_or_else(|e| panic!("{e}"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (answer, code) = text.rsplit_once('\n').unwrap_or_default();
+        (code.to_owned(), answer.to_owned())
+    }
+
+    /// The status of a run, from host 3.
+    fn status(&self, run: &Running) -> Option<Value> {
+        let (code, answer) = self.page(run, "/status.json", true);
+        (code == "200").then(|| serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{e}: {answer}")))
     }
 
     /// The workers that run on a host.
@@ -246,4 +279,36 @@ fn workers_on_other_hosts_live_and_end_with_the_run() {
         ],
     );
     assert!(!refused.stderr.contains("node1:") && !refused.path.exists(), "{}", refused.stderr);
+}
+
+/// A host is unplugged and plugged in again, which is seen on the page from a host that takes
+/// no part; the weights are those of one process.
+#[test]
+fn a_host_that_is_unplugged_is_missed_and_comes_back() {
+    let Some(network) = Network::new() else { return };
+    let scenario = Scenario::endless();
+    let typed = Instant::now();
+    let mut run = network.start_with("node1,node2", "unplugged", "10.78.0.1:7475", scenario.sets());
+    run.wait_for_steps(1);
+    let first = typed.elapsed();
+    assert!(first < Duration::from_secs(30), "the first step took {first:?}");
+
+    assert_eq!(network.page(&run, "/status.json", false).0, "401");
+    let of = |status: &Value, key: &str| status[key].as_u64().unwrap_or_default();
+    let world = |world: usize| {
+        let has = |status: &Value| status["workers"].as_array().is_some_and(|workers| workers.len() == world);
+        until("the page to tell", Duration::from_secs(40), || network.status(&run).filter(has))
+    };
+    world(2);
+    network.machines.set(0, &["link", "set", "to2", "down"]);
+    let alone = world(1);
+    until("steps without the other host", END, || network.status(&run).filter(|s| of(s, "step") > of(&alone, "step") + 3));
+    network.machines.set(0, &["link", "set", "to2", "up"]);
+    let again = world(2);
+    assert!(of(&again, "generation") > of(&alone, "generation"), "{again}");
+    until("steps of both", END, || network.status(&run).filter(|s| of(s, "step") > of(&again, "step") + 3));
+
+    let run = Scenario::stop(run);
+    network.nothing_is_left();
+    scenario.assert_undisturbed(&run);
 }

@@ -183,8 +183,12 @@ impl Session {
                     _ => return SessionEnd::OutOfReach(anyhow!("it closed the connection")),
                 },
                 message = self.outbox.next() => message,
-                problem = closed(connected.relay.as_ref()) => return SessionEnd::OutOfReach(anyhow!("its relay's connection ended: {problem}")),
-                problem = connected.bulk.closed() => return SessionEnd::OutOfReach(anyhow!("its bulk connection ended: {problem}")),
+                problem = closed(connected.relay.as_ref()) => {
+                    return self.last_word(&mut inbox, anyhow!("its relay's connection ended: {problem}")).await;
+                }
+                problem = connected.bulk.closed() => {
+                    return self.last_word(&mut inbox, anyhow!("its bulk connection ended: {problem}")).await;
+                }
                 _ = beat.tick() => {
                     self.forget_probes(Instant::now());
                     let (step, waiting) = (self.step.load(Ordering::Relaxed), link::waits(&self.ring));
@@ -209,6 +213,20 @@ impl Session {
                 return SessionEnd::OutOfReach(e.into());
             }
         }
+    }
+
+    /// After another connection has ended: why it was closed may be on its way over this one.
+    async fn last_word(&mut self, inbox: &mut mpsc::Receiver<Result<Option<ToWorker>, WireError>>, lost: anyhow::Error) -> SessionEnd {
+        let heard = async {
+            while let Some(Ok(Some(message))) = inbox.recv().await {
+                if let Some(end) = self.hear(message) {
+                    return Some(end);
+                }
+            }
+            None
+        };
+        let end = tokio::time::timeout(LAST_MESSAGE_TIMEOUT, heard).await.ok().flatten();
+        end.unwrap_or(SessionEnd::OutOfReach(lost))
     }
 
     /// Acts on a message of the coordinator. Returns an [`SessionEnd`] if it is the last message.
