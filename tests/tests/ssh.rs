@@ -293,7 +293,7 @@ fn a_host_that_is_unplugged_is_missed_and_comes_back() {
     let first = typed.elapsed();
     assert!(first < Duration::from_secs(30), "the first step took {first:?}");
 
-    assert_eq!(network.page(&run, "/status.json", false).0, "401");
+    assert_eq!(network.page(&run, "/status.json", false).0, "403");
     let of = |status: &Value, key: &str| status[key].as_u64().unwrap_or_default();
     let world = |world: usize| {
         let has = |status: &Value| status["workers"].as_array().is_some_and(|workers| workers.len() == world);
