@@ -126,7 +126,7 @@ def cluster_rows(c: Context) -> list[Row]:
             unit="images/s",
             ours=ring,
             theirs=ddp,
-            goal=at_least(1.3),
+            goal=at_least(1.35),
             group="ring",
         ),
         Row(
@@ -135,7 +135,7 @@ def cluster_rows(c: Context) -> list[Row]:
             unit="images/s",
             ours=ring,
             theirs=[alone],
-            goal=at_least(0.93),
+            goal=at_least(0.95),
             group="ring",
             against_own=True,
         ),
@@ -158,7 +158,7 @@ def cluster_rows(c: Context) -> list[Row]:
             unit="images/s",
             ours=small,
             theirs=small_ddp,
-            goal=at_least(1.2),
+            goal=at_least(1.6),
             group="oversubscribed",
         ),
         Row(
