@@ -29,6 +29,7 @@ FASTER = {
     "train.checkpoint_steps": 297,  # 9,469 / 96 = 99 steps an epoch
     "train.warmup_epochs": 1,
     "train.global_batch": 96,
+    "train.nesterov": False,
     "train.lr": 0.035,
 }
 NO_DATA = "no data: --data DIR with"
