@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke};
+use super::style::{GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke};
 
 /// Values of one function and of its derivative: (name, x and f(x), x and f'(x)).
 pub(crate) type Function = (&'static str, Vec<(f64, f64)>, Vec<(f64, f64)>);
@@ -25,7 +25,6 @@ impl Figure for Activations {
             let mut chart = ChartBuilder::on(&area)
                 .margin(px(16))
                 .caption(name, font(TITLE))
-                .top_x_label_area_size(px(GAP))
                 .x_label_area_size(px(36))
                 .y_label_area_size(px(46))
                 .build_cartesian_2d(x, low - room..high + room)?;

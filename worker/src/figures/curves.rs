@@ -4,7 +4,7 @@ use common::metrics::{Evaluation, StepMetrics};
 use plotters::prelude::*;
 
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GAP, GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke, tint};
+use super::style::{GRID, INK, LABEL, TITLE, colour, font, key, line, px, stroke, tint};
 
 /// The most points of one line: more could not be told apart.
 const MAX_POINTS: usize = 600;
@@ -152,7 +152,6 @@ impl Curves {
         let mut chart = ChartBuilder::on(area)
             .margin(px(18))
             .caption(panel.title, font(TITLE))
-            .top_x_label_area_size(px(GAP))
             .x_label_area_size(px(48))
             .y_label_area_size(px(84))
             .build_cartesian_2d(0.0..epochs * 1.01, panel.range.clone())?;

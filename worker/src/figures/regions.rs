@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::curves::short;
 use super::figure::{Area, Drawn, Figure, Placed};
-use super::style::{GAP, INK, LABEL, TITLE, colour, font, px, stroke, tint};
+use super::style::{INK, LABEL, TITLE, colour, font, px, stroke, tint};
 use super::tile::Tile;
 
 pub struct Regions {
@@ -34,7 +34,6 @@ impl Figure for Regions {
             .margin(px(18))
             .margin_right(px(150))
             .caption(&self.title, font(TITLE))
-            .top_x_label_area_size(px(GAP))
             .x_label_area_size(px(50))
             .y_label_area_size(px(70))
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;

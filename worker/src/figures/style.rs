@@ -13,8 +13,6 @@ pub(super) const UNIT: u32 = 16;
 pub(super) const FONT: &str = "sans-serif";
 pub(super) const TITLE: i32 = 26;
 pub(super) const LABEL: i32 = 19;
-/// Between a chart's title and its plane.
-pub(super) const GAP: i32 = 8;
 pub(super) const INK: RGBColor = RGBColor(34, 34, 34);
 pub(super) const GRID: RGBColor = RGBColor(225, 225, 225);
 
