@@ -2,23 +2,16 @@
 Each time in a browser's new profile, and beside it an empty page of a server of its own, so that what this machine and the
 browser take is known. Prints both as JSON, in milliseconds, with the bytes of all answers."""
 import json
-import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
+from browser import PATIENCE, launch, load_predictions
 from playwright.sync_api import expect, sync_playwright
 
 chromium, url = sys.argv[1:]
-beside = Path(chromium).parent
-environment = dict(os.environ)
-if (beside / "al2023").exists():
-    environment["LD_LIBRARY_PATH"] = str(beside / "al2023" / "lib")
-    environment["FONTCONFIG_FILE"] = str(beside / "fonts.conf")
 
 LOADS = 5
-PATIENCE = 60_000
 PAINT = """new Promise((painted) => new PerformanceObserver((list) => {
     const found = list.getEntriesByName('first-contentful-paint')[0];
     if (found) painted(found.startTime);
@@ -44,7 +37,7 @@ empty = f"http://127.0.0.1:{server.server_address[1]}/"
 measured = {"paints_ms": [], "empty_ms": [], "drawn_ms": [], "bytes": []}
 
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=chromium, env=environment, args=["--no-sandbox", "--disable-gpu"])
+    browser = launch(playwright, chromium)
     for _ in range(LOADS):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
         page = context.new_page()
@@ -63,8 +56,7 @@ with sync_playwright() as playwright:
         expect(page.locator("#plots canvas")).to_have_count(4, timeout=PATIENCE)
         measured["drawn_ms"].append(page.evaluate("performance.now()"))
         # And what lies further down.
-        page.locator("#predictions-list > li").last.scroll_into_view_if_needed()
-        page.wait_for_function("[...document.querySelectorAll('#predictions img')].every((img) => img.complete && img.naturalWidth > 0)", timeout=PATIENCE)
+        load_predictions(page)
         measured["bytes"].append(sum(received))
         context.close()
     browser.close()

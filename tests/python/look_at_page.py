@@ -6,18 +6,12 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 
+from browser import PATIENCE, launch, load_predictions
 from playwright.sync_api import expect, sync_playwright
 
 chromium, url, worker, folder = sys.argv[1:]
-beside = Path(chromium).parent
-environment = dict(os.environ)
-if (beside / "al2023").exists():
-    environment["LD_LIBRARY_PATH"] = str(beside / "al2023" / "lib")
-    environment["FONTCONFIG_FILE"] = str(beside / "fonts.conf")
 
-PATIENCE = 60_000
 VIEWS = [("desktop", 1280, 900), ("phone", 390, 844)]
 problems = []
 measured = {"views": []}
@@ -32,7 +26,7 @@ def watch(page, own):
 
 
 with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=chromium, env=environment, args=["--no-sandbox", "--disable-gpu"])
+    browser = launch(playwright, chromium)
     context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US", color_scheme="light")
     page = context.new_page()
     own = url.split("/?")[0]
@@ -49,8 +43,7 @@ with sync_playwright() as playwright:
     # What the evaluation says of eight pictures, in words too.
     shown = page.locator("#predictions-list > li")
     expect(shown).to_have_count(8, timeout=PATIENCE)
-    shown.last.scroll_into_view_if_needed()
-    page.wait_for_function("[...document.querySelectorAll('#predictions img')].every((img) => img.complete && img.naturalWidth > 0)", timeout=PATIENCE)
+    load_predictions(page)
     # At once: the next evaluation may say something else.
     read = shown.evaluate_all("""(items) => items.map((item) => [
         item.innerText.split("\\n"), item.querySelector("img").alt, [...item.querySelectorAll("ol li")].map((guess) => guess.innerText)])""")
