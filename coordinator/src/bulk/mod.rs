@@ -61,29 +61,17 @@ async fn respond(service: &BulkService, client: &Client, mut send: SendStream, m
     let answered = match request {
         BulkRequest::Samples { val, ids } => samples(service, client, &mut send, split(val), &ids).await,
         BulkRequest::PutCheckpoint { step, weights_blake3, files } => {
-            let reply = match checkpoints::put(service, client, &mut recv, step, weights_blake3, &files).await {
-                Ok(()) => BulkReply::Stored,
-                Err(reason) => {
-                    tracing::error!("could not store the checkpoint of step {step} from {}: {reason}", client.name);
-                    BulkReply::Failed { reason }
-                }
-            };
-            within(write_message(&mut send, &reply)).await
+            let stored = checkpoints::put(service, client, &mut recv, step, weights_blake3, &files).await;
+            if let Err(reason) = &stored {
+                tracing::error!("could not store the checkpoint of step {step} from {}: {reason}", client.name);
+            }
+            answer(&mut send, stored).await
         }
         BulkRequest::PutPicture { shown, step, bytes } => {
-            let reply = match pictures::put(service, client, &mut recv, shown, step, bytes).await {
-                Ok(()) => BulkReply::Stored,
-                Err(reason) => BulkReply::Failed { reason },
-            };
-            within(write_message(&mut send, &reply)).await
+            let stored = pictures::put(service, client, &mut recv, shown, step, bytes).await;
+            answer(&mut send, stored).await
         }
-        BulkRequest::PutPredictions(predictions) => {
-            let reply = match pictures::put_predictions(service, client, predictions) {
-                Ok(()) => BulkReply::Stored,
-                Err(reason) => BulkReply::Failed { reason },
-            };
-            within(write_message(&mut send, &reply)).await
-        }
+        BulkRequest::PutPredictions(predictions) => answer(&mut send, pictures::put_predictions(service, client, predictions)).await,
         BulkRequest::GetCheckpoint { step } => checkpoints::get(service, client, &mut send, step).await,
         BulkRequest::GetWeights => checkpoints::get_weights(service, client, &mut send).await,
         BulkRequest::GetState { .. } => bail!("asked the coordinator for a state that only workers hold"),
@@ -98,6 +86,12 @@ async fn respond(service: &BulkService, client: &Client, mut send: SendStream, m
         Err(e) => Err(e),
         Ok(()) => Ok(send.finish()?),
     }
+}
+
+/// Says that something was stored, or why not.
+async fn answer(send: &mut SendStream, stored: Result<(), String>) -> Result<()> {
+    let reply = stored.map_or_else(|reason| BulkReply::Failed { reason }, |()| BulkReply::Stored);
+    within(write_message(send, &reply)).await
 }
 
 /// Answers group by group: the memory of one group is given back before the next is read.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::net::Peer;
-use common::net::relay::{Frame, Outlet, RelayError, number_of, read_frames};
+use common::net::relay::{Frame, Outlet, RelayError, carry, number_of};
 use common::timing::PROBED_MAY_CONNECT;
 use common::wire::messages::Member;
 use quinn::Connection;
@@ -82,33 +82,16 @@ impl Relay {
         if let Some((former, _)) = former {
             former.close(0u32.into(), b"there is a newer connection");
         }
-        let incoming = async {
-            let mut reported: Option<Instant> = None;
-            match connection.accept_uni().await {
-                Ok(mut stream) => {
-                    let pass_on = |frame: Frame| {
-                        let now = Instant::now();
-                        if reported.is_none_or(|at| now >= at + REPORT) {
-                            reported = Some(now);
-                            (self.on_alive)(name);
-                        }
-                        self.pass_on(number, frame, now);
-                    };
-                    read_frames(&mut stream, pass_on).await
-                }
-                Err(problem) => problem.into(),
+        let mut reported: Option<Instant> = None;
+        let pass_on = |frame: Frame| {
+            let now = Instant::now();
+            if reported.is_none_or(|at| now >= at + REPORT) {
+                reported = Some(now);
+                (self.on_alive)(name);
             }
+            self.pass_on(number, frame, now);
         };
-        let outgoing = async {
-            match connection.open_uni().await {
-                Ok(mut stream) => outlet.write_to(&mut stream).await,
-                Err(problem) => problem.into(),
-            }
-        };
-        let ended = tokio::select! {
-            ended = incoming => ended,
-            ended = outgoing => ended,
-        };
+        let ended = carry(connection, &outlet, pass_on).await;
         match &ended {
             RelayError::Frame(problem) => {
                 tracing::warn!("the relay's connection of {name} is cut off: {problem}");

@@ -185,17 +185,13 @@ impl Effects {
                 self.send(worker, ToWorker::Probe { peers, bytes });
             }
             Output::LeftOut { name, other, reason, again } => {
-                for told in [Some(&name), other.as_ref()].into_iter().flatten().filter_map(|name| self.worker(name)).collect::<Vec<_>>() {
-                    let (name, reason, again_ms) = (name.clone(), reason.clone(), again.as_millis() as u64);
-                    self.send(told, ToWorker::LeftOut { name, reason, again_ms });
-                }
+                let message = ToWorker::LeftOut { name: name.clone(), reason: reason.clone(), again_ms: again.as_millis() as u64 };
+                self.tell([&name].into_iter().chain(&other), &message);
                 tracing::warn!("{name} is left out of the ring and tried again in {} s: {reason}", again.as_secs());
                 self.event(Event::LeftOut { name, reason });
             }
             Output::Relayed { generation, names, reason } => {
-                for told in names.iter().filter_map(|name| self.worker(name)).collect::<Vec<_>>() {
-                    self.send(told, ToWorker::Relayed { reason: reason.clone() });
-                }
+                self.tell(&names, &ToWorker::Relayed { reason: reason.clone() });
                 tracing::warn!("{reason}");
                 self.event(Event::Relayed { generation, names, reason });
             }
@@ -321,6 +317,15 @@ impl Effects {
 
     /// Sends a message to a worker. A worker that does not take its messages is cut
     /// off: it comes back and is told what it missed.
+    /// Sends a message to the workers of these names, as far as they are connected.
+    fn tell<'a>(&mut self, names: impl IntoIterator<Item = &'a String>, message: &ToWorker) {
+        for name in names {
+            if let Some(worker) = self.worker(name) {
+                self.send(worker, message.clone());
+            }
+        }
+    }
+
     fn send(&mut self, worker: WorkerId, message: ToWorker) {
         if let Some(Connected { name, outbox, .. }) = self.workers.get(&worker)
             && outbox.try_send(message).is_err()

@@ -20,7 +20,7 @@ mod tests;
 
 pub use address::{Shown, address_of, is_relayed, number_of};
 pub use frame::{Frame, FrameError, MAX_PACKET};
-pub use stream::{Outlet, RelayError, read_frames};
+pub use stream::{Outlet, RelayError, carry};
 
 pub(super) use address::number_at;
 #[cfg(fuzzing)]

@@ -14,7 +14,7 @@ use quinn::{Connection, VarInt};
 
 use super::address::{PORT, address_at};
 use super::frame::Frame;
-use super::stream::{Outlet, RelayError, read_frames};
+use super::stream::{Outlet, RelayError, carry};
 
 /// Packets that have arrived and that the endpoint has not read yet. It reads them as fast
 /// as those of its socket.
@@ -45,22 +45,7 @@ impl RelayPort {
         self.outgoing.clear();
         let former = lock(&self.connection).replace(connection.clone());
         former.into_iter().for_each(close);
-        let outgoing = async {
-            match connection.open_uni().await {
-                Ok(mut stream) => self.outgoing.write_to(&mut stream).await,
-                Err(problem) => problem.into(),
-            }
-        };
-        let incoming = async {
-            match connection.accept_uni().await {
-                Ok(mut stream) => read_frames(&mut stream, |frame| self.take(frame)).await,
-                Err(problem) => problem.into(),
-            }
-        };
-        let ended = tokio::select! {
-            ended = outgoing => ended,
-            ended = incoming => ended,
-        };
+        let ended = carry(&connection, &self.outgoing, |frame| self.take(frame)).await;
         let mut current = lock(&self.connection);
         if current.as_ref().is_some_and(|current| current.stable_id() == connection.stable_id()) {
             *current = None;

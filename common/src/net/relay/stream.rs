@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use quinn::{ConnectionError, ReadError, RecvStream, SendStream, WriteError};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, WriteError};
 use tokio::sync::Notify;
 
 use super::frame::{Frame, FrameError, Frames};
@@ -53,7 +53,7 @@ impl Outlet {
     }
 
     /// Writes what comes, until the stream fails.
-    pub async fn write_to(&self, stream: &mut SendStream) -> RelayError {
+    async fn write_to(&self, stream: &mut SendStream) -> RelayError {
         loop {
             let mut batch: Vec<Bytes> = {
                 let mut mailbox = self.mailbox();
@@ -68,8 +68,29 @@ impl Outlet {
     }
 }
 
+/// Serves one end of a relay's connection, by a stream each way, until it ends: writes what
+/// is put into `outlet`, and hands over `each` frame that arrives.
+pub async fn carry(connection: &Connection, outlet: &Outlet, each: impl FnMut(Frame)) -> RelayError {
+    let outgoing = async {
+        match connection.open_uni().await {
+            Ok(mut stream) => outlet.write_to(&mut stream).await,
+            Err(problem) => problem.into(),
+        }
+    };
+    let incoming = async {
+        match connection.accept_uni().await {
+            Ok(mut stream) => read_frames(&mut stream, each).await,
+            Err(problem) => problem.into(),
+        }
+    };
+    tokio::select! {
+        ended = outgoing => ended,
+        ended = incoming => ended,
+    }
+}
+
 /// Hands over each frame that arrives, until the stream ends or makes no sense.
-pub async fn read_frames(stream: &mut RecvStream, mut each: impl FnMut(Frame)) -> RelayError {
+async fn read_frames(stream: &mut RecvStream, mut each: impl FnMut(Frame)) -> RelayError {
     let mut frames = Frames::default();
     loop {
         match stream.read_chunk(PIECE, true).await {

@@ -19,7 +19,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::super::{Delivery, Engine, EngineError, EngineSetup, Gradient, Images, NamedVector, PartSink, Phases, Piece, Sums, TrainBatch};
 use super::network::Times;
 use super::products::Products;
-use super::resident::{Complete, ResidentEngine, Wanted};
+use super::resident::{Complete, ResidentEngine};
 use super::{loss, span, update};
 use crate::optim::rule::{Pairs, ratios, scales};
 use crate::optim::{NotFinite, Threads, Update, UpdateReport, larger};
@@ -103,9 +103,8 @@ impl GroupEngine {
         let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
             let (mut all, mut time) = Default::default();
             let following = |number: usize| parts.get(number + self.engines.len());
-            let wanted = Wanted { factors: true, in_pieces: false };
             for (number, part) in parts.iter().enumerate().skip(device).step_by(self.engines.len()) {
-                let (statistics, times) = engine.accumulate(part, following(number), wanted, &mut |_, complete| {
+                let (statistics, times) = engine.accumulate(part, following(number), (Delivery::Each, true), &mut |_, complete| {
                     let (gradient, range) = match complete {
                         Complete::Range(gradient, range) => (gradient, range),
                         Complete::Factors(layer, inputs, slopes) => {
@@ -138,20 +137,20 @@ impl GroupEngine {
         })
     }
 
-    /// Each part by all devices. With a sink, it gets the sum of their gradients, `in_pieces`
-    /// as the model cuts them.
+    /// Each part by all devices. Unless it is kept, the sum of their gradients goes to
+    /// the sink.
     fn parts_together(
         &self,
         parts: &[TrainBatch<'_>],
         next: Option<&TrainBatch<'_>>,
-        in_pieces: bool,
-        mut sink: Option<PartSink<'_>>,
+        delivery: Delivery,
+        sink: PartSink<'_>,
     ) -> Result<Vec<(Sums, Phases)>, EngineError> {
         let count = self.engines.len();
         let share = |part, device| share(part, device, count);
         let has_any = |device: usize| parts.iter().any(|part| share(part, device).is_some());
         let at_work = (0..count).filter(|&device| has_any(device)).count();
-        let delivers = sink.is_some();
+        let delivers = delivery != Delivery::Keep;
         let compute = |device: usize, engine: &mut ResidentEngine, send: &Sender<Message>| {
             let (mut all, mut time) = Default::default();
             let shares = parts.iter().enumerate().filter_map(|(number, part)| share(part, device).map(|batch| (number, batch)));
@@ -160,8 +159,7 @@ impl GroupEngine {
             for (number, batch) in batches.iter().enumerate() {
                 let is_last = number + 1 == batches.len();
                 let next = batches.get(number + 1).or(next.as_ref());
-                let wanted = Wanted { factors: delivers, in_pieces: in_pieces && is_last };
-                let (statistics, times) = engine.accumulate(batch, next, wanted, &mut |_, complete| {
+                let (statistics, times) = engine.accumulate(batch, next, (delivery, is_last), &mut |_, complete| {
                     match complete {
                         Complete::Factors(layer, inputs, slopes) => {
                             let (number, factors) = (numbers[number], on_host([inputs, slopes])?);
@@ -183,7 +181,9 @@ impl GroupEngine {
         let sharing = |number: usize| (0..count).filter(|&device| share(&parts[number], device).is_some()).count();
         let last = parts.len().saturating_sub(1);
         let results = self.each_with(compute, |message| {
-            let Some(sink) = sink.as_mut() else { return Ok(()) };
+            if !delivers {
+                return Ok(());
+            }
             let (device, range, gradient) = match message {
                 Message::Complete { device, range, gradient } => (device, range, gradient),
                 Message::Factors { number, device, layer, factors: new } => {
@@ -365,9 +365,8 @@ impl Engine for GroupEngine {
         sink: PartSink<'_>,
     ) -> Result<(Sums, Phases), EngineError> {
         let results = match delivery {
-            Delivery::Keep => self.parts_together(parts, next, false, None)?,
-            Delivery::Sum | Delivery::SumInPieces => self.parts_together(parts, next, delivery == Delivery::SumInPieces, Some(sink))?,
             Delivery::Each => self.parts_by_themselves(parts, sink)?,
+            Delivery::Keep | Delivery::Sum | Delivery::SumInPieces => self.parts_together(parts, next, delivery, sink)?,
         };
         let (mut all, mut slowest) = (Sums::default(), Phases::default());
         for (sums, phases) in results {

@@ -71,8 +71,7 @@ impl HostEngine {
     ) -> Result<(Sums, Phases), EngineError> {
         let kind = self.kind();
         let Self { network, loss, threads, kept, products, .. } = self;
-        let tapped = (delivery != Delivery::Keep).then_some(&*products);
-        let asked = Asked { tapped, in_pieces: delivery == Delivery::SumInPieces && is_due };
+        let asked = Asked::of(delivery, is_due, products);
         let feed = || {
             let mask = |(dropout, mask): (Dropout, &[u8])| {
                 let bytes = Tensor::f_from_slice(mask)?.f_view([batch.labels.len() as i64, dropout.values as i64])?;

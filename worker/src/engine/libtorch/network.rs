@@ -15,7 +15,7 @@ use burn::tensor::Tensor as BurnTensor;
 use common::contained::panic_message;
 use tch::{Kind, Tensor, no_grad};
 
-use super::super::{EngineError, EngineSetup, Phases, in_order, lap};
+use super::super::{Delivery, EngineError, EngineSetup, Phases, in_order, lap};
 use super::batch_norm;
 use super::bridge::{inner, wrap};
 use super::products::Products;
@@ -49,6 +49,14 @@ pub(super) struct Asked<'a> {
     pub(super) tapped: Option<&'a Products>,
     /// Whether the features are cut where the model says.
     pub(super) in_pieces: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// For this delivery. `is_due`: the gradient is delivered after this part.
+    pub(super) fn of(delivery: Delivery, is_due: bool, products: &'a Products) -> Self {
+        let tapped = (delivery != Delivery::Keep).then_some(products);
+        Self { tapped, in_pieces: delivery == Delivery::SumInPieces && is_due }
+    }
 }
 
 /// What a backward pass has completed.

@@ -36,15 +36,6 @@ use crate::optim::{Threads, Update, UpdateReport};
 use inbox::Inbox;
 use leaving::LeavingFactors;
 
-/// The form of a gradient.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Wanted {
-    /// Factors of the factored layers, instead of the gradients of their weights.
-    pub(super) factors: bool,
-    /// The features' gradients as the model cuts them.
-    pub(super) in_pieces: bool,
-}
-
 /// What is final of the gradient of a batch.
 pub(super) enum Complete<'a> {
     /// This range of the flat gradient.
@@ -170,13 +161,13 @@ impl ResidentEngine {
     }
 
     /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
-    /// that waits, in the form that is `wanted`. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
+    /// that waits, in the form of this delivery, which is due or not. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
     /// batch is sent on its way. Returns the [`loss::DeviceSums::sums`] of the batch.
     pub(super) fn accumulate(
         &mut self,
         batch: &TrainBatch<'_>,
         next: Option<&TrainBatch<'_>>,
-        wanted: Wanted,
+        (delivery, is_due): (Delivery, bool),
         complete: OnComplete<'_>,
     ) -> Result<(Tensor, Times), EngineError> {
         // What the next batch's memory was used for before is done at this mark.
@@ -198,7 +189,7 @@ impl ResidentEngine {
             let found = loss::sums(*loss, logits, &target, batch.scale)?;
             Ok((found.slope, found.sums))
         };
-        let asked = Asked { tapped: wanted.factors.then_some(&*products), in_pieces: wanted.in_pieces };
+        let asked = Asked::of(delivery, is_due, products);
         let done = network.gradient((batch.labels.len(), batch.share()), asked, feed, head, |finished| match finished {
             Finished::Factors(layer, inputs, slopes) => complete(&mut **streams.borrow_mut(), Complete::Factors(layer, inputs, slopes)),
             Finished::Gradients(params, grads) => {
@@ -329,8 +320,7 @@ impl Engine for ResidentEngine {
             let delivers = delivery.is_due(number, parts.len());
             let (mut outbox, mut leaving, mut factors) = (self.outbox.take(), VecDeque::new(), Vec::new());
             let next = parts.get(number + 1).or(next);
-            let wanted = Wanted { factors: delivery != Delivery::Keep, in_pieces: delivery == Delivery::SumInPieces && delivers };
-            let (statistics, times) = self.accumulate(part, next, wanted, &mut |streams, complete| {
+            let (statistics, times) = self.accumulate(part, next, (delivery, delivers), &mut |streams, complete| {
                 let (kept, range) = match complete {
                     Complete::Factors(layer, inputs, slopes) => {
                         factors.push(LeavingFactors::start(streams, layer, [inputs, slopes])?);
