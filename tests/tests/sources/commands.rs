@@ -5,49 +5,31 @@ use std::path::PathBuf;
 
 use cluster_tests::{Running, project};
 
+use super::markdown::{Code, code, program};
 use super::tidy::read;
 
 /// The commands of a document's shell blocks and code spans.
 fn commands(text: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for (number, block) in text.split("```").enumerate() {
-        if number % 2 == 1 {
-            let Some(block) = block.strip_prefix("sh\n") else { continue };
-            let lines = block.replace("\\\n", " ");
-            let whole = lines.lines().flat_map(|line| line.split(" #").next().unwrap_or_default().split(['|', ';', '&', '>']));
-            found.extend(whole.map(str::to_owned));
-        } else {
-            // Code spans stand between single backticks. Those with alternatives are no commands.
-            let spans = block.split('`').skip(1).step_by(2).filter(|span| !span.contains(['|', '{', '[', '>']));
-            found.extend(spans.map(|span| span.replace('\n', " ")));
+    let of = |code: Code| match code.language.as_deref() {
+        Some("sh") => {
+            let lines = code.commands().into_iter().map(|(_, line)| line);
+            lines.flat_map(|line| line.split(['|', ';', '&', '>']).map(str::to_owned).collect::<Vec<_>>()).collect()
         }
-    }
-    found
-}
-
-/// The words of a command, of which those between single quotes are whole.
-fn words(command: &str) -> Vec<String> {
-    let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
-    for c in command.chars() {
-        match c {
-            '\'' => quoted = !quoted,
-            c if c.is_whitespace() && !quoted => words.extend((!word.is_empty()).then(|| std::mem::take(&mut word))),
-            c => word.push(c),
-        }
-    }
-    words.extend((!word.is_empty()).then_some(word));
-    words
+        // Those with alternatives are no commands.
+        None if !code.text.contains(['|', '{', '[', '>']) => vec![code.text],
+        _ => Vec::new(),
+    };
+    code(text).into_iter().flat_map(of).collect()
 }
 
 /// The binary that a command starts, and its arguments.
 fn parsed(command: &str) -> Option<(&'static str, Vec<String>)> {
-    let mut words = words(command).into_iter().skip_while(|word| word.contains('=') || word == "sudo");
-    let binary = match words.next()?.rsplit('/').next()? {
+    let (name, args) = program(command)?;
+    let binary = match name.as_str() {
         "worker" | "ringleader-worker" => "worker",
         "coordinator" | "ringleader-coordinator" => "coordinator",
         _ => return None,
     };
-    let args: Vec<String> = words.collect();
     // `worker` alone is the name of a program, or of a crate.
     (!args.is_empty()).then_some((binary, args))
 }
