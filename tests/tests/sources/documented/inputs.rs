@@ -64,7 +64,7 @@ const IRIS: &str = "sepal,petal,species\n4.9,1.4,setosa\n7.0,4.7,versicolor\n5.0
 /// Makes in `store` what folders share: the run, the weights and the data.
 pub(super) fn make(store: &Path) {
     pictures::class_folders(&store.join("pictures"), 2, 40, 8);
-    pictures::digits(&store.join("digits"), 600, 60);
+    pictures::digits(&store.join("digits"), 300, 40);
     let at = |name: &str| store.join(name).display().to_string();
     let small = ["--set", "train.max_steps=4"];
     let run = |words: &[&str]| Running::start("worker", words).wait().succeeded();

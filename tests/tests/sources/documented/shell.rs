@@ -151,8 +151,11 @@ impl Job {
             if let Some(line) = running.output().lines().map(str::trim).find(|line| line.starts_with(start)) {
                 return Ok(line.to_owned());
             }
-            if ended || began.elapsed() > PATIENCE {
-                return Err(format!("has not printed `{start}...`:\n{}{}", running.output(), running.log()));
+            if ended {
+                return Err(self.end().map_or_else(|fault| fault, |printed| format!("has not printed `{start}...`, but\n{printed}")));
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(format!("has not printed `{start}...` within {PATIENCE:?}:\n{}{}", running.output(), running.log()));
             }
             std::thread::sleep(Duration::from_millis(5));
         }

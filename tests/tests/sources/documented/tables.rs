@@ -91,6 +91,11 @@ pub(super) const CHANGED: &[Changed] = &[
     ),
     changed("", "CONFIG", "configs/mlp-xor.toml", "a config that takes a second"),
     // Length.
+    changed("", "train configs/softmax.toml", "train configs/softmax.toml --set train.epochs=2", "length"),
+    changed("", "train configs/mlp.toml", "train configs/mlp.toml --set train.epochs=2", "length"),
+    changed("", "train configs/lenet.toml", "train configs/lenet.toml --set train.epochs=2", "length"),
+    changed("", "train configs/lenet-relu.toml", "train configs/lenet-relu.toml --set train.epochs=2", "length"),
+    changed("", "local configs/lenet.toml", "local configs/lenet.toml --set train.epochs=2", "length"),
     changed("", "make train", "make -o data train", "the data is there; the binaries are built"),
     changed(
         "",
@@ -110,7 +115,7 @@ pub(super) const CHANGED: &[Changed] = &[
         "train configs/alexnet.toml --set model.width=0.05 --set train.max_steps=2 --set train.shards=8 --set train.global_batch=16",
         "length",
     ),
-    changed("", "worker bench step", "worker bench step --size 64 --batch 2 --steps 2", "length"),
+    changed("", "worker bench step", "worker bench step --config configs/alexnet-synthetic.toml --batch 2 --steps 2", "length"),
     changed("", "--checkpoint 1480", "--checkpoint 2", "the run has two steps here"),
     changed(
         "docs/failure.md",
@@ -127,7 +132,7 @@ pub(super) const CHANGED: &[Changed] = &[
         "length, and no data to fetch",
     ),
     // What tests beside this one may have.
-    changed("", "coordinator serve", "coordinator serve --listen 127.0.0.1:0", "another process may have the port"),
+    changed("", "coordinator serve ", "coordinator serve --listen 127.0.0.1:0 ", "another process may have the port"),
     changed("", "coordinator doctor", "coordinator doctor --listen 127.0.0.1:0", "another process may have the port"),
     // What takes the internet.
     changed("", " && aws s3 cp --recursive packed s3://bucket/packed", "", "a bucket; tests/tests/python/stores.rs reads packs from one"),
@@ -168,9 +173,13 @@ pub(super) const MADE: &[(&str, &str, &[&str])] = &[
     ("docs/course.md", "worker eval runs/lenet-relu", &["runs/lenet-relu/confusion.png"]),
     ("docs/course.md", "worker predict runs/iris new-flowers.csv", &["runs/iris/summary.json"]),
     ("docs/data.md", "worker data pack pictures packed --short-side 256 --quality 90", &["packed"]),
-    ("docs/deploy.md", "coordinator slurm configs/alexnet.toml", &["alexnet.sbatch"]),
+    (
+        "docs/deploy.md",
+        "coordinator slurm configs/alexnet.toml --nodes 4 --gpus-per-node 8 --time 8h --sbatch=--partition=long",
+        &["alexnet.sbatch"],
+    ),
     ("docs/weights.md", "worker export runs/alexnet --to pth", &["runs/alexnet/model.pth"]),
     ("docs/weights.md", "worker export runs/alexnet --to safetensors --out alexnet.safetensors", &["alexnet.safetensors"]),
-    ("docs/weights.md", "worker export runs/alexnet --to onnx", &["runs/alexnet/model.onnx"]),
+    ("docs/weights.md", "worker export runs/alexnet --to onnx --normalize --checkpoint 1480", &["runs/alexnet/model.onnx"]),
     ("docs/runs.md", "coordinator man DIR", &["DIR/coordinator.1"]),
 ];
