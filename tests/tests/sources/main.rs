@@ -1,4 +1,4 @@
-//! What must be true of the sources themselves.
+//! What must be true of the sources and of the documents themselves.
 
 mod commands;
 mod documented;

@@ -71,10 +71,9 @@ fn statements(text: &str) -> Result<Vec<Statement>, String> {
     let begins_command = |line: &str| program(line).is_some_and(|(name, words)| PROGRAMS.contains(&name.as_str()) && !words.is_empty());
     for code in code(text) {
         match code.language.as_deref() {
-            None if begins_command(&code.text) => {
-                if !found.iter().any(|known| known.command == code.text) {
-                    found.push(Statement { line: code.line, command: code.text, in_text: true, prints: Vec::new() });
-                }
+            // What a document says twice is run once.
+            None if begins_command(&code.text) && !found.iter().any(|known| known.command == code.text) => {
+                found.push(Statement { line: code.line, command: code.text, in_text: true, prints: Vec::new() });
             }
             None => {}
             Some("sh") => {
@@ -112,20 +111,81 @@ fn begins_with(command: &str, words: &str) -> bool {
     command.strip_prefix(words).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
 }
 
-/// The program's own folder does not matter to the tables.
+/// A command without the folder of the binaries.
 fn bare(command: &str) -> &str {
-    if command.starts_with("target/release/chaos") { command } else { command.strip_prefix("target/release/").unwrap_or(command) }
+    command.strip_prefix("target/release/").unwrap_or(command)
 }
 
-/// Follows a document from its first line to its last.
+/// A document that is followed from its first line to its last.
+struct Reader<'a> {
+    document: &'a str,
+    folder: TempDir,
+    store: &'a Path,
+    outcome: Outcome,
+}
+
+impl Reader<'_> {
+    /// Whether a command is run elsewhere. If so, what it would have fetched is put in place.
+    fn is_elsewhere(&mut self, Statement { line, command, .. }: &Statement) -> bool {
+        let Some((words, elsewhere)) = ELSEWHERE.iter().find(|(words, _)| begins_with(bare(command), words)) else { return false };
+        self.outcome.rows.insert(words);
+        match elsewhere {
+            Elsewhere::Fetched(..) => {
+                let name = command.rsplit(' ').next().unwrap_or_default();
+                inputs::digits(self.store, &self.folder.path().join("data").join(name));
+            }
+            Elsewhere::Test => {
+                let fault = missing_test(command).map(|fault| format!("{}:{line}: `{command}` {fault}", self.document));
+                self.outcome.faults.extend(fault);
+            }
+            Elsewhere::Like(..) | Elsewhere::Not(_) => {}
+        }
+        true
+    }
+
+    /// A command as it is run here.
+    fn changed(&mut self, command: &str) -> String {
+        let mut changed = command.to_owned();
+        for row in CHANGED.iter().filter(|row| row.document.is_empty() || row.document == self.document) {
+            if changed.contains(row.part) {
+                self.outcome.rows.insert(row.part);
+                changed = changed.replace(row.part, row.is);
+            }
+        }
+        changed
+    }
+
+    fn run(&mut self, statement: &Statement, shell: &mut Shell) {
+        let Statement { line, command, in_text, prints } = statement;
+        let as_run = self.changed(command);
+        let start = Instant::now();
+        let ended = shell.run(&as_run);
+        println!("{:5.2} s  {}:{line}: {as_run}", start.elapsed().as_secs_f64(), self.document);
+        let fault = match ended {
+            // A sentence may name a command without saying all that it takes.
+            Err(fault) if *in_text && fault.contains("required arguments were not provided") => None,
+            Err(fault) => Some(fault),
+            Ok(printed) => {
+                let missing = prints.iter().find(|line| !printed.contains(line.as_str()));
+                missing.map(|line| format!("does not print `{line}`, as the document says, but\n{printed}"))
+            }
+        };
+        let mut faults: Vec<String> = fault.into_iter().collect();
+        for (_, words, files) in MADE.iter().filter(|(of, words, _)| *of == self.document && bare(command) == *words) {
+            self.outcome.rows.insert(words);
+            let missing = files.iter().filter(|file| !self.folder.path().join(file).exists());
+            faults.extend(missing.map(|file| format!("has not made {file}")));
+        }
+        self.outcome.run += 1;
+        self.outcome.faults.extend(faults.iter().map(|fault| format!("{}:{line}: `{as_run}` {fault}", self.document)));
+    }
+}
+
+/// Follows a document, in a folder of its own.
 fn follow(document: &str, text: &str, store: &Path) -> Outcome {
-    let mut outcome = Outcome::default();
     let statements = match statements(text) {
         Ok(statements) => statements,
-        Err(fault) => {
-            outcome.faults.push(format!("{document}:{fault}"));
-            return outcome;
-        }
+        Err(fault) => return Outcome { faults: vec![format!("{document}:{fault}")], ..Outcome::default() },
     };
     let folder = TempDir::new().unwrap_or_else(|e| panic!("{e}"));
     inputs::folder(document, folder.path(), store);
@@ -133,60 +193,22 @@ fn follow(document: &str, text: &str, store: &Path) -> Outcome {
     // These two say themselves where the binaries are; the others are read after them.
     let first = ["README.md", "docs/course.md"].contains(&document);
     let path = if first { system } else { format!("{}:{system}", folder.path().join("target/release").display()) };
-    let mut shell = Shell::new(folder.path(), path.clone());
+    let names = |statement: &&Statement| !statement.in_text && ["alias ", "export "].iter().any(|word| statement.command.starts_with(word));
     // A sentence may stand before the block that names what it speaks of.
-    let mut of_text = Shell::new(folder.path(), path);
-    let names = |command: &str| command.starts_with("alias ") || command.starts_with("export ");
-    statements.iter().filter(|s| !s.in_text && names(&s.command)).for_each(|s| of_text.remember(&s.command));
-    for Statement { line, command, in_text, prints } in &statements {
-        if let Some((words, elsewhere)) = ELSEWHERE.iter().find(|(words, _)| begins_with(bare(command), words)) {
-            outcome.rows.insert(words);
-            match elsewhere {
-                Elsewhere::Fetched(..) => {
-                    let name = command.rsplit(' ').next().unwrap_or_default();
-                    inputs::digits(store, &folder.path().join("data").join(name));
-                }
-                Elsewhere::Test => {
-                    outcome.faults.extend(missing_test(command).map(|fault| format!("{document}:{line}: `{command}` {fault}")))
-                }
-                Elsewhere::Like(..) | Elsewhere::Not(_) => {}
-            }
-            continue;
+    let (mut shell, mut of_text) = (Shell::new(folder.path(), path.clone()), Shell::new(folder.path(), path));
+    statements.iter().filter(names).for_each(|statement| of_text.remember(&statement.command));
+    let mut reader = Reader { document, folder, store, outcome: Outcome::default() };
+    for statement in &statements {
+        if !reader.is_elsewhere(statement) {
+            reader.run(statement, if statement.in_text { &mut of_text } else { &mut shell });
         }
-        let mut as_run = command.clone();
-        for row in CHANGED.iter().filter(|row| row.document.is_empty() || row.document == document) {
-            if as_run.contains(row.part) {
-                outcome.rows.insert(row.part);
-                as_run = as_run.replace(row.part, row.is);
-            }
+        if names(&statement) {
+            shell.remember(&statement.command);
         }
-        outcome.run += 1;
-        let start = Instant::now();
-        let ended = if *in_text { of_text.run(&as_run) } else { shell.run(&as_run) };
-        println!("{:5.2} s  {document}:{line}: {as_run}", start.elapsed().as_secs_f64());
-        let fault = match &ended {
-            // A sentence may name a command without saying all that it takes.
-            Err(fault) if *in_text && fault.contains("required arguments were not provided") => None,
-            Err(fault) => Some(fault.clone()),
-            Ok(printed) => prints
-                .iter()
-                .find(|line| !printed.contains(line.as_str()))
-                .map(|line| format!("does not print `{line}`, as the document says, but\n{printed}")),
-        };
-        if !in_text && names(command) {
-            shell.remember(command);
-        }
-        let made = MADE.iter().filter(|(of, words, _)| *of == document && bare(command) == *words);
-        let missing = made.flat_map(|(_, words, files)| {
-            outcome.rows.insert(words);
-            files.iter().filter(|file| !folder.path().join(file).exists()).map(|file| format!("has not made {file}"))
-        });
-        let missing: Vec<String> = missing.collect();
-        let faults = fault.into_iter().chain(missing).map(|fault| format!("{document}:{line}: `{as_run}` {fault}"));
-        outcome.faults.extend(faults);
     }
-    outcome.faults.extend([shell, of_text].iter_mut().filter_map(Shell::end).map(|fault| format!("{document}: {fault}")));
-    outcome
+    let faults = [shell, of_text].into_iter().filter_map(Shell::end).map(|fault| format!("{document}: {fault}"));
+    reader.outcome.faults.extend(faults);
+    reader.outcome
 }
 
 /// What is wrong with a command that names tests.

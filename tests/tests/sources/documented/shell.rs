@@ -61,17 +61,21 @@ impl Shell {
     }
 
     /// What is wrong once the document is at its end.
-    pub(super) fn end(&mut self) -> Option<String> {
-        self.serving.take().map(|_| "a coordinator still waits for workers, which the document does not start".to_owned())
+    pub(super) fn end(self) -> Option<String> {
+        self.serving.map(|_| "a coordinator still waits for workers, which the document does not start".to_owned())
     }
 
     fn start(&self, command: &str) -> Result<Job, String> {
-        let child = Command::new("bash")
+        let mut bash = Command::new("bash");
+        // What may be set where a test is run, by `make test` for one.
+        for name in ["XDG_CACHE_HOME", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MLFLOW_TRACKING_URI"] {
+            bash.env_remove(name);
+        }
+        let child = bash
             .args(["-c", &format!("shopt -s expand_aliases\n{}{command}", self.said)])
             .current_dir(&self.folder)
             .env("HOME", self.folder.join("home"))
             .env("PATH", &self.path)
-            .env_remove("XDG_CACHE_HOME")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -26,7 +26,7 @@ pub(super) const ELSEWHERE: &[(&str, Elsewhere)] = &[
     ("make test-dist", Like(".ci/run", "step scripts/test-dist.sh")),
     ("make test-flex", Like(".ci/run", "make test-flex")),
     ("make chaos", Like("tests/tests/cluster/chaos.rs", "fn one_thing_after_the_other")),
-    ("target/release/chaos", Like("tests/tests/cluster/chaos.rs", "fn one_thing_after_the_other")),
+    ("chaos", Like("tests/tests/cluster/chaos.rs", "fn one_thing_after_the_other")),
     ("make fuzz", Not("it needs a nightly compiler and cargo-fuzz, and takes minutes")),
     ("cargo build --release -p own-model -p coordinator", Like("Makefile", "cargo build --release --workspace")),
     ("cargo test", Test),
