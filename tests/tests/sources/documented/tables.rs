@@ -38,7 +38,7 @@ pub(super) const ELSEWHERE: &[(&str, Elsewhere)] = &[
     ("sbatch", Like("tests/tests/slurm.rs", "fn a_job_is_drained_requeued_and_cancelled_without_loss")),
     ("kubectl", Like("tests/tests/kubernetes.rs", "fn the_resources_are_valid_and_fit_together")),
     ("worker join 10.0.0.7:7474", Like("tests/tests/networks.rs", "fn a_worker_that_came_by_loopback_gets_an_address_that_others_reach")),
-    ("worker join ...", Like("tests/tests/cluster/faults.rs", "--data")),
+    ("worker join ...", Like("tests/tests/cluster/faults.rs", "fn a_worker_whose_copy_of_the_data_breaks_leaves_and_the_others_go_on")),
     ("own-model join ...", Like("tests/tests/own_model.rs", "fn workers_join_a_coordinator_that_has_none_of_its_code")),
     ("man ringleader-worker-join", Like("scripts/test-dist.sh", "man1/ringleader-worker-join.1.gz")),
     // What takes a run at a moment that only a test of its own can choose.
