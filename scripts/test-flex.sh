@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds the worker without libtorch, and trains for a few steps on two workers of the flex
 # device. What is passed on is one file under 60 MB.
+#
+#   scripts/test-flex.sh [build]     build alone, or all of it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,6 +12,7 @@ cargo build "${flags[@]}" -p worker -p coordinator
 # The other build has this device, too, and tests what it computes. Here the tests only have
 # to compile.
 cargo check "${flags[@]}" -p worker --tests
+[ "${1:-}" = build ] && exit 0
 run=$(mktemp -d)
 trap 'rm -rf "$run"' EXIT
 "$target/release/coordinator" local configs/alexnet-synthetic.toml --workers 2 --devices flex \

@@ -204,8 +204,18 @@ def schedules() -> list[dict]:
     return out
 
 
+def is_bias(name: str) -> bool:
+    return name.endswith("bias")
+
+
+def is_matrix(name: str) -> bool:
+    """Whether this is a dense layer's weight, which is [in, out] in the flat state."""
+    return name.startswith("dense") and not is_bias(name)
+
+
 class Alexnet(nn.Module):
-    """An eighth as wide as the course's, for 63 pixels and ten classes, without dropout."""
+    """An eighth as wide as the course's, for 63 pixels and ten classes. `masks` are what dropout
+    multiplies the outputs of the first two dense layers by."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,13 +227,19 @@ class Alexnet(nn.Module):
         self.dense1 = nn.Linear(48, 512)
         self.dense2 = nn.Linear(512, 512)
         self.dense3 = nn.Linear(512, 10)
+        with torch.no_grad():
+            for salt, (name, p) in enumerate(self.named_parameters()):
+                inputs = 1 if is_bias(name) else p[0].numel()
+                values = numbers(p.numel(), 10 + salt) * (0.1 if is_bias(name) else (24 / inputs) ** 0.5)
+                p.copy_(values.reshape(p.shape[1], p.shape[0]).T if is_matrix(name) else values.reshape(p.shape))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, masks: tuple[torch.Tensor | float, torch.Tensor | float] = (1.0, 1.0)) -> torch.Tensor:
         x = F.max_pool2d(F.relu(self.conv1(x)), 3, 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 3, 2)
         x = F.relu(self.conv5(F.relu(self.conv4(F.relu(self.conv3(x))))))
         x = F.max_pool2d(x, 3, 2).flatten(1)
-        x = F.relu(self.dense2(F.relu(self.dense1(x))))
+        x = F.relu(self.dense1(x)) * masks[0]
+        x = F.relu(self.dense2(x)) * masks[1]
         return self.dense3(x)
 
 
@@ -231,13 +247,6 @@ def alexnet(mixed: bool) -> dict:
     """Three steps of SGD with momentum, decay, clipping and label smoothing; of `mixed` samples,
     each has two labels."""
     model = Alexnet()
-    with torch.no_grad():
-        for salt, (name, p) in enumerate(model.named_parameters()):
-            dense, bias = name.startswith("dense"), name.endswith("bias")
-            inputs = p[0].numel() if not bias else 1
-            values = numbers(p.numel(), 10 + salt) * (0.1 if bias else (24 / inputs) ** 0.5)
-            # In the flat state a dense layer's weight is [in, out].
-            p.copy_(values.reshape(p.shape[1], p.shape[0]).T if dense and not bias else values.reshape(p.shape))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     steps = []
     for step in range(3):
@@ -257,6 +266,21 @@ def alexnet(mixed: bool) -> dict:
     return {"steps": steps, "weights": weights}
 
 
+def gradient_with_dropout() -> list[dict]:
+    """The gradient of twelve samples, of which dropout keeps half of the dense layers' outputs:
+    for each parameter, its largest value and every few of all."""
+    model = Alexnet()
+    images = (4 * numbers(12 * 3 * 63 * 63, 50)).reshape(12, 3, 63, 63)
+    labels = torch.tensor([(3 * i) % 10 for i in range(12)])
+    masks = tuple(2.0 * (numbers(12 * 512, salt) >= 0).float().reshape(12, 512) for salt in (60, 61))
+    F.cross_entropy(model(images, masks), labels).backward()
+    out = []
+    for name, p in model.named_parameters():
+        flat = (p.grad.T if is_matrix(name) else p.grad).flatten()
+        out.append({"name": name, "largest": flat.abs().max().item(), "values": flat[:: max(1, len(flat) // 100)].tolist()})
+    return out
+
+
 if __name__ == "__main__":
     figures = {
         "torch": torch.__version__,
@@ -267,5 +291,6 @@ if __name__ == "__main__":
         "average": averages(),
         "alexnet": alexnet(False),
         "alexnet_mixed": alexnet(True),
+        "gradient_with_dropout": gradient_with_dropout(),
     }
     Path(__file__).with_name("figures.json").write_text(json.dumps(figures, indent=1) + "\n")

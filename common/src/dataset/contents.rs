@@ -9,11 +9,12 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::in_parallel;
 use super::index_cache::{Entry, Index, SETTLED, replace};
 use super::source::DatasetError;
 use crate::digest::Digest;
@@ -109,39 +110,27 @@ impl Reading<'_> {
         Ok(Some(digests))
     }
 
-    /// Does `work` for each file on all threads; results are in the order of files. None if
-    /// it was told to stop, and the first error that was met.
+    /// Does `work` for each file; none if it was told to stop.
     fn each<T: Send>(
         &self,
         files: &[&Entry],
         report: &dyn Fn(u64),
         work: impl Fn(&Entry) -> Result<T, DatasetError> + Sync,
     ) -> Result<Option<Vec<T>>, DatasetError> {
-        let (next, failed, go_on) = (AtomicUsize::new(0), AtomicBool::new(false), self.go_on);
-        let take = |report: &dyn Fn(u64)| {
-            let mut done = Vec::new();
-            while !failed.load(Ordering::Relaxed) && go_on() {
-                let n = next.fetch_add(1, Ordering::Relaxed);
-                let Some(file) = files.get(n) else { break };
-                let result = work(file);
-                failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                done.push((n, result));
-                report(n as u64 + 1);
+        let (go_on, done) = (self.go_on, AtomicU64::new(0));
+        let results = in_parallel::each(self.threads, files, &|| report(done.load(Ordering::Relaxed)), |_, file| {
+            if !go_on() {
+                return Err(None);
             }
-            done
-        };
-        let mut done = std::thread::scope(|scope| {
-            let others: Vec<_> = (1..self.threads.min(files.len())).map(|_| scope.spawn(|| take(&|_| {}))).collect();
-            let mut done = take(report);
-            for other in others {
-                done.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            done
+            let result = work(file).map_err(Some);
+            done.fetch_add(1, Ordering::Relaxed);
+            result
         });
-        done.sort_unstable_by_key(|(n, _)| *n);
-        let whole = done.len() == files.len();
-        let results: Vec<T> = done.into_iter().map(|(_, result)| result).collect::<Result<_, _>>()?;
-        Ok(whole.then_some(results))
+        match results {
+            Ok(results) => Ok(Some(results)),
+            Err(None) => Ok(None),
+            Err(Some(e)) => Err(e),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::digest::Digest;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -13,7 +14,7 @@ use super::passed_over::PassedOver;
 use super::source::{
     DatasetError, DatasetInfo, FileDigests, IndexProgress, Sample, SampleFormat, SampleSource, Split, listing_digest, read_each,
 };
-use super::{listing, splits};
+use super::{in_parallel, listing, splits};
 
 /// A dataset of picture files.
 pub struct Images {
@@ -50,11 +51,9 @@ impl Images {
         let index = match index_cache::load(&cached, root) {
             Some(index) => index,
             None => {
+                let began = SystemTime::now();
                 let index = listing::list(root, val_fraction, seed, progress)?;
-                if !bound.holds(&index) {
-                    index_cache::store(&cached, root, &index);
-                }
-                index
+                if bound.holds(&index) { index } else { index_cache::store(&cached, root, index, began) }
             }
         };
         Self::new(root, index, cached).read_if_small(bound, progress)
@@ -70,8 +69,8 @@ impl Images {
     /// allows it.
     fn read_if_small(mut self, bound: Bound, progress: &dyn Fn(IndexProgress)) -> Result<Self, DatasetError> {
         if bound.holds(&self.index) {
-            let threads = std::thread::available_parallelism().map_or(1, usize::from);
-            let contents = self.reading(threads, &|files| progress(IndexProgress { files }), &|| true).digest(&self.index)?;
+            let contents =
+                self.reading(in_parallel::all_threads(), &|files| progress(IndexProgress { files }), &|| true).digest(&self.index)?;
             self.digests.contents = contents;
             self.info.fingerprint = self.digests.fingerprint();
         }

@@ -3,18 +3,16 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use walkdir::WalkDir;
 
-use super::classes;
 use super::index_cache::{Entry, Index};
 use super::passed_over::{PassedOver, Reason};
 use super::pictures::{hidden, is_broken_link, is_picture};
 use super::source::{DatasetError, IndexProgress};
 use super::splits::{Layout, children, layout, reason_beside};
-
-/// Files listed between two progress reports.
-const REPORT_EVERY: u64 = 512;
+use super::{classes, in_parallel};
 
 /// Lists `root` and divides it as its folders, or `val_fraction` and `seed`, say.
 pub(super) fn list(root: &Path, val_fraction: Option<f64>, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
@@ -39,13 +37,13 @@ pub(super) fn list(root: &Path, val_fraction: Option<f64>, seed: u64, progress: 
 
 /// Lists the class folders of `root`, all for validation.
 pub(super) fn list_all(root: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
-    let tree = Lister { root, progress, files: 0 }.list(root)?;
+    let tree = Lister::new(root).list(root, progress)?;
     Ok(Index { classes: names(&tree.classes), train: Vec::new(), val: tree.entries, passed_over: tree.passed_over })
 }
 
 fn two_trees(root: &Path, train: &Path, val: &Path, beside: PassedOver, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
-    let mut lister = Lister { root, progress, files: 0 };
-    let (of_train, of_val) = (lister.list(train)?, lister.list(val)?);
+    let lister = Lister::new(root);
+    let (of_train, of_val) = (lister.list(train, progress)?, lister.list(val, progress)?);
     // Both lists are sorted.
     let lacking = |list: &[OsString], of: &[OsString]| list.iter().find(|class| of.binary_search(class).is_err()).cloned();
     let both = format!("both need the same class folders as `{}`", train.display());
@@ -63,7 +61,7 @@ fn two_trees(root: &Path, train: &Path, val: &Path, beside: PassedOver, progress
 
 /// Divides each class separately, so that each has the same share on both sides.
 fn one_tree(root: &Path, fraction: f64, seed: u64, progress: &dyn Fn(IndexProgress)) -> Result<Index, DatasetError> {
-    let tree = Lister { root, progress, files: 0 }.list(root)?;
+    let tree = Lister::new(root).list(root, progress)?;
     let labels: Vec<u32> = tree.entries.iter().map(|entry| entry.label).collect();
     let chosen = classes::validation(&labels, tree.classes.len(), fraction, seed).map_err(|class| {
         let problem = "has a single picture: it needs at least two, one to train and one to validate";
@@ -95,15 +93,24 @@ struct Tree {
     passed_over: PassedOver,
 }
 
-struct Lister<'a> {
-    root: &'a Path,
-    progress: &'a dyn Fn(IndexProgress),
-    files: u64,
+/// What is below a class's folder.
+struct Class {
+    entries: Vec<Entry>,
+    passed_over: PassedOver,
 }
 
-impl Lister<'_> {
+struct Lister<'a> {
+    root: &'a Path,
+    files: AtomicU64,
+}
+
+impl<'a> Lister<'a> {
+    fn new(root: &'a Path) -> Self {
+        Self { root, files: AtomicU64::new(0) }
+    }
+
     /// The classes below `folder` and their pictures.
-    fn list(&mut self, folder: &Path) -> Result<Tree, DatasetError> {
+    fn list(&self, folder: &Path, progress: &dyn Fn(IndexProgress)) -> Result<Tree, DatasetError> {
         let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = children(folder)?.into_iter().partition(|path| path.is_dir());
         let mut passed_over = PassedOver::default();
         files.iter().for_each(|path| passed_over.add(reason_beside(path), self.relative(path)));
@@ -117,21 +124,19 @@ impl Lister<'_> {
         }
         let classes: Vec<OsString> = folders.iter().map(|class| class.file_name().unwrap_or_default().to_owned()).collect();
         check_names(folder, &classes)?;
-        let mut entries = Vec::new();
-        for (label, class) in folders.iter().enumerate() {
-            let (before, mut own) = (entries.len(), PassedOver::default());
-            self.class(class, label as u32, &mut entries, &mut own)?;
-            if entries.len() == before {
-                let what = "is a class without a single picture: fill it or remove the folder".to_owned();
-                return Err(DatasetError::invalid(class, with(what, &own)));
-            }
-            passed_over.merge(own);
+        // The kernel takes longer to say what a file is than all else here.
+        let report = || progress(IndexProgress { files: self.files.load(Ordering::Relaxed) });
+        let listed = in_parallel::each(in_parallel::all_threads(), &folders, &report, |label, class| self.class(class, label as u32))?;
+        let mut entries = Vec::with_capacity(listed.iter().map(|class| class.entries.len()).sum());
+        for class in listed {
+            entries.extend(class.entries);
+            passed_over.merge(class.passed_over);
         }
-        (self.progress)(IndexProgress { files: self.files });
         Ok(Tree { classes, entries, passed_over })
     }
 
-    fn class(&mut self, folder: &Path, label: u32, entries: &mut Vec<Entry>, passed_over: &mut PassedOver) -> Result<(), DatasetError> {
+    fn class(&self, folder: &Path, label: u32) -> Result<Class, DatasetError> {
+        let (mut entries, mut passed_over) = (Vec::new(), PassedOver::default());
         let walk = WalkDir::new(folder).follow_links(true).sort_by(|a, b| a.file_name().as_bytes().cmp(b.file_name().as_bytes()));
         for found in walk.into_iter().filter_entry(|e| e.depth() == 0 || !hidden(e.path())) {
             let found = match found {
@@ -162,12 +167,13 @@ impl Lister<'_> {
                 Ok(false) => passed_over.add(Reason::of_ending(path), relative),
                 Err(_) => passed_over.add(Reason::Unreadable, relative),
             }
-            self.files += 1;
-            if self.files.is_multiple_of(REPORT_EVERY) {
-                (self.progress)(IndexProgress { files: self.files });
-            }
+            self.files.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
+        if entries.is_empty() {
+            let what = "is a class without a single picture: fill it or remove the folder".to_owned();
+            return Err(DatasetError::invalid(folder, with(what, &passed_over)));
+        }
+        Ok(Class { entries, passed_over })
     }
 
     fn relative<'p>(&self, path: &'p Path) -> &'p Path {

@@ -15,6 +15,7 @@ mod idx;
 mod ilsvrc;
 mod ilsvrc_names;
 mod images;
+mod in_parallel;
 pub(crate) mod index_cache;
 mod kept_index;
 mod list;

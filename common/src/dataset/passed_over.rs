@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use rkyv::{Archive, Deserialize, Serialize};
 
 /// Examples that are kept of each kind.
 const EXAMPLES: usize = 3;
@@ -16,8 +16,7 @@ const ENDINGS: usize = 12;
 const ENDING_LETTERS: usize = 12;
 
 /// Why a file is no sample.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub(super) enum Reason {
     /// Neither its name nor its first bytes are those of a picture.
     Ending(String),
@@ -56,7 +55,7 @@ impl Reason {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 struct Kind {
     reason: Reason,
     files: u64,
@@ -67,7 +66,7 @@ struct Kind {
 /// The files and folders of a dataset that are no samples. Its text is one line, such as
 /// "3 files were passed over: 2 .txt (train/cat/a.txt, train/cat/b.txt), 1 empty
 /// (train/dog/c.jpg)"; it is empty where nothing was.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct PassedOver {
     kinds: Vec<Kind>,
     /// A sentence for each folder.

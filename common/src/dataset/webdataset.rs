@@ -4,19 +4,17 @@
 //! Scale Deep Learning", 2019).
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::classes::MAX_CLASSES;
 use super::data_file::{DataFile, ReadAt};
 use super::division::{self, Division};
-use super::kept_index;
 use super::shards::Kind;
 use super::source::{DatasetError, Fault, IndexProgress};
 use super::tar_index::TarIndex;
 use super::tar_pictures::TarPictures;
 use super::tar_scan::{Member, Scanner};
+use super::{in_parallel, kept_index};
 
 /// Endings of pictures, the preferred ones first.
 const PICTURES: [&str; 11] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm"];
@@ -26,9 +24,6 @@ const CLASS: &str = "cls";
 
 /// Bytes of a class that are looked at.
 const MAX_CLASS_BYTES: usize = 64;
-
-/// How often the progress is reported.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// Objects that are indexed at a time: each request waits for the answer to the last.
 const OBJECTS_AT_ONCE: usize = 32;
@@ -52,42 +47,14 @@ pub(super) fn open(place: &Path, division: Division, progress: &dyn Fn(IndexProg
 /// Indexes all tars, several at a time.
 fn scan(tars: &[DataFile], progress: &dyn Fn(IndexProgress)) -> Result<TarIndex, DatasetError> {
     let remote = tars.iter().any(DataFile::is_object);
-    let threads = if remote { OBJECTS_AT_ONCE } else { std::thread::available_parallelism().map_or(1, usize::from) };
-    let (next, members) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let (done, results) = mpsc::channel();
-    let mut parts: Vec<(usize, Result<TarIndex, DatasetError>)> = Vec::with_capacity(tars.len());
-    std::thread::scope(|scope| {
-        for done in vec![done; threads.min(tars.len())] {
-            scope.spawn(|| {
-                let done = done;
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(tar) = tars.get(number) else { return };
-                    let part = index_of(tar, &members);
-                    if part.is_err() {
-                        // The others finish theirs, so that the first of several errors is told.
-                        next.store(tars.len(), Ordering::Relaxed);
-                    }
-                    if done.send((number, part)).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        loop {
-            match results.recv_timeout(REPORT_EVERY) {
-                Ok(part) => parts.push(part),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            progress(IndexProgress { files: members.load(Ordering::Relaxed) });
-        }
-    });
-    parts.sort_unstable_by_key(|(number, _)| *number);
+    let threads = if remote { OBJECTS_AT_ONCE } else { in_parallel::all_threads() };
+    let members = AtomicU64::new(0);
+    let report = || progress(IndexProgress { files: members.load(Ordering::Relaxed) });
+    let parts = in_parallel::each(threads, tars, &report, |_, tar| index_of(tar, &members))?;
     let mut index = TarIndex::default();
-    for (number, part) in parts {
+    for (number, part) in parts.iter().enumerate() {
         let path = tars[number].path();
-        index.append(number, &part?).map_err(|problem| DatasetError::invalid(path, problem))?;
+        index.append(number, part).map_err(|problem| DatasetError::invalid(path, problem))?;
     }
     Ok(index)
 }

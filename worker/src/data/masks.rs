@@ -61,6 +61,12 @@ impl Masks {
         masks
     }
 
+    /// These masks of so many samples.
+    #[cfg(test)]
+    pub(crate) fn given(samples: usize, places: Vec<(Dropout, Vec<u8>)>) -> Self {
+        Self { samples, places }
+    }
+
     /// Draws masks for these places and, in order, the samples of these groups.
     pub fn draw(&mut self, places: &[Dropout], groups: &[MaskGroup]) {
         self.samples = groups.iter().map(|group| group.samples).sum();

@@ -17,32 +17,36 @@ fn config(model: &str, precision: &str) -> Config {
     Config::parse(&text, "test", &[]).unwrap()
 }
 
-/// The weights after one step, whose batch is computed in parts of so many samples; with
-/// factors or without.
+/// The weights after one step of pseudo-random pictures; see [`step_of`].
 fn step(config: &Config, device: &str, part: usize, factors: bool) -> Vec<f32> {
     let input = InputShape { channels: 3, image_size: 64, classes: 5 };
     let devices = Devices::parse(device, Share::WHOLE).unwrap();
     let mut replica = Replica::new(&config.model, &config.train, input, 1, devices).unwrap();
     let factored = if factors { Factored::of(config, input) } else { Factored::nothing(replica.layout().trained_total()) };
-    assert!(replica.factor(&factored).unwrap() && factored.layers.is_empty() != factors);
+    assert!(factored.layers.is_empty() != factors);
     let mut rng = seed::stream(3, "factors test", &[]);
     let pictures: Vec<f32> = (0..SAMPLES * input.values()).map(|_| 2.0 * seed::unit(&mut rng) - 1.0).collect();
     let labels: Vec<i32> = (0..SAMPLES).map(|_| seed::below(&mut rng, input.classes as u32) as i32).collect();
     let masks = Masks::drawn(replica.dropouts(), &[MaskGroup { seed: 7, samples: SAMPLES }]);
+    step_of(&mut replica, &factored, config.train.precision == Precision::Bf16, part, &pictures, &labels, &masks);
+    replica.weights().unwrap().into_owned()
+}
+
+/// One step at a learning rate of 1, whose batch is computed in parts of so many samples, as ranks
+/// compute theirs: what all of them give is gathered, or summed, before the products are made.
+fn step_of(replica: &mut Replica, factored: &Factored, bf16: bool, part: usize, pictures: &[f32], labels: &[i32], masks: &Masks) {
+    let values = pictures.len() / SAMPLES;
+    assert!(replica.factor(factored).unwrap());
     let parts: Vec<BatchPart<'_>> = (0..SAMPLES)
         .step_by(part)
-        .map(|at| {
-            let values = &pictures[at * input.values()..(at + part) * input.values()];
-            BatchPart {
-                inputs: values.into(),
-                labels: &labels[at..at + part],
-                seconds: &[],
-                masks: masks.rows(&(at..at + part)),
-                name: None,
-            }
+        .map(|at| BatchPart {
+            inputs: pictures[at * values..(at + part) * values].into(),
+            labels: &labels[at..at + part],
+            seconds: &[],
+            masks: masks.rows(&(at..at + part)),
+            name: None,
         })
         .collect();
-    let bf16 = config.train.precision == Precision::Bf16;
     let widths = factored.layers.iter().flat_map(|layer| [layer.inputs, layer.units]).collect();
     let gathers = Gathers::new(&[SAMPLES], widths, bf16);
     let mut matrices: Vec<Values> = (0..gathers.len()).map(|m| Values::zeros(bf16, gathers.values(m))).collect();
@@ -62,7 +66,6 @@ fn step(config: &Config, device: &str, part: usize, factors: bool) -> Vec<f32> {
     }
     let summed: Vec<f32> = factored.regions.summed().flat_map(|range| flat[range].to_vec()).collect();
     replica.update(&[summed], Update { step: 0, lr: 1.0, factor: 1.0 }).unwrap();
-    replica.weights().unwrap().into_owned()
 }
 
 const MODELS: [&str; 6] = [
@@ -147,4 +150,37 @@ fn products_of_whole_numbers_are_the_sums_of_the_ranks() {
     replica.update(&[zeros], Update { step: 0, lr: 1.0, factor: 1.0 }).unwrap();
     let after = replica.weights().unwrap();
     assert!(before.iter().zip(&sums).zip(&*after).all(|((before, sum), after)| before - sum == *after));
+}
+
+#[test]
+fn products_of_parts_with_dropout_are_pytorchs_gradient() {
+    const INPUT: InputShape = InputShape { channels: 3, image_size: 63, classes: 10 };
+    let config = config("{kind=\"alexnet\", preset=\"notes\", width=0.125}", "f32");
+    let factored = Factored::of(&config, INPUT);
+    assert_eq!(factored.layers.len(), 3);
+    let pictures: Vec<f32> = golden::numbers(SAMPLES * INPUT.values(), 50).iter().map(|x| 4.0 * x).collect();
+    let labels: Vec<i32> = (0..SAMPLES as i32).map(|i| (3 * i) % 10).collect();
+    let kept = |salt: u32, values: usize| golden::numbers(SAMPLES * values, salt).iter().map(|&x| u8::from(x >= 0.0)).collect();
+    // All samples at once, and as three ranks compute theirs.
+    for (device, part) in [("cpu", SAMPLES), ("cpu", 4), ("cpu:resident", 4), ("cpu,cpu,cpu", 4)] {
+        let devices = Devices::parse(device, Share::WHOLE).unwrap();
+        let mut replica = Replica::new(&config.model, &config.train, INPUT, 1, devices).unwrap();
+        golden::write_weights(&mut replica);
+        let before = replica.weights().unwrap().into_owned();
+        let masks = (60..).zip(replica.dropouts()).map(|(salt, place)| (*place, kept(salt, place.values))).collect();
+        step_of(&mut replica, &factored, false, part, &pictures, &labels, &Masks::given(SAMPLES, masks));
+        let gradient: Vec<f32> = before.iter().zip(&*replica.weights().unwrap()).map(|(before, after)| before - after).collect();
+        let layout = replica.layout();
+        let expected = golden::figures().gradient_with_dropout;
+        assert_eq!(expected.len(), layout.params().len());
+        for (param, expected) in layout.params().iter().zip(&expected) {
+            assert_eq!(param.name(), expected.name);
+            let found = &gradient[param.range()];
+            for (n, value) in expected.values.iter().enumerate() {
+                let found = found[n * (found.len() / 100).max(1)];
+                let apart = (found - value).abs() / expected.largest;
+                assert!(apart <= 1e-5, "{} in parts of {part} on {device}, value {n}: {found}, {value} by PyTorch", param.name());
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::optim::{Optimizer, Threads};
 use crate::training::schedule::{learning_rate, reduces};
 
 #[derive(Deserialize)]
-struct Figures {
+pub(super) struct Figures {
     optimizers: Vec<Updated>,
     losses: Vec<Lost>,
     schedules: Vec<Scheduled>,
@@ -23,6 +23,17 @@ struct Figures {
     average: Vec<f32>,
     alexnet: Steps,
     alexnet_mixed: Steps,
+    pub gradient_with_dropout: Vec<Gradient>,
+}
+
+/// Of one parameter.
+#[derive(Deserialize)]
+pub(super) struct Gradient {
+    pub name: String,
+    /// The largest absolute value.
+    pub largest: f32,
+    /// Each value whose place is a multiple of a hundredth of their number.
+    pub values: Vec<f32>,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +84,7 @@ struct Weights {
     sum: f64,
 }
 
-fn figures() -> Figures {
+pub(super) fn figures() -> Figures {
     serde_json::from_str(include_str!("../../golden/figures.json")).unwrap()
 }
 
@@ -86,7 +97,7 @@ fn number(place: usize, salt: u32) -> f32 {
     (x >> 8) as f32 / (1 << 24) as f32 - 0.5
 }
 
-fn numbers(n: usize, salt: u32) -> Vec<f32> {
+pub(super) fn numbers(n: usize, salt: u32) -> Vec<f32> {
     (0..n).map(|place| number(place, salt)).collect()
 }
 
@@ -250,6 +261,24 @@ fn plateaus_are_pytorchs() {
     }
 }
 
+/// The weights with which the script's networks begin.
+pub(super) fn write_weights(replica: &mut Replica) {
+    let layout = replica.layout().clone();
+    let write = &mut |flat: &mut [f32]| {
+        for (salt, param) in (10..).zip(layout.params()) {
+            let inputs: usize = match param.shape() {
+                [_, inputs @ ..] if inputs.len() == 3 => inputs.iter().product(),
+                [inputs, _] => *inputs,
+                _ => 1,
+            };
+            let scale = if param.shape().len() == 1 { 0.1 } else { (24.0 / inputs as f64).sqrt() as f32 };
+            let values = numbers(param.range().len(), salt);
+            flat[param.range()].iter_mut().zip(values).for_each(|(to, value)| *to = value * scale);
+        }
+    };
+    replica.engine.write_weights(write).unwrap();
+}
+
 #[test]
 fn three_steps_of_alexnet_are_pytorchs() {
     three_steps(&figures().alexnet, false);
@@ -281,19 +310,7 @@ fn three_steps(Steps { steps, weights }: &Steps, mixed: bool) {
             layout.params().iter().map(|p| p.name()).collect::<Vec<_>>(),
             weights.iter().map(|w| w.name.as_str()).collect::<Vec<_>>()
         );
-        let write = &mut |flat: &mut [f32]| {
-            for (salt, param) in (10..).zip(layout.params()) {
-                let inputs: usize = match param.shape() {
-                    [_, inputs @ ..] if inputs.len() == 3 => inputs.iter().product(),
-                    [inputs, _] => *inputs,
-                    _ => 1,
-                };
-                let scale = if param.shape().len() == 1 { 0.1 } else { (24.0 / inputs as f64).sqrt() as f32 };
-                let values = numbers(param.range().len(), salt);
-                flat[param.range()].iter_mut().zip(values).for_each(|(to, value)| *to = value * scale);
-            }
-        };
-        replica.engine.write_weights(write).unwrap();
+        write_weights(&mut replica);
         for (step, expected) in (0u32..).zip(steps) {
             let images: Vec<f32> = numbers(BATCH * INPUT.values(), 50 + step).iter().map(|x| 4.0 * x).collect();
             let labels: Vec<i32> = (0..BATCH as i32).map(|i| (7 * step as i32 + 3 * i) % 10).collect();

@@ -19,7 +19,7 @@ pub(super) const ELSEWHERE: &[(&str, Elsewhere)] = &[
     // What builds, tests and packs.
     ("make test", Not("it is what runs this test")),
     ("make build", Like("Makefile", "test-dist: build")),
-    ("make libtorch", Like("Makefile", "test: libtorch")),
+    ("make libtorch", Like("Makefile", "test-build: libtorch")),
     ("make FLEX=1 train", Like("scripts/test-flex.sh", "local configs/alexnet-synthetic.toml --workers 2 --devices flex")),
     ("make dist", Like("scripts/test-dist.sh", "scripts/dist.sh --package")),
     ("make FLEX=1 dist", Like("scripts/test-flex.sh", "# As scripts/dist.sh makes it.")),
