@@ -27,8 +27,12 @@ record() {
         return
     fi
     mkdir -p .cargo
-    printf '# Written by scripts/libtorch.sh; an exported LIBTORCH overrides it.\n[env]\nLIBTORCH = "%s"\n' "$1" > .cargo/config.toml.new
-    if cmp -s .cargo/config.toml.new .cargo/config.toml; then rm .cargo/config.toml.new; else mv .cargo/config.toml.new .cargo/config.toml; fi
+    # Several of these scripts may run at once.
+    local new
+    new=$(mktemp .cargo/config.XXXXXX)
+    printf '# Written by scripts/libtorch.sh; an exported LIBTORCH overrides it.\n[env]\nLIBTORCH = "%s"\n' "$1" > "$new"
+    chmod 644 "$new"
+    if cmp -s "$new" .cargo/config.toml; then rm "$new"; else mv "$new" .cargo/config.toml; fi
     say "using $1"
 }
 
