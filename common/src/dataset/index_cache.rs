@@ -1,9 +1,9 @@
 //! The lists of large class-folder datasets, kept in the user's cache so that such a set
 //! is listed once; small ones are listed whenever they are opened. A list is used again while
 //! every folder of the dataset still has the same modification time: adding, removing or
-//! renaming a file or a folder changes that of the folder in which it lies. A list that cannot be read is made anew. What may change without its folder
-//! is not kept: lists with empty, unreadable or missing files. Nor are paths that are not
-//! Unicode.
+//! renaming a file or a folder changes that of the folder in which it lies. A list that cannot
+//! be read is made anew. What may change without its folder is not kept: lists with empty,
+//! unreadable or missing files. Nor are paths that are not Unicode.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -161,8 +161,9 @@ impl ResidentEngine {
     }
 
     /// Forward pass, loss and backward pass of a batch, whose gradient is added to the one
-    /// that waits, in the form of this delivery, which is due or not. `complete` gets each piece as soon as it is final. Meanwhile, the `next`
-    /// batch is sent on its way. Returns the [`loss::DeviceSums::sums`] of the batch.
+    /// that waits, in the form of this delivery, which is due or not. `complete` gets each piece as
+    /// soon as it is final. Meanwhile, the `next` batch is sent on its way. Returns the
+    /// [`loss::DeviceSums::sums`] of the batch.
     pub(super) fn accumulate(
         &mut self,
         batch: &TrainBatch<'_>,
