@@ -178,6 +178,25 @@ fn a_newcomer_with_a_slow_link_does_not_hold_the_ring_up() {
     assert!(left_out(&outputs).unwrap().1.contains("its link is slow: the state of 8.0 MB would hold the ring up for 38 s"), "{outputs:?}");
 }
 
+/// A newcomer that has the coordinator foresee a slow transfer, and then forms no ring,
+/// may hold the ring up for long: it is left out for as long as makes that a twentieth.
+#[test]
+fn a_newcomer_costs_a_ring_a_twentieth_of_its_time_however_long_the_ring_waits_for_it() {
+    let (peer, reason) = ("worker-7".to_owned(), "it has not begun to form this ring".to_owned());
+    let missed = Input::Missed { worker: 1, generation: 2, peer, donor: false, reason };
+    let leaves = ready(7, 2, 0);
+    for (waited, first, left_out_for) in [(1, &missed, 60), (20, &missed, 400), (1, &leaves, 20), (20, &leaves, 400)] {
+        let (mut m, now, probes) = newcomer();
+        reached(&mut m, now, probes);
+        m.handle(now, ready(0, 1, 0));
+        assert_eq!(started(&handled(&mut m, now, ready(1, 1, 0))).0, [0, 1, 7]);
+        pass(&mut m, now, now + waited * SECOND, &[0, 1, 7]);
+        let outputs = m.handle(now + waited * SECOND, first.clone());
+        let (name, _, again) = left_out(&outputs).unwrap();
+        assert_eq!((name, again), ("worker-7", left_out_for * SECOND));
+    }
+}
+
 #[test]
 fn newcomers_that_die_soon_make_the_next_ones_wait() {
     assert_eq!(yields_for_newcomers_that_die(false), [true, false, false, false]);

@@ -92,11 +92,12 @@ impl Membership {
         let known = |w: &Worker| former.contains(&w.name) || w.spare_notified || matches!(w.path, Path::Proven { .. });
         let ring = able().filter(|(_, w)| former.contains(&w.name)).count() >= needed as usize;
         // A member holds at most one step more than the others that were in the ring
-        // with it. Of these others only those that are not fresh count.
+        // with it. Of these others only those that are not fresh count. One that is fresh
+        // is not believed that it alone completed a step: the step is computed again.
         let most = |of: &Worker| {
             let others = able().filter(|(_, w)| former.contains(&w.name) && !w.fresh && w.name != of.name);
             let steps = others.filter_map(|(_, w)| w.holds()).filter(|&step| step >= self.first_step());
-            steps.max().map_or(u64::MAX, |step| step.saturating_add(1))
+            steps.max().map_or(u64::MAX, |step| step.saturating_add(u64::from(!of.fresh)))
         };
         let holds = |w: &Worker| w.holds().filter(|&step| step <= most(w));
         able().filter(|(_, w)| !ring || known(w)).map(|(&id, w)| (id, holds(w))).collect()
@@ -237,7 +238,7 @@ impl Membership {
         let (speeds, ownership) = self.share_out(&members);
         let joins_a_ring = self.begun;
         self.generation += 1;
-        self.begun = true;
+        (self.begun, self.generation_began) = (true, at);
         let generation = Generation {
             number: self.generation,
             rank: 0,

@@ -107,6 +107,45 @@ fn a_donor_that_gives_nothing_is_not_asked_again() {
     assert_eq!(m.handle(at, late), []);
 }
 
+/// A newcomer that leaves every ring at once, and is ready for the next, interrupts the run
+/// less and less often.
+#[test]
+fn a_newcomer_that_leaves_every_ring_before_its_first_step_does_not_keep_the_run_from_training() {
+    [0, 1].into_iter().for_each(leaves_every_ring);
+}
+
+/// `ahead`: how many steps it claims to have completed in the ring.
+fn leaves_every_ring(ahead: u64) {
+    let (mut m, now) = running(2, rules(1, 16));
+    m.handle(now, joined(7, None));
+    m.handle(now, ready(7, 0, 0));
+    let mut outputs = probes_succeed(&mut m, now);
+    let (mut at, mut steps, mut with_it) = (now, 0, 0);
+    while at < now + 300 * SECOND {
+        let generation = m.generation;
+        let begun = |o: &Output| if let Output::Start { members, .. } = o { Some(members.contains(&7)) } else { None };
+        let begins = outputs.iter().find_map(begun);
+        let ends = outputs.iter().any(|o| matches!(o, Output::Yield { .. } | Output::End { .. }));
+        at += 100 * MS;
+        outputs = Vec::new();
+        if begins == Some(true) {
+            with_it += 1;
+            outputs.extend(m.handle(at, ready(7, generation, steps + ahead)));
+        } else if ends {
+            (0..2).for_each(|worker| outputs.extend(handled(&mut m, at, ready(worker, generation, steps))));
+        } else {
+            steps += 1;
+            (0..2).for_each(|worker| outputs.extend(beat(&mut m, at, worker, steps)));
+        }
+        outputs.extend(m.handle(at, Input::Alive { worker: 7 }));
+        let asked = m.handle(at, Input::Tick);
+        outputs.extend(reached(&mut m, at, asked.clone()));
+        outputs.extend(asked);
+    }
+    assert!((2..=12).contains(&with_it), "{ahead}: {with_it} rings with it in five minutes");
+    assert!(steps >= 2800, "{ahead}: {steps} of 3000 steps");
+}
+
 /// Generations that make no step follow each other more and more slowly.
 #[test]
 fn a_ring_that_never_forms_is_not_formed_without_end() {

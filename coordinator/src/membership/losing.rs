@@ -120,7 +120,7 @@ impl Membership {
         }
         // A newcomer that has never completed a step is not tried again soon.
         for id in awaited.iter().filter(|id| self.is_untried(**id)).copied().collect::<Vec<_>>() {
-            outputs.extend(self.leave_out(id, None, "it took part in no step", AFTER_A_RING));
+            outputs.extend(self.leave_out(id, None, "it took part in no step", self.exclusion_after_a_ring(AFTER_A_RING)));
         }
         expired.extend(awaited.into_iter().map(|id| (id, format!("kept all others waiting for {} s", bound.as_secs()))));
         outputs.extend(self.give_up(expired.into_iter(), false));

@@ -47,6 +47,7 @@ pub use events::{Input, Output, Rules, WorkerId};
 pub use lineage::Lineage;
 pub use state::Membership;
 
+use paths::FIRST_EXCLUSION;
 use state::{Phase, State, Worker};
 
 impl Membership {
@@ -134,13 +135,22 @@ impl Membership {
             self.newest = self.newest.max(held.unwrap_or_default().min(self.newest.saturating_add(1)));
         }
         self.absent.remove(&w.name);
-        let name = w.name.clone();
+        let (name, fresh) = (w.name.clone(), w.fresh);
+        let fruitless = self.newest <= self.first_step();
+        let held_elsewhere = self.workers.values().any(|w| w.name != name && w.connected && self.initial_holders.contains(&w.name));
         match &mut self.state {
             State::Running { members, yielding, .. } if members.contains(&worker) => {
                 // This member is the first to have left the ring. The others follow
                 // by themselves if they were asked to yield, and are told to if not.
-                let reason = (!*yielding).then(|| format!("{name} has left the ring"));
-                self.end(worker, reason)
+                let unasked = !*yielding;
+                let mut outputs = self.end(worker, unasked.then(|| format!("{name} has left the ring")));
+                // It may have lost a neighbour, and is soon tried again; one that leaves
+                // every ring like this must not keep the others from training.
+                if fresh && unasked && fruitless && held_elsewhere {
+                    let again = self.exclusion_after_a_ring(FIRST_EXCLUSION);
+                    outputs.extend(self.leave_out(worker, None, "it left a ring that had completed no step", again));
+                }
+                outputs
             }
             State::Ending { remaining, .. } => {
                 remaining.remove(&worker);

@@ -13,11 +13,17 @@ pub(super) const PROBATION: Duration = Duration::from_secs(10);
 /// How long newcomers must be ready before a ring yields, once there are two strikes.
 const PROVING: Duration = Duration::from_millis(2500);
 
-/// For how long a worker is left out: the first time that it is not reached; if a
-/// ring had yielded for it and then did not form; and at most.
+/// For how long a worker is left out the first time that it is not reached.
 pub(super) const FIRST_EXCLUSION: Duration = Duration::from_secs(5);
-pub(super) const AFTER_A_RING: Duration = Duration::from_secs(60);
+
+/// For how long a worker is left out at most, unless its first exclusion is longer.
 const LONGEST_EXCLUSION: Duration = Duration::from_secs(300);
+
+/// For how long a worker is left out at least for which a ring had yielded and then did not
+/// form, and how many times as long as the ring stood still for it. Whatever the worker does,
+/// and however slow a link it feigns, it costs the ring no more than a twentieth of its time.
+pub(super) const AFTER_A_RING: Duration = Duration::from_secs(60);
+pub(super) const TIMES_STOOD_STILL: u32 = 20;
 
 /// The number of exclusions remembered.
 pub(super) const REMEMBERED: usize = 1024;
@@ -103,7 +109,7 @@ impl Paths {
             }
         }
         let entry = self.excluded.entry(name.to_owned()).or_insert(Exclusion { until: at, times: 0 });
-        let time = doubled(first, entry.times, LONGEST_EXCLUSION);
+        let time = doubled(first, entry.times, LONGEST_EXCLUSION.max(first));
         (entry.until, entry.times) = (at + time, entry.times.saturating_add(1));
         time
     }

@@ -12,7 +12,7 @@ use common::timing::PROBES;
 use common::wire::messages::{Member, PROBE_BYTES};
 
 use super::events::{Output, WorkerId};
-use super::paths::{AFTER_A_RING, FIRST_EXCLUSION, Path, REMEMBERED};
+use super::paths::{AFTER_A_RING, FIRST_EXCLUSION, Path, REMEMBERED, TIMES_STOOD_STILL};
 use super::probing::unreached;
 use super::state::{Membership, State, Worker};
 
@@ -123,6 +123,12 @@ impl Membership {
         vec![Output::LeftOut { name: w.name.clone(), other: other.map(str::to_owned), reason: reason.to_owned(), again }]
     }
 
+    /// For how long a newcomer is left out that the newest ring waited for in vain.
+    pub(super) fn exclusion_after_a_ring(&self, least: Duration) -> Duration {
+        let stood_still = self.listening.now().saturating_sub(self.generation_began);
+        stood_still.saturating_mul(TIMES_STOOD_STILL).max(least)
+    }
+
     /// Handles the report that a ring could not form, or that a worker did not get
     /// its state, because two workers did not reach each other. The newer one of the
     /// two is left out. Of two proved members neither is left out the first time.
@@ -167,7 +173,7 @@ impl Membership {
         let reason = format!("{} and {peer} cannot reach each other: {reason}", reporter.name);
         // Probes cost a ring nothing, so a worker that no ring has yielded for is
         // soon tried again.
-        let first = if self.workers[&blamed].fresh { AFTER_A_RING } else { FIRST_EXCLUSION };
+        let first = if self.workers[&blamed].fresh { self.exclusion_after_a_ring(AFTER_A_RING) } else { FIRST_EXCLUSION };
         self.leave_out(blamed, Some(&also), &reason, first)
     }
 }

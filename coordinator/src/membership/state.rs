@@ -124,6 +124,8 @@ pub struct Membership {
     pub(super) state: State,
     /// The newest generation.
     pub(super) generation: u64,
+    /// When it began.
+    pub(super) generation_began: At,
     /// The first generation has started: from then on `min_workers` are enough.
     pub(super) begun: bool,
     /// The newest checkpoint is of the state before this step.
@@ -168,6 +170,7 @@ impl Membership {
             workers: BTreeMap::new(),
             state: State::Waiting,
             generation: rules.last_generation,
+            generation_began: At::default(),
             begun: false,
             stored: rules.first_step,
             newest: rules.first_step,
