@@ -4,10 +4,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use common::config::Config;
-use common::dataset;
+use common::dataset::{self, DatasetError, DatasetInfo, Sample, SampleSource, Split};
 use common::run_dir::{RunDir, RunView, Which};
 use worker::analysis::trained::{TrainedModel, Weights};
 use worker::engine::device::ComputeDevice;
@@ -37,9 +38,13 @@ fn train(path: &Path, resume: bool, stop: bool, set: &[&str]) -> anyhow::Result<
     let set: Vec<String> = set.iter().map(|&s| s.to_owned()).collect();
     let config = Config::parse(CONFIG, "test", &set)?;
     let source = dataset::open(&config.data, config.seed, &|_| {})?;
+    train_from(source, config, path, resume, Arc::new(AtomicBool::new(stop)))
+}
+
+fn train_from(source: Arc<dyn SampleSource>, config: Config, path: &Path, resume: bool, stop: Arc<AtomicBool>) -> anyhow::Result<Outcome> {
     let run_dir = RunDir::open(Some(path), resume, &config)?;
     let device = ComputeDevice::parse("cpu")?;
-    run(SingleRun { config, source, run_dir, devices: device.into(), quiet: true, stop: Arc::new(AtomicBool::new(stop)) })
+    run(SingleRun { config, source, run_dir, devices: device.into(), quiet: true, stop })
 }
 
 /// The steps after which there is an evaluation.
@@ -72,6 +77,56 @@ fn a_run_that_is_stopped_at_its_last_step_is_finished() {
     assert_eq!(evaluated(&path), [1]);
     let error = train(&path, true, false, &["train.max_steps=1"]).unwrap_err().to_string();
     assert!(error.contains("complete at step 1"), "{error}");
+}
+
+/// Samples of a store that answers no more reads of a split, after so many.
+struct Unanswered {
+    samples: Arc<dyn SampleSource>,
+    split: Split,
+    answers: AtomicU32,
+}
+
+impl SampleSource for Unanswered {
+    fn info(&self) -> &DatasetInfo {
+        self.samples.info()
+    }
+    fn read(&self, split: Split, ids: &[u32]) -> Result<Vec<Sample>, DatasetError> {
+        let fewer = |left: u32| left.checked_sub(1);
+        if split == self.split && self.answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_err() {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
+        self.samples.read(split, ids)
+    }
+    fn name(&self, split: Split, id: u32) -> String {
+        self.samples.name(split, id)
+    }
+}
+
+#[test]
+fn a_run_that_waits_for_a_silent_store_stops_between_two_steps_and_loses_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = train(&dir.path().join("whole"), false, false, &[]).unwrap().summary;
+    // What is read for the record, before the first step, is answered too.
+    for (name, split, answers, steps) in [("train", Split::Train, 2, 1..=2), ("val", Split::Val, 1, 1..=2)] {
+        let path = dir.path().join(name);
+        let config = Config::parse(CONFIG, "test", &[]).unwrap();
+        let samples = dataset::open(&config.data, config.seed, &|_| {}).unwrap();
+        let store = Arc::new(Unanswered { samples, split, answers: answers.into() });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (start, asks) = (Instant::now(), Arc::clone(&stop));
+        let user = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(3));
+            asks.store(true, Ordering::Relaxed);
+        });
+        let outcome = train_from(store, config, &path, false, stop).unwrap();
+        user.join().unwrap();
+        assert!(start.elapsed() < Duration::from_secs(30), "{name}: {:?}", start.elapsed());
+        assert!(outcome.stopped && steps.contains(&outcome.summary.steps), "{name}: {outcome:?}");
+        let resumed = train(&path, true, false, &[]).unwrap();
+        assert!(!resumed.stopped, "{name}");
+        assert_eq!((resumed.summary.steps, resumed.summary.weights_blake3), (whole.steps, whole.weights_blake3), "{name}");
+        assert_eq!(evaluated(&path), [1, 2, 3], "{name}");
+    }
 }
 
 #[test]

@@ -170,6 +170,32 @@ fn a_newcomer_that_is_not_reached_is_left_out_named_and_tried_again() {
     assert_eq!(left_out(&outputs).unwrap().2, 10 * SECOND);
 }
 
+/// A newcomer that was to try a member that is lost meanwhile is not left out for it: it tries
+/// those that are left, and is let in.
+#[test]
+fn a_newcomer_need_not_reach_a_member_that_was_lost_meanwhile() {
+    for answers in [true, false] {
+        let (mut m, now) = running(3, rules(1, 16));
+        m.handle(now, joined(7, None));
+        m.handle(now, ready(7, 0, 0));
+        let probes = m.handle(now, Input::Tick);
+        assert_eq!(probes.len(), 4, "{probes:?}");
+        for (worker, peer) in [(7, 0), (0, 7), (7, 1), (1, 7)] {
+            m.handle(now, Input::Probed { worker, peer: format!("worker-{peer}"), problem: None, millis: 1 });
+        }
+        m.handle(now, Input::Left { worker: 2, reason: "killed".to_owned() });
+        m.handle(now, ready(0, 1, 5));
+        assert_eq!(started(&handled(&mut m, now, ready(1, 1, 5))).0, [0, 1]);
+        (0..2).for_each(|worker| _ = beat(&mut m, now, worker, 8));
+        let problem = Some("no answer".to_owned());
+        let outputs =
+            if answers { m.handle(now, Input::Probed { worker: 7, peer: "worker-2".to_owned(), problem, millis: 0 }) } else { Vec::new() };
+        assert_eq!(left_out(&outputs), None);
+        let again = probes_succeed(&mut m, now);
+        assert!(again.iter().any(|o| matches!(o, Output::Yield { .. })), "{answers}: {again:?}");
+    }
+}
+
 #[test]
 fn a_newcomer_with_a_slow_link_does_not_hold_the_ring_up() {
     let (mut m, now, _) = newcomer();

@@ -146,6 +146,45 @@ fn leaves_every_ring(ahead: u64) {
     assert!(steps >= 2800, "{ahead}: {steps} of 3000 steps");
 }
 
+/// A newcomer that feigns a slow link, forms no ring, and comes back under another name each
+/// time costs the ring hardly more than a twentieth of its time.
+#[test]
+fn newcomers_under_ever_new_names_for_which_no_ring_forms_cost_a_twentieth() {
+    const WAITED: u64 = 20;
+    const HOUR: u64 = 3600;
+    let (mut m, now) = running(2, rules(1, 16));
+    let (mut at, mut step, mut stood_still, mut name) = (now, 0, 0, 10);
+    m.handle(at, joined(name, None));
+    m.handle(at, ready(name, 0, 0));
+    while at < now + HOUR as u32 * SECOND {
+        at += SECOND;
+        step += 1;
+        (0..2).for_each(|worker| _ = beat(&mut m, at, worker, step));
+        m.handle(at, Input::Alive { worker: name });
+        let asked = m.handle(at, Input::Tick);
+        let yields = |outputs: &[Output]| outputs.iter().any(|o| matches!(o, Output::Yield { .. }));
+        let all = [asked.clone(), reached(&mut m, at, asked)].concat();
+        if !yields(&all) {
+            continue;
+        }
+        let generation = m.generation;
+        m.handle(at, ready(0, generation, step));
+        assert_eq!(started(&handled(&mut m, at, ready(1, generation, step))).0, [0, 1, name]);
+        pass(&mut m, at, at + WAITED as u32 * SECOND, &[0, 1, name]);
+        at += WAITED as u32 * SECOND;
+        stood_still += WAITED;
+        let (peer, reason) = (format!("worker-{name}"), "no answer".to_owned());
+        let outputs = m.handle(at, Input::Missed { worker: 1, generation: generation + 1, peer, donor: false, reason });
+        assert!(left_out(&outputs).is_some());
+        m.handle(at, Input::Left { worker: name, reason: "closed".to_owned() });
+        (0..2).for_each(|worker| _ = handled(&mut m, at, ready(worker, generation + 1, step)));
+        name += 1;
+        m.handle(at, joined(name, None));
+        m.handle(at, ready(name, 0, 0));
+    }
+    assert!((WAITED..HOUR / 12).contains(&stood_still), "stood still for {stood_still} s of an hour");
+}
+
 /// Generations that make no step follow each other more and more slowly.
 #[test]
 fn a_ring_that_never_forms_is_not_formed_without_end() {

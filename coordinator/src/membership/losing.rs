@@ -7,7 +7,6 @@ use std::time::Duration;
 use common::timing::{first_step_timeout, leave_timeout, reconnect_timeout};
 
 use super::events::{Output, WorkerId};
-use super::paths::AFTER_A_RING;
 use super::state::{Membership, Phase, State};
 
 /// A member is stuck once it takes this many times as long as the slowest step.
@@ -38,10 +37,10 @@ impl Membership {
         } else if self.lineage.newest().contains(&lost.name) || lost.holds().is_some_and(|step| step > self.stored) {
             self.absent.insert(lost.name.clone(), at + self.rules.rejoin);
         }
-        if lost.fresh && lost.phase == Phase::Member {
-            self.paths.strike(at, gone);
-        }
         let silent = at.saturating_sub(lost.heard);
+        if lost.fresh && lost.phase == Phase::Member {
+            self.paths.strike(at, gone, if gone { Duration::ZERO } else { silent });
+        }
         let said = |name: &str| Output::Lost { name: name.to_owned(), reason: reason.to_owned(), silent };
         match &mut self.state {
             // A member that has reported its end has done all that was expected of it.
@@ -120,7 +119,7 @@ impl Membership {
         }
         // A newcomer that has never completed a step is not tried again soon.
         for id in awaited.iter().filter(|id| self.is_untried(**id)).copied().collect::<Vec<_>>() {
-            outputs.extend(self.leave_out(id, None, "it took part in no step", self.exclusion_after_a_ring(AFTER_A_RING)));
+            outputs.extend(self.leave_out_after_a_ring(id, None, "it took part in no step", false));
         }
         expired.extend(awaited.into_iter().map(|id| (id, format!("kept all others waiting for {} s", bound.as_secs()))));
         outputs.extend(self.give_up(expired.into_iter(), false));

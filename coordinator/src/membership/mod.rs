@@ -47,7 +47,6 @@ pub use events::{Input, Output, Rules, WorkerId};
 pub use lineage::Lineage;
 pub use state::Membership;
 
-use paths::FIRST_EXCLUSION;
 use state::{Phase, State, Worker};
 
 impl Membership {
@@ -147,8 +146,7 @@ impl Membership {
                 // It may have lost a neighbour, and is soon tried again; one that leaves
                 // every ring like this must not keep the others from training.
                 if fresh && unasked && fruitless && held_elsewhere {
-                    let again = self.exclusion_after_a_ring(FIRST_EXCLUSION);
-                    outputs.extend(self.leave_out(worker, None, "it left a ring that had completed no step", again));
+                    outputs.extend(self.leave_out_after_a_ring(worker, None, "it left a ring that had completed no step", true));
                 }
                 outputs
             }

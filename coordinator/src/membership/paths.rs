@@ -28,7 +28,8 @@ pub(super) const TIMES_STOOD_STILL: u32 = 20;
 /// The number of exclusions remembered.
 pub(super) const REMEMBERED: usize = 1024;
 
-/// After this long without a loss of a newcomer, earlier losses are forgotten.
+/// After this long without a loss of a newcomer, earlier losses are forgotten: longer after
+/// one for which the ring stood still for long.
 const FORGIVEN: Duration = Duration::from_secs(60);
 
 /// What is known of the network path between a worker that is in no ring and the members.
@@ -54,9 +55,9 @@ pub(super) enum Path {
 #[derive(Debug, Default)]
 pub(super) struct Paths {
     excluded: BTreeMap<String, Exclusion>,
-    /// Losses of newcomers soon after they had joined, and when the last was.
+    /// Losses of newcomers soon after they had joined, and until when they count.
     strikes: u32,
-    struck: At,
+    forgiven: At,
     /// Pairs of proved members that did not find each other, once.
     pub(super) missed: BTreeSet<(String, String)>,
 }
@@ -68,16 +69,18 @@ struct Exclusion {
 }
 
 impl Paths {
-    /// A newcomer was lost soon after it had joined. `gone`: its end was seen.
-    /// Otherwise it fell silent, and the ring stood still until that was noticed.
-    pub(super) fn strike(&mut self, at: At, gone: bool) {
+    /// A newcomer was lost soon after it had joined, or no ring formed for want of it.
+    /// `gone`: its end was seen. Otherwise the ring stood still for so long until that was
+    /// noticed. A newcomer that comes back under other names is not known again, but makes
+    /// the ring yield less and less often.
+    pub(super) fn strike(&mut self, at: At, gone: bool, stood_still: Duration) {
         let weight = if gone { 1 } else { 2 };
         self.strikes = if self.forgives(at) { weight } else { self.strikes.saturating_add(weight) };
-        self.struck = at;
+        self.forgiven = at + stood_still.saturating_mul(TIMES_STOOD_STILL).max(FORGIVEN);
     }
 
     fn forgives(&self, at: At) -> bool {
-        at.saturating_sub(self.struck) > FORGIVEN
+        at > self.forgiven
     }
 
     /// How long a newcomer must have been ready before a ring yields for it.

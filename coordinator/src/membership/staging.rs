@@ -33,6 +33,7 @@ impl Membership {
         let members: Vec<(WorkerId, Member)> = members.iter().filter_map(|id| self.workers.get(id).map(|w| (*id, w.as_member()))).collect();
         let mut outputs = Vec::new();
         let mut late: Vec<(WorkerId, String, String)> = Vec::new();
+        let here: BTreeSet<String> = self.workers.values().map(|w| w.name.clone()).collect();
         for (&id, w) in &mut self.workers {
             if !w.is_ready() || w.leaving || self.paths.excludes(&w.name, at) {
                 continue;
@@ -40,13 +41,15 @@ impl Membership {
             match &w.path {
                 Path::Proven { names, .. } if members.iter().all(|(_, m)| names.contains(&m.name)) => continue,
                 Path::Probing { since, missing, .. } => {
-                    if at.saturating_sub(*since) > PROBES
-                        && let Some((asker, asked)) = missing.first()
-                    {
-                        let other = if *asker == w.name { asked } else { asker };
-                        late.push((id, other.clone(), format!("{asker} did not say whether it reaches {asked}")));
+                    // If all of whom nothing is known yet were lost meanwhile, those that
+                    // are members now are probed.
+                    if let Some((asker, asked)) = missing.iter().find(|(asker, asked)| here.contains(asker) && here.contains(asked)) {
+                        if at.saturating_sub(*since) > PROBES {
+                            let other = if *asker == w.name { asked } else { asker };
+                            late.push((id, other.clone(), format!("{asker} did not say whether it reaches {asked}")));
+                        }
+                        continue;
                     }
-                    continue;
                 }
                 _ => {}
             }
@@ -76,16 +79,17 @@ impl Membership {
         if self.pair_answered(&asking, peer, problem.as_ref()) {
             return Vec::new();
         }
+        let asked = self.workers.values().find(|w| w.name == peer).map(|w| w.as_member().seen_by(&asking));
         let answered = (asking.name.clone(), peer.to_owned());
         let newcomer = self.workers.iter_mut().find_map(|(&id, w)| match &mut w.path {
             Path::Probing { missing, handover, .. } => missing.remove(&answered).then_some((id, handover)),
             _ => None,
         });
         let Some((id, handover)) = newcomer else { return Vec::new() };
-        if let Some(problem) = problem {
+        // Nobody reaches a worker that was lost meanwhile, and nobody has to.
+        if let (Some(problem), Some(asked)) = (problem, asked) {
             let other = if id == worker { peer } else { &asking.name };
-            let asked = self.workers.values().find(|w| w.name == peer).map(|w| w.as_member().seen_by(&asking));
-            let reason = asked.map_or(problem.clone(), |asked| unreached(&asking.name, &asked, &problem));
+            let reason = unreached(&asking.name, &asked, &problem);
             return self.leave_out(id, Some(other), &reason, FIRST_EXCLUSION);
         }
         let bytes = self.rules.state_bytes.clamp(1, PROBE_BYTES);
@@ -123,10 +127,14 @@ impl Membership {
         vec![Output::LeftOut { name: w.name.clone(), other: other.map(str::to_owned), reason: reason.to_owned(), again }]
     }
 
-    /// For how long a newcomer is left out that the newest ring waited for in vain.
-    pub(super) fn exclusion_after_a_ring(&self, least: Duration) -> Duration {
-        let stood_still = self.listening.now().saturating_sub(self.generation_began);
-        stood_still.saturating_mul(TIMES_STOOD_STILL).max(least)
+    /// Leaves a newcomer out for which the newest ring stood still in vain. `gone`: it left
+    /// that ring by itself, and may have had a reason.
+    pub(super) fn leave_out_after_a_ring(&mut self, worker: WorkerId, other: Option<&str>, reason: &str, gone: bool) -> Vec<Output> {
+        let at = self.listening.now();
+        let stood_still = at.saturating_sub(self.generation_began);
+        self.paths.strike(at, gone, stood_still);
+        let least = if gone { FIRST_EXCLUSION } else { AFTER_A_RING };
+        self.leave_out(worker, other, reason, stood_still.saturating_mul(TIMES_STOOD_STILL).max(least))
     }
 
     /// Handles the report that a ring could not form, or that a worker did not get
@@ -171,9 +179,11 @@ impl Membership {
         };
         let also = if blamed == worker { peer.to_owned() } else { reporter.name.clone() };
         let reason = format!("{} and {peer} cannot reach each other: {reason}", reporter.name);
+        if self.workers[&blamed].fresh {
+            return self.leave_out_after_a_ring(blamed, Some(&also), &reason, false);
+        }
         // Probes cost a ring nothing, so a worker that no ring has yielded for is
         // soon tried again.
-        let first = if self.workers[&blamed].fresh { self.exclusion_after_a_ring(AFTER_A_RING) } else { FIRST_EXCLUSION };
-        self.leave_out(blamed, Some(&also), &reason, first)
+        self.leave_out(blamed, Some(&also), &reason, FIRST_EXCLUSION)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::conditions::{Conditions, Node};
 use super::{Chaos, Fault, Moment, Then, serve, start};
@@ -40,17 +40,28 @@ impl Chaos<'_> {
             Then::Forming { worker } => {
                 let before = record::generations(&run).len();
                 self.kill(worker);
-                until("new generation", PATIENCE, || (record::generations(&run).len() > before).then_some(()));
+                self.until("new generation", || (record::generations(&run).len() > before).then_some(()));
             }
             Then::HandOver { worker } => {
                 let before = events(&run, "worker_joined");
                 self.kill(worker);
-                until("worker in the place of the killed one", PATIENCE, || (events(&run, "worker_joined") > before).then_some(()));
+                self.until("worker in the place of the killed one", || (events(&run, "worker_joined") > before).then_some(()));
                 let received = || self.net.carried(|from, to| matches!(from, Node::Worker(_)) && to == Node::Worker(worker));
                 let before = received();
-                until("state that is handed over", PATIENCE, || (received() > before + STATE_BYTES).then_some(()));
+                self.until("state that is handed over", || (received() > before + STATE_BYTES).then_some(()));
             }
-            Then::Upload => until("checkpoint that is uploaded", PATIENCE, || record::uploading(&run).then_some(())),
+            Then::Upload => self.until("checkpoint that is uploaded", || record::uploading(&run).then_some(())),
+        }
+    }
+
+    /// Waits for this with [`PATIENCE`]; without it, the coordinator's log says what came
+    /// instead.
+    fn until(&self, what: &str, mut there: impl FnMut() -> Option<()>) {
+        let start = Instant::now();
+        while there().is_none() {
+            let waits = start.elapsed() < PATIENCE;
+            assert!(waits, "within {PATIENCE:?} there was no {what}\n{}{}", self.earlier_log, self.coordinator.log());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -122,6 +133,7 @@ impl Chaos<'_> {
     fn without_coordinator(&mut self, time: Duration) {
         self.coordinator.signal(libc::SIGKILL);
         self.coordinator.await_end();
+        self.earlier_log.push_str(&self.coordinator.log());
         std::thread::sleep(time);
         self.coordinator = serve(self.scenario, self.port, self.workers, &["--resume"], self.disk.as_ref());
     }

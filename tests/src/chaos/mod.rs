@@ -44,6 +44,8 @@ struct Place {
 pub struct Chaos<'a> {
     scenario: &'a Scenario,
     coordinator: Running,
+    /// What the coordinators before this one logged.
+    earlier_log: String,
     port: u16,
     token: String,
     workers: u32,
@@ -66,7 +68,8 @@ impl<'a> Chaos<'a> {
         let coordinator = serve(scenario, port, workers, &[], disk.as_ref());
         let (_, token) = join_line(&scenario.run_dir());
         let net = Net::new(seed);
-        let mut chaos = Self { scenario, coordinator, port, token, workers, places: Vec::new(), net, calm: Conditions::default(), disk };
+        let (earlier_log, places, calm) = (String::new(), Vec::new(), Conditions::default());
+        let mut chaos = Self { scenario, coordinator, earlier_log, port, token, workers, places, net, calm, disk };
         for _ in 0..workers {
             chaos.newcomer(None);
         }

@@ -132,7 +132,7 @@ fn run_inner(mut member: Member, link: Link) -> Result<()> {
                 current = Some(number);
                 match take_part(&member, &link, &source, &mut standing, &mut report, generation) {
                     Ok(TrainingEnd::Run { .. }) => {}
-                    Ok(TrainingEnd::Generation { .. }) => {
+                    Ok(TrainingEnd::Generation { .. } | TrainingEnd::Interrupted { .. }) => {
                         current = None;
                         standing.ready(&link, number)?;
                     }

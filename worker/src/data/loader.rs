@@ -90,7 +90,12 @@ impl TrainLoader {
 
     /// The batch of the next step.
     pub fn next_batch(&mut self) -> Result<Batch, LoadError> {
-        self.0.next_batch()?.ok_or(LoadError::Ended)
+        self.next_batch_unless(|| false)
+    }
+
+    /// The same, but if the batch does not come, it is awaited only until `stop` is true.
+    pub fn next_batch_unless(&mut self, stop: impl Fn() -> bool) -> Result<Batch, LoadError> {
+        self.0.next_batch(stop)?.ok_or(LoadError::Ended)
     }
 
     /// The batch of the next step, if it is made.
@@ -128,7 +133,12 @@ impl EvalLoader {
 
     /// The next part; none after the last.
     pub fn next_batch(&mut self) -> Result<Option<Batch>, LoadError> {
-        self.0.next_batch()
+        self.next_batch_unless(|| false)
+    }
+
+    /// The same, but if the part does not come, it is awaited only until `stop` is true.
+    pub fn next_batch_unless(&mut self, stop: impl Fn() -> bool) -> Result<Option<Batch>, LoadError> {
+        self.0.next_batch(stop)
     }
 
     /// Gives a used batch back; without this the loader runs out of buffers.

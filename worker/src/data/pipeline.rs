@@ -10,11 +10,12 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::contained::panic_message;
 use common::dataset::DatasetError;
 use common::trace;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::inputs::{InputBuffer, Inputs};
 use super::masks::Masks;
@@ -71,6 +72,8 @@ pub enum LoadError {
     Threads(std::io::Error),
     #[error("the input pipeline ended early")]
     Ended,
+    #[error("it was asked to stop while it waited for data")]
+    Stopped,
 }
 
 /// How many threads decode, and how many batches may wait decoded.
@@ -91,6 +94,10 @@ impl LoaderOptions {
         Self { threads: batches.saturating_sub(prefetch_steps).clamp(1, cores.max(1)), prefetch_steps }
     }
 }
+
+/// How long a batch may be awaited before a request to stop is heeded. Most batches come
+/// sooner; a store that does not answer is waited for much longer.
+const STOP_HEEDED: Duration = Duration::from_secs(2);
 
 /// Fills a buffer with the batch of this number.
 pub(super) type Make = Box<dyn FnMut(u64, &mut Batch) -> Result<(), LoadError> + Send>;
@@ -151,8 +158,12 @@ impl Pipeline {
         self.number
     }
 
-    /// The next batch in order; none after the last.
-    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>, LoadError> {
+    /// The next batch in order; none after the last. While the batch does not come, `stop`
+    /// is asked from time to time.
+    ///
+    /// # Errors
+    /// [`LoadError::Stopped`] once `stop` is true; the batch may then be asked for again.
+    pub(super) fn next_batch(&mut self, stop: impl Fn() -> bool) -> Result<Option<Batch>, LoadError> {
         if self.next >= self.end {
             return Ok(None);
         }
@@ -161,8 +172,12 @@ impl Pipeline {
                 self.next += 1;
                 return result.map(Some);
             }
-            let (number, result) = self.made.recv().map_err(|_| LoadError::Ended)?;
-            self.early.insert(number, result);
+            match self.made.recv_timeout(STOP_HEEDED) {
+                Ok((number, result)) => _ = self.early.insert(number, result),
+                Err(RecvTimeoutError::Disconnected) => return Err(LoadError::Ended),
+                Err(RecvTimeoutError::Timeout) if stop() => return Err(LoadError::Stopped),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use common::dataset::SampleSource;
 use common::metrics::{Evaluation, RunPicture, Shown};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::confusion::Confusions;
 use super::examples::Examples;
@@ -26,13 +27,16 @@ const CLASSES: usize = 10;
 const SAMPLES: usize = 8;
 const SIDE: u32 = 96;
 
+/// How long an evaluation waits for the examples to be read. They come sooner, except from a
+/// store that does not answer, and then the predictions of that evaluation are missing.
+const EXAMPLES_AWAITED: Duration = Duration::from_secs(2);
+
 /// Draws the pictures of a generation.
 pub(super) struct RunPictures {
     draws: bool,
     drawing: Pace,
     source: Arc<dyn SampleSource>,
-    /// Chosen with the first evaluation.
-    examples: Option<Examples>,
+    examples: Choice,
     predicting: Pace,
 }
 
@@ -40,7 +44,7 @@ impl RunPictures {
     /// `draws`: whether this rank is the one that does.
     pub(super) fn new(draws: bool, source: &Arc<dyn SampleSource>) -> Self {
         let source = Arc::clone(source);
-        Self { draws, drawing: Pace::of(DRAWING), source, examples: None, predicting: Pace::of(PREDICTIONS) }
+        Self { draws, drawing: Pace::of(DRAWING), source, examples: Choice::Unread, predicting: Pace::of(PREDICTIONS) }
     }
 
     /// Shows the samples of the run's first step, as far as this rank has them.
@@ -91,19 +95,55 @@ impl RunPictures {
     /// that is evaluated.
     fn predict(&mut self, job: &Job, replica: &mut Replica, step: u64, record: &mut dyn Record) -> Result<(), ReplicaError> {
         let left_out = |e: String| tracing::debug!("the predictions of step {step} are left out of the record: {e}");
-        if self.examples.is_none() {
-            match Examples::choose(job, &self.source) {
-                Ok(chosen) => self.examples = chosen,
-                Err(e) => left_out(format!("{e:#}")),
+        let examples = match self.examples.read(job, &self.source) {
+            Ok(Some(examples)) => examples,
+            Ok(None) => return Ok(()),
+            Err(e) => {
+                left_out(format!("{e:#}"));
+                return Ok(());
             }
-        }
-        let Some(examples) = &self.examples else { return Ok(()) };
+        };
         let predictions = replica.averaged(|replica| examples.predictions(job, replica, step))??;
         match predictions.check(job.info.classes.len()) {
             Ok(()) => record.predictions(predictions),
             Err(problem) => left_out(problem),
         }
         Ok(())
+    }
+}
+
+/// The examples, read by a thread of its own from the first evaluation on.
+enum Choice {
+    Unread,
+    Coming(Receiver<Result<Option<Examples>>>),
+    Read(Option<Box<Examples>>),
+}
+
+impl Choice {
+    /// The examples; none of a table.
+    fn read(&mut self, job: &Job, source: &Arc<dyn SampleSource>) -> Result<Option<&Examples>> {
+        if let Self::Unread = self {
+            let (give, coming) = bounded(1);
+            let (job, source) = (job.clone(), Arc::clone(source));
+            std::thread::Builder::new().name("examples".to_owned()).spawn(move || _ = give.send(Examples::choose(&job, &source)))?;
+            *self = Self::Coming(coming);
+        }
+        if let Self::Coming(coming) = self {
+            let read = match coming.recv_timeout(EXAMPLES_AWAITED) {
+                Err(RecvTimeoutError::Timeout) => bail!("their files are not read yet"),
+                Err(RecvTimeoutError::Disconnected) => Err(anyhow::anyhow!("the thread that reads their files panicked")),
+                Ok(read) => read,
+            };
+            match read {
+                Ok(examples) => *self = Self::Read(examples.map(Box::new)),
+                Err(e) => {
+                    *self = Self::Unread;
+                    return Err(e);
+                }
+            }
+        }
+        let Self::Read(examples) = self else { return Ok(None) };
+        Ok(examples.as_deref())
     }
 }
 

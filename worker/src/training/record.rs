@@ -57,6 +57,11 @@ pub trait Record {
     }
     /// Whether this worker was asked to end the run.
     fn stop_requested(&self) -> bool;
+    /// Whether this worker was asked to end the run, and may do so between two steps: no other
+    /// one waits for its part of a step.
+    fn may_stop_at_once(&self) -> bool {
+        false
+    }
     /// Whether this worker was asked to end the generation.
     fn pause_requested(&self) -> bool {
         false

@@ -87,7 +87,8 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
     };
     let start = Start { step: first, evaluated, stored: first };
     match train(&job, &mut replica, &mut exchange, &source, &mut record, start) {
-        Ok(TrainingEnd::Run { step } | TrainingEnd::Generation { step }) => {
+        Ok(end) => {
+            let step = end.step();
             record.store_at_last(|| snapshot(&replica));
             if let Some(problem) = record.unstored {
                 record.recorder.fail(&problem);
@@ -95,7 +96,7 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
             }
             let report = Finished { step, weights_blake3: replica.weights_blake3()?, bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
             // A run that was not stopped ends with an evaluation.
-            let stopped = record.evaluated < step;
+            let stopped = record.evaluated < step || end == TrainingEnd::Interrupted { step };
             Ok(Outcome { summary: record.recorder.finish(&[report])?, stopped })
         }
         Err(e) => {
@@ -217,5 +218,9 @@ impl Record for LocalRecord {
 
     fn stop_requested(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    fn may_stop_at_once(&self) -> bool {
+        self.stop_requested()
     }
 }

@@ -25,7 +25,7 @@ use super::micro_batch::micro_batch;
 use super::pictures::RunPictures;
 use super::record::{Record, snapshot};
 use super::totals::StepTotals;
-use crate::data::{Batch, EvalLoader, TrainLoader};
+use crate::data::{Batch, EvalLoader, LoadError, TrainLoader};
 use crate::optim::Update;
 use crate::replica::{BatchPart, Progress, Replica, ReplicaError};
 
@@ -57,6 +57,17 @@ pub enum TrainingEnd {
     Run { step: u64 },
     /// All ranks left the generation together; the run goes on.
     Generation { step: u64 },
+    /// The only rank was asked to stop while it waited for data, between two steps.
+    Interrupted { step: u64 },
+}
+
+impl TrainingEnd {
+    /// After how many steps it ended.
+    pub fn step(self) -> u64 {
+        match self {
+            Self::Run { step } | Self::Generation { step } | Self::Interrupted { step } => step,
+        }
+    }
 }
 
 /// Runs the steps from `start` to the end of the job, until its goal is reached,
@@ -92,7 +103,9 @@ pub fn train(
     // state before the next step, so that none of the ranks can have it before the others: it
     // is made again.
     if job.evaluates_after(step) && (step > start.evaluated || (settings.follows_evaluations() && step > 0)) {
-        let (evaluation, confusions) = evaluate(job, replica, exchange, source, record, step)?;
+        let Some((evaluation, confusions)) = evaluate(job, replica, exchange, source, record, step, true)? else {
+            return Ok(TrainingEnd::Interrupted { step });
+        };
         progress = job.progress(progress, &evaluation);
         record.evaluation(&evaluation)?;
         pictures.evaluation(job, replica, &evaluation, &confusions, step == job.length.steps, record)?;
@@ -104,9 +117,16 @@ pub fn train(
         record.checkpoint(is_best(&progress), &mut || snapshot(replica))?;
         stored = if record.stored().unwrap_or(true) { step } else { stored };
     }
+    let mut interrupted = false;
     while step < job.length.steps && !ended {
         let mut clock = StepClock::start(step);
-        let batch = ahead.take().map_or_else(|| loader.next_batch(), Ok)?;
+        let batch = match ahead.take().map_or_else(|| loader.next_batch_unless(|| record.may_stop_at_once()), Ok) {
+            Err(LoadError::Stopped) => {
+                interrupted = true;
+                break;
+            }
+            batch => batch?,
+        };
         clock.data_arrived();
 
         let planned = job.plan.global_count(step);
@@ -181,7 +201,11 @@ pub fn train(
         // A run that is asked to stop does not wait for an evaluation, which is made
         // when the run is resumed. A run that is over is not resumed.
         if over || (job.evaluates_after(step) && !all.stop) {
-            let (evaluation, confusions) = evaluate(job, replica, exchange, source, record, step)?;
+            // A run that is over is not resumed, so its evaluation is waited for.
+            let Some((evaluation, confusions)) = evaluate(job, replica, exchange, source, record, step, !over)? else {
+                interrupted = true;
+                break;
+            };
             progress = job.progress(progress, &evaluation);
             record.evaluation(&evaluation)?;
             best = is_best(&progress);
@@ -198,6 +222,12 @@ pub fn train(
         if all.pause {
             return Ok(TrainingEnd::Generation { step });
         }
+    }
+    if interrupted {
+        if step > stored {
+            record.checkpoint(false, &mut || snapshot(replica))?;
+        }
+        return Ok(TrainingEnd::Interrupted { step });
     }
     Ok(TrainingEnd::Run { step })
 }
@@ -265,7 +295,8 @@ fn correction(planned: u32, counted: u64) -> f64 {
 /// Evaluates the whole validation set, each rank a part of its own: exact sums and counts,
 /// no padding. Every rank returns the same result. In reproducible mode it is the same in any
 /// world: the same samples are computed at a time, and their losses are summed as integers.
-/// With `train.ema` the moving average of the weights is evaluated.
+/// With `train.ema` the moving average of the weights is evaluated. `None` if it was given up
+/// for a request to stop while it waited for data, which `gives_up` allows.
 pub fn evaluate(
     job: &Job,
     replica: &mut Replica,
@@ -273,8 +304,9 @@ pub fn evaluate(
     source: &Arc<dyn SampleSource>,
     record: &mut dyn Record,
     step: u64,
-) -> Result<(Evaluation, Confusions)> {
-    replica.averaged(|replica| evaluate_weights(job, replica, exchange, source, record, step))?
+    gives_up: bool,
+) -> Result<Option<(Evaluation, Confusions)>> {
+    replica.averaged(|replica| evaluate_weights(job, replica, exchange, source, record, step, gives_up))?
 }
 
 fn evaluate_weights(
@@ -284,14 +316,20 @@ fn evaluate_weights(
     source: &Arc<dyn SampleSource>,
     record: &mut dyn Record,
     step: u64,
-) -> Result<(Evaluation, Confusions)> {
+    gives_up: bool,
+) -> Result<Option<(Evaluation, Confusions)>> {
     let _span = trace::span("evaluation", Some(step));
     let (range, batch) = job.evaluation();
     let of = range.len() as u64;
     let mut loader = EvalLoader::start(job.samples(source), Split::Val, range, batch, job.loader_options())?;
     let mut mine = StepTotals::default();
     let mut confusions = Confusions::new(job.info.classes.len(), exchange.counts());
-    while let Some(batch) = loader.next_batch()? {
+    loop {
+        let batch = match loader.next_batch_unless(|| gives_up && record.may_stop_at_once()) {
+            Err(LoadError::Stopped) => return Ok(None),
+            batch => batch?,
+        };
+        let Some(batch) = batch else { break };
         let (sums, scores) = replica.scores_of_crops(batch.inputs.all(), &batch.labels, job.config.data.pixels.eval_crops.count())?;
         confusions.add(&batch.labels, &scores);
         mine.loss += sums.loss;
@@ -322,7 +360,7 @@ fn evaluate_weights(
         top5: share(all.top5),
         samples: all.count,
     };
-    Ok((evaluation, Confusions::summed(job.info.classes.len(), counts)))
+    Ok(Some((evaluation, Confusions::summed(job.info.classes.len(), counts))))
 }
 
 /// By what a batch's loss is multiplied before it becomes an integer, which needs no more
