@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::project;
 
@@ -98,11 +99,20 @@ impl Python {
     }
 }
 
+/// How long a script may take to end what it has started.
+const CLOSING: Duration = Duration::from_secs(10);
+
 /// A process that serves something until this is dropped.
 pub struct Served(Child);
 
 impl Drop for Served {
     fn drop(&mut self) {
+        // A script ends what it has started once its stdin ends.
+        drop(self.0.stdin.take());
+        let start = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && start.elapsed() < CLOSING {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         // At the end of a test: one that has ended by itself is no fault here.
         let _ = self.0.kill();
         let _ = self.0.wait();
