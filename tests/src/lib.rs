@@ -27,7 +27,7 @@ pub mod python;
 pub mod record;
 pub mod scenario;
 
-pub use process::{Finished, Running, Slowed, aside, cpu_seconds, gone, join_line, resident_mb, signal, until};
+pub use process::{Finished, Running, Slowed, aside, cpu_seconds, gone, join_line, resident_mb, signal, until, until_or_tell};
 
 /// A binary of this workspace: the one built into the profile that the tests
 /// were built with.

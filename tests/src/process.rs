@@ -19,13 +19,18 @@ const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Waits until `there` returns something, for `within` at most; `what` names it in
 /// the panic.
-pub fn until<T>(what: &str, within: Duration, mut there: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, within: Duration, there: impl FnMut() -> Option<T>) -> T {
+    until_or_tell(what, within, String::new, there)
+}
+
+/// The same; the panic tells `log` too.
+pub fn until_or_tell<T>(what: &str, within: Duration, log: impl Fn() -> String, mut there: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = there() {
             return found;
         }
-        assert!(start.elapsed() < within, "within {within:?} there was no {what}");
+        assert!(start.elapsed() < within, "within {within:?} there was no {what}\n{}", log());
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -79,7 +79,7 @@ impl Membership {
             return Some(vec![Output::Refuse { worker, reason }]);
         }
         if generation > self.generation && !matches!(self.state, State::Running { .. }) {
-            (self.generation, self.generation_began) = (generation, self.listening.now());
+            self.generation = generation;
         }
         None
     }

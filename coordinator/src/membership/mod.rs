@@ -135,14 +135,14 @@ impl Membership {
         }
         self.absent.remove(&w.name);
         let (name, fresh) = (w.name.clone(), w.fresh);
-        let fruitless = self.newest <= self.first_step();
-        let held_elsewhere = self.workers.values().any(|w| w.name != name && w.connected && self.initial_holders.contains(&w.name));
         match &mut self.state {
             State::Running { members, yielding, .. } if members.contains(&worker) => {
                 // This member is the first to have left the ring. The others follow
                 // by themselves if they were asked to yield, and are told to if not.
                 let unasked = !*yielding;
                 let mut outputs = self.end(worker, unasked.then(|| format!("{name} has left the ring")));
+                let fruitless = self.newest <= self.first_step();
+                let held_elsewhere = self.workers.values().any(|w| w.name != name && w.connected && self.initial_holders.contains(&w.name));
                 // It may have lost a neighbour, and is soon tried again; one that leaves
                 // every ring like this must not keep the others from training.
                 if fresh && unasked && fruitless && held_elsewhere {

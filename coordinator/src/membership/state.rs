@@ -124,7 +124,7 @@ pub struct Membership {
     pub(super) state: State,
     /// The newest generation.
     pub(super) generation: u64,
-    /// When it began.
+    /// When the newest generation that this process started began.
     pub(super) generation_began: At,
     /// The first generation has started: from then on `min_workers` are enough.
     pub(super) begun: bool,

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::conditions::{Conditions, Node};
 use super::{Chaos, Fault, Moment, Then, serve, start};
 use crate::scenario::events;
-use crate::{record, until};
+use crate::{record, until, until_or_tell};
 
 /// How long to wait for a moment at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,13 +56,8 @@ impl Chaos<'_> {
 
     /// Waits for this with [`PATIENCE`]; without it, the coordinator's log says what came
     /// instead.
-    fn until(&self, what: &str, mut there: impl FnMut() -> Option<()>) {
-        let start = Instant::now();
-        while there().is_none() {
-            let waits = start.elapsed() < PATIENCE;
-            assert!(waits, "within {PATIENCE:?} there was no {what}\n{}{}", self.earlier_log, self.coordinator.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    fn until(&self, what: &str, there: impl FnMut() -> Option<()>) {
+        until_or_tell(what, PATIENCE, || format!("{}{}", self.earlier_log, self.coordinator.log()), there);
     }
 
     /// Injects a fault now.

@@ -129,16 +129,16 @@ impl Choice {
             *self = Self::Coming(coming);
         }
         if let Self::Coming(coming) = self {
-            let read = match coming.recv_timeout(EXAMPLES_AWAITED) {
-                Err(RecvTimeoutError::Timeout) => bail!("their files are not read yet"),
-                Err(RecvTimeoutError::Disconnected) => Err(anyhow::anyhow!("the thread that reads their files panicked")),
-                Ok(read) => read,
-            };
-            match read {
-                Ok(examples) => *self = Self::Read(examples.map(Box::new)),
-                Err(e) => {
+            match coming.recv_timeout(EXAMPLES_AWAITED) {
+                Ok(Ok(examples)) => *self = Self::Read(examples.map(Box::new)),
+                Ok(Err(e)) => {
                     *self = Self::Unread;
                     return Err(e);
+                }
+                Err(RecvTimeoutError::Timeout) => bail!("their files are not read yet"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    *self = Self::Unread;
+                    bail!("the thread that reads their files panicked");
                 }
             }
         }

@@ -96,7 +96,7 @@ pub fn run(run: SingleRun) -> Result<Outcome> {
             }
             let report = Finished { step, weights_blake3: replica.weights_blake3()?, bytes_sent: 0, peak_rss_bytes: peak_rss_bytes() };
             // A run that was not stopped ends with an evaluation.
-            let stopped = record.evaluated < step || end == TrainingEnd::Interrupted { step };
+            let stopped = record.evaluated < step || matches!(end, TrainingEnd::Interrupted { .. });
             Ok(Outcome { summary: record.recorder.finish(&[report])?, stopped })
         }
         Err(e) => {
