@@ -146,7 +146,7 @@ impl Running {
     pub fn wait_for_steps(&mut self, steps: usize) {
         let start = Instant::now();
         while self.step_count() < steps {
-            assert!(start.elapsed() < PATIENCE, "no {steps} steps within {PATIENCE:?}");
+            assert!(start.elapsed() < PATIENCE, "no {steps} steps within {PATIENCE:?}:\n{}", self.log());
             if let Ok(Some(status)) = self.child.try_wait() {
                 let output = self.readers.drain(..).map(Reader::whole).collect::<String>();
                 panic!("ended with {status} before step {steps}:\n{output}");

@@ -39,7 +39,7 @@ impl Chaos<'_> {
             Then::After { millis } => std::thread::sleep(Duration::from_millis(millis)),
             Then::Forming { worker } => {
                 let before = record::generations(&run).len();
-                self.kill(worker);
+                self.kill(self.member(worker));
                 self.until("new generation", || (record::generations(&run).len() > before).then_some(()));
             }
             Then::HandOver { worker } => {
@@ -52,6 +52,20 @@ impl Chaos<'_> {
             }
             Then::Upload => self.until("checkpoint that is uploaded", || record::uploading(&run).then_some(())),
         }
+    }
+
+    /// This worker if it is a member of the newest ring, or else its first member: a ring is
+    /// not formed anew because of one that is outside of it, as the replacement of a worker
+    /// that was killed may be for a while.
+    fn member(&self, preferred: usize) -> usize {
+        let run = self.run_dir();
+        let members = record::generations(run).pop().map_or_else(Vec::new, |ring| ring.members);
+        let is_member = |place: &usize| {
+            let addr = self.ring_address(*place);
+            record::name_of(run, addr).is_some_and(|name| members.contains(&(name, addr)))
+        };
+        let others = (0..self.places.len()).filter(|place| *place != preferred);
+        std::iter::once(preferred).chain(others).find(is_member).unwrap_or(preferred)
     }
 
     /// Waits for this with [`PATIENCE`]; without it, the coordinator's log says what came

@@ -139,8 +139,8 @@ pub enum Then {
     After {
         millis: u64,
     },
-    /// This worker is killed and replaced; a generation begins, with or without the
-    /// replacement.
+    /// A member of the ring is killed and replaced, this worker if it is one; a generation
+    /// begins, with or without the replacement.
     Forming {
         worker: usize,
     },

@@ -74,6 +74,8 @@ fn faults_at_the_worst_moments() {
     let scenario = scenario(STEPS).set("cluster.rejoin_ms=5000");
     let expected = expected(STEPS);
     let mut chaos = Chaos::start(&scenario, 3, 2);
+    // So slow that the run is not over before the last of these moments.
+    chaos.settle_conditions(Conditions { delay: Duration::from_millis(3), ..Conditions::default() });
     let (from, to) = (Node::Worker(0), Node::Worker(1));
     for (step, then, fault) in [
         (30, Then::Forming { worker: 2 }, Fault::Stop { worker: 0, millis: 1500 }),
