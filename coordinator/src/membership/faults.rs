@@ -224,6 +224,23 @@ fn a_newcomer_costs_a_ring_a_twentieth_of_its_time_however_long_the_ring_waits_f
 }
 
 #[test]
+fn a_worker_that_is_left_out_for_long_is_tried_sooner_where_the_run_stands_still_without_it() {
+    let (mut m, now, probes) = newcomer();
+    reached(&mut m, now, probes);
+    m.handle(now, ready(0, 1, 0));
+    assert_eq!(started(&handled(&mut m, now, ready(1, 1, 0))).0, [0, 1, 7]);
+    pass(&mut m, now, now + 20 * SECOND, &[0, 1, 7]);
+    let at = now + 20 * SECOND;
+    assert_eq!(left_out(&m.handle(at, ready(7, 2, 0))).unwrap().2, 400 * SECOND);
+    m.handle(at, ready(0, 2, 0));
+    assert_eq!(started(&handled(&mut m, at, ready(1, 2, 0))).0, [0, 1]);
+    let killed = |worker| Input::Left { worker, reason: "killed".to_owned() };
+    let outputs: Vec<Output> = (0..2).flat_map(|worker| m.handle(at, killed(worker))).collect();
+    assert!(!outputs.iter().any(|o| matches!(o, Output::Start { .. })), "{outputs:?}");
+    assert_eq!(started(&pass(&mut m, at, at + 6 * SECOND, &[7])).0, [7]);
+}
+
+#[test]
 fn newcomers_that_die_soon_make_the_next_ones_wait() {
     assert_eq!(yields_for_newcomers_that_die(false), [true, false, false, false]);
     // A process whose end the coordinator sees counts for less than one that falls silent.

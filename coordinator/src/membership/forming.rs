@@ -84,10 +84,14 @@ impl Membership {
 
     /// The workers that a generation may be formed of: the members of the previous
     /// one, and proven newcomers. Other workers are included only if the former
-    /// members are too few.
+    /// members are too few. A worker that is left out for long is tried sooner if the run
+    /// stands still without it.
     fn candidates(&self, needed: u32) -> Vec<(WorkerId, Option<u64>)> {
         let at = self.listening.now();
-        let able = || self.workers.iter().filter(|(_, w)| w.is_ready() && !self.paths.excludes(&w.name, at));
+        let ready = || self.workers.iter().filter(|(_, w)| w.is_ready());
+        let enough = ready().filter(|(_, w)| !self.paths.excludes(&w.name, at)).count() >= needed as usize;
+        let excludes = move |w: &Worker| if enough { self.paths.excludes(&w.name, at) } else { self.paths.excludes_from_any(&w.name, at) };
+        let able = || ready().filter(move |(_, w)| !excludes(w));
         let former: BTreeSet<&String> = self.lineage.newest().iter().collect();
         let known = |w: &Worker| former.contains(&w.name) || w.spare_notified || matches!(w.path, Path::Proven { .. });
         let ring = able().filter(|(_, w)| former.contains(&w.name)).count() >= needed as usize;

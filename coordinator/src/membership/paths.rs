@@ -64,6 +64,7 @@ pub(super) struct Paths {
 
 #[derive(Debug)]
 struct Exclusion {
+    since: At,
     until: At,
     times: u32,
 }
@@ -96,6 +97,12 @@ impl Paths {
         self.excluded.get(name).is_some_and(|e| e.until > at)
     }
 
+    /// Whether this worker is left out even where the run stands still without it: a longer
+    /// exclusion protects a ring, and there is none.
+    pub(super) fn excludes_from_any(&self, name: &str, at: At) -> bool {
+        self.excluded.get(name).is_some_and(|e| e.until.min(e.since + FIRST_EXCLUSION) > at)
+    }
+
     /// Ends the exclusion of a worker that is a member now.
     pub(super) fn includes(&mut self, name: &str, at: At) {
         if let Some(exclusion) = self.excluded.get_mut(name) {
@@ -111,9 +118,9 @@ impl Paths {
                 self.excluded.pop_first();
             }
         }
-        let entry = self.excluded.entry(name.to_owned()).or_insert(Exclusion { until: at, times: 0 });
+        let entry = self.excluded.entry(name.to_owned()).or_insert(Exclusion { since: at, until: at, times: 0 });
         let time = doubled(first, entry.times, LONGEST_EXCLUSION.max(first));
-        (entry.until, entry.times) = (at + time, entry.times.saturating_add(1));
+        (entry.since, entry.until, entry.times) = (at, at + time, entry.times.saturating_add(1));
         time
     }
 }

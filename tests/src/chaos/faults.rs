@@ -78,7 +78,7 @@ impl Chaos<'_> {
     pub fn inflict(&mut self, fault: &Fault) {
         let ms = Duration::from_millis;
         match fault {
-            Fault::Kill { worker } => self.kill(*worker),
+            Fault::Kill { worker } => self.kill(self.member(*worker)),
             Fault::Stop { worker, millis } => self.stall(&[Node::Worker(*worker)].into(), ms(*millis)),
             Fault::Stall { nodes, millis } => self.stall(nodes, ms(*millis)),
             Fault::Partition { worker, millis } => self.cut(&[Node::Worker(*worker)].into(), ms(*millis)),

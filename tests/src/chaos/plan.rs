@@ -13,7 +13,8 @@ use super::conditions::{Conditions, Node};
 /// A fault that is injected into a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    /// SIGKILL; another worker is started in its place.
+    /// SIGKILL of a member of the ring, this worker if it is one; another worker is started
+    /// in its place.
     Kill { worker: usize },
     /// SIGSTOP, and SIGCONT later.
     Stop { worker: usize, millis: u64 },
