@@ -6,6 +6,8 @@
 #   benches/links.sh RATE WORKERS CONFIG [coordinator's arguments]
 #   benches/links.sh 1gbit 2 benches/alexnet-224.toml --set cluster.dense=sum
 #   benches/links.sh RATE PROCESSES ddp [arguments of pytorch/alexnet.py]: DistributedDataParallel over gloo instead
+#
+# SHARE=60 gives each host 60 % of a core by a control group, so that two cores are three hosts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rate=$1 workers=$2 config=$3
@@ -13,10 +15,33 @@ shift 3
 bin=${BIN:-target/release}
 run=$(mktemp -d)
 name=rl$$
+# Control groups of the processor's time, version 1 or 2.
+groups=/sys/fs/cgroup
+[ ! -d "$groups/cpu" ] || groups+=/cpu
+# on_host N COMMAND...: runs it on that worker's host, in its place.
+on_host() {
+    local host=$name-$1 core=$((($1 - 1) % $(nproc)))
+    shift
+    if [ -n "${SHARE:-}" ]; then
+        mkdir "$groups/$host"
+        if [ -e "$groups/$host/cpu.max" ]; then
+            echo "$((SHARE * 100)) 10000" >"$groups/$host/cpu.max"
+        else
+            echo 10000 >"$groups/$host/cpu.cfs_period_us"
+            echo "$((SHARE * 100))" >"$groups/$host/cpu.cfs_quota_us"
+        fi
+        echo "$BASHPID" >"$groups/$host/cgroup.procs"
+        exec ip netns exec "$host" "$@"
+    fi
+    exec ip netns exec "$host" taskset -c "$core" "$@"
+}
 cleanup() {
     for pid in $(jobs -p); do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
-    for n in $(seq 0 "$workers"); do ip netns del "$name-$n" 2>/dev/null || true; done
+    for n in $(seq 0 "$workers"); do
+        ip netns del "$name-$n" 2>/dev/null || true
+        [ ! -d "$groups/$name-$n" ] || rmdir "$groups/$name-$n" 2>/dev/null || true
+    done
     ip link del "$name" 2>/dev/null || true
     rm -rf "$run"
 }
@@ -40,7 +65,7 @@ done
 if [ "$config" = ddp ]; then
     python=${PYTHON:-${XDG_CACHE_HOME:-$HOME/.cache}/ringleader/bench-venv/bin/python}
     for n in $(seq 1 "$workers"); do
-        GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 ip netns exec "$name-$n" taskset -c "$(((n - 1) % $(nproc)))" \
+        GLOO_SOCKET_IFNAME=eth0 OMP_NUM_THREADS=1 on_host "$n" \
             "$python" -m torch.distributed.run --nnodes "$workers" --node-rank "$((n - 1))" --nproc-per-node 1 \
             --master-addr 10.77.0.2 --master-port 29500 benches/pytorch/alexnet.py --threads 1 "$@" >"$run/ddp-$n" 2>&1 &
         last=$!
@@ -57,8 +82,7 @@ coordinator=$!
 until [ -s "$run/run/keys/join" ]; do sleep 0.1; done
 token=$(grep -o -m1 'rl1-[A-Za-z0-9]*' "$run/run/keys/join")
 for n in $(seq 1 "$workers"); do
-    core=$(((n - 1) % $(nproc)))
-    ip netns exec "$name-$n" taskset -c "$core" "$bin/worker" join 10.77.0.1:7474 --token "$token" -q >"$run/worker-$n" 2>&1 &
+    on_host "$n" "$bin/worker" join 10.77.0.1:7474 --token "$token" -q >"$run/worker-$n" 2>&1 &
 done
 if ! wait "$coordinator"; then
     cat "$run/log" "$run"/worker-* >&2

@@ -71,11 +71,13 @@ if "$python" -m pip --version >/dev/null 2>&1; then
     packages=("torch==$version")
     if [ $kind = cuda ]; then deps=(); else packages+=("$cudart" "$cupti"); fi
     # The wheel of any CPython has the same lib and include folders, so a Python
-    # without a torch wheel of its own still serves.
+    # without a torch wheel of its own still serves. A wheel is built for one of the
+    # versions of glibc up to 2.28, and pip takes those that are named, and no older ones.
+    platforms=(--platform manylinux1_x86_64 --platform manylinux2014_x86_64 --platform any)
+    for minor in $(seq 5 28); do platforms+=(--platform "manylinux_2_${minor}_x86_64"); done
     "$python" -m pip download --disable-pip-version-check "${deps[@]}" --dest "$work/wheels" \
         --only-binary=:all: --python-version 3.11 --implementation cp --abi cp311 \
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_17_x86_64 \
-        --platform manylinux2014_x86_64 --platform manylinux1_x86_64 --platform any "${packages[@]}" >&2 ||
+        "${platforms[@]}" "${packages[@]}" >&2 ||
         fail "pip could not download torch $version; check the network, or export LIBTORCH=a folder with libtorch $version"
 else
     say "pip is missing: fetching the official zip"
